@@ -1,0 +1,53 @@
+import type { CacheConfig } from './policy.ts';
+
+/**
+ * How a cache leaves memory and returns, bit for bit. What is stored is what is resident: nothing is rounded.
+ *
+ * State = header + per layer a *hot* part (exact slots in use, and all mass; changes with every token) + per (layer, segment) a *block*
+ * (records; changes only when a plan is applied). A plan is a pure function of stored bytes and the
+ * recode that it causes is too, so a block may be stored as an older version plus the journal of
+ * plans since: `restore` replays them in order.
+ */
+export interface CacheHeader {
+  readonly layoutVersion: number;
+  /** Kernels' numerics, weight fingerprint: a state is only continued under equal ones. */
+  readonly numerics: string;
+  readonly model: string;
+  readonly config: CacheConfig;
+  readonly position: number;
+  readonly segments: number;
+  readonly peakBytes: number;
+  /** Tiers assigned after the first, summed over token-heads: for the report. */
+  readonly recodes: number;
+}
+
+/** One applied plan: what changed at epoch `position`. Opaque bytes, see cache.ts; independent of layout addresses. */
+export interface PlanJournalEntry {
+  readonly position: number;
+  readonly bytes: Uint8Array;
+}
+
+export interface PersistableCache {
+  readonly header: CacheHeader;
+  readonly layers: number;
+  /** Copies; valid after the cache moves on. */
+  hot(layer: number): Uint8Array;
+  block(layer: number, segment: number): Uint8Array;
+  /** The position of the plan that last wrote this block: its version. */
+  blockVersion(layer: number, segment: number): number;
+  /** Bytes `block` would return, without copying. */
+  blockBytes(layer: number, segment: number): number;
+  /** Plans applied since the last `clearJournal`, in order. */
+  readonly journal: readonly PlanJournalEntry[];
+  /** Called after a commit: what was applied before needs no journal any more unless the committer kept it. */
+  clearJournal(): void;
+}
+
+/** What `restore` reads from. All synchronous, since Durable Object SQLite is; called layer by layer, so that never all bytes are held twice. */
+export interface CacheStateReader {
+  readonly header: CacheHeader;
+  hot(layer: number): Uint8Array;
+  block(layer: number, segment: number): { version: number; bytes: Uint8Array };
+  /** All entries newer than the oldest block version, in order. */
+  readonly journal: readonly PlanJournalEntry[];
+}

@@ -1,0 +1,85 @@
+/**
+ * A policy decides, at each epoch, how precisely every compressed token is held. It is a pure function of a read-only view
+ * and a byte budget: the same view and budget give the same plan. Only the cache applies plans.
+ */
+export interface CacheView {
+  readonly layers: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  /** The clock: positions [0, position) are in the cache. A multiple of 128. */
+  readonly position: number;
+  /** Segments, the newest (just leaving the window) included; the same for every layer. */
+  readonly segments: readonly SegmentView[];
+  readonly seed: number;
+}
+
+export interface SegmentView {
+  readonly index: number;
+  /** First position and number of positions. */
+  readonly start: number;
+  readonly tokens: number;
+  /** Tier ids in position order, [layers][kvHeads][tokens]; FRESH for a token that is still exact and must get its first tier now. */
+  readonly tiers: Uint8Array;
+  /** Decayed attention mass in fixed point (MASS_ONE), same order, 0 where dropped; undefined if the policy did not ask for it. */
+  readonly mass: Uint32Array | undefined;
+}
+/** Not in a record yet: any tier is allowed. */
+export const FRESH = 255;
+
+export interface ByteBudget {
+  /** Bytes that all records may hold together, everything counted (headers, maps, means, scales, padding, mass); Infinity without a budget. */
+  readonly recordBytes: number;
+}
+
+/** New tier ids, one array per segment of the view, same order as SegmentView.tiers. Never lower than before. */
+export interface Plan {
+  readonly tiers: readonly Uint8Array[];
+}
+
+export interface Policy {
+  readonly name: string;
+  readonly needs: {
+    /** Mass decays by this factor at each epoch (0..1]; undefined: no mass is tracked. */
+    readonly mass?: { readonly decay: number };
+    readonly lastQueries?: number;
+  };
+  plan(view: CacheView, budget: ByteBudget): Plan;
+}
+
+export interface CacheConfig {
+  /** Registered policy name: full, uniform, window, adkvc. */
+  readonly policy: string;
+  /** fp16 bytes over held bytes that the policy aims at; exclusive with `bytes`; neither: the policy's default. */
+  readonly ratio?: number;
+  /** Bytes the whole cache may hold after each epoch's plan. */
+  readonly bytes?: number;
+  /** Newest tokens kept exact. */
+  readonly window: number;
+  /** First tokens kept exact. */
+  readonly sinks: number;
+  readonly seed: number;
+  /** Precision of the exact part; 32 only for --exact with policy full. */
+  readonly exactBits: 16 | 32;
+  readonly arithmetic: 'integer' | 'float';
+}
+export const DEFAULT_CACHE: CacheConfig = {
+  policy: 'adkvc',
+  window: 64,
+  sinks: 4,
+  seed: 0,
+  exactBits: 16,
+  arithmetic: 'integer',
+};
+
+/** What a user sees of a cache; every byte held is counted. */
+export interface CacheReport {
+  readonly policy: string;
+  readonly tokens: number;
+  readonly bytes: number;
+  readonly fp16Bytes: number;
+  /** fp16Bytes / bytes; 0 for an empty cache. */
+  readonly ratio: number;
+  readonly peakBytes: number;
+  /** Token-heads by tier name; exact ones under 'exact', dropped ones under 'drop'. */
+  readonly tiers: Readonly<Record<string, number>>;
+}

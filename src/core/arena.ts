@@ -1,0 +1,135 @@
+import { MemoryLimitError } from './errors.ts';
+
+/** A byte offset into the kernels' linear memory. */
+export type Ptr = number;
+/** Names a movable block; its address changes when the arena compacts, the handle does not. */
+export type BlockId = number;
+
+/** What the arena needs from a linear memory: a WebAssembly.Memory, or a plain buffer for the reference. */
+export interface GrowableMemory {
+  /** The current buffer. Growing may detach it: never keep a view across an allocation. */
+  readonly buffer: ArrayBuffer;
+  /** Grows to at least `bytes`. @throws MemoryLimitError past `maxBytes`. */
+  ensure(bytes: number): void;
+  readonly maxBytes: number;
+}
+
+export const ALIGNMENT = 16;
+export const align = (bytes: number, to = ALIGNMENT): number => Math.ceil(bytes / to) * to;
+
+interface Block {
+  offset: number;
+  bytes: number;
+}
+
+/**
+ * The sole allocator of kernel memory. Static allocations (weights, workspaces) lie at the bottom and never
+ * move; movable blocks (cache records, exact parts) lie above, allocated at the end and compacted
+ * downwards when the end is reached, so that no fragmentation is ever counted as lost.
+ * All sizes are rounded up to 16 bytes and counted so.
+ */
+export class Arena {
+  readonly memory: GrowableMemory;
+  #base: number;
+  #top: number;
+  #live = 0;
+  #blocks = new Map<BlockId, Block>();
+  #nextId = 1;
+  #compactions = 0;
+
+  constructor(memory: GrowableMemory, base: number) {
+    this.memory = memory;
+    this.#base = align(base);
+    this.#top = this.#base;
+  }
+
+  /** Bytes below the movable region: the module's own data, weights, workspaces. */
+  get staticBytes(): number {
+    return this.#base;
+  }
+  /** Bytes of live movable blocks. */
+  get liveBytes(): number {
+    return this.#live;
+  }
+  /** Bytes that could still be allocated, after compacting and growing to the limit. */
+  get availableBytes(): number {
+    return this.memory.maxBytes - this.#base - this.#live;
+  }
+  get compactions(): number {
+    return this.#compactions;
+  }
+
+  /** Fixed memory, zeroed. Only before the first movable block, since it lies below all of them. */
+  allocStatic(bytes: number): Ptr {
+    if (this.#blocks.size > 0) throw new Error('static memory must be allocated before any block');
+    const size = align(bytes);
+    const ptr = this.#base;
+    if (ptr + size > this.memory.maxBytes)
+      throw new MemoryLimitError(size, this.memory.maxBytes - ptr, 'static kernel memory');
+    this.memory.ensure(ptr + size);
+    new Uint8Array(this.memory.buffer, ptr, size).fill(0);
+    this.#base = ptr + size;
+    this.#top = this.#base;
+    return ptr;
+  }
+
+  /** A zeroed movable block. @throws MemoryLimitError when it cannot fit even after compaction. */
+  alloc(bytes: number, what = 'a cache block'): BlockId {
+    const size = align(bytes);
+    if (size > this.availableBytes) throw new MemoryLimitError(size, this.availableBytes, what);
+    const garbage = this.#top - this.#base - this.#live;
+    const end = this.#top + size;
+    // Growing is for good (a WASM memory never shrinks), so garbage is reclaimed first once it is worth a move.
+    if (
+      end > this.memory.maxBytes ||
+      (end > this.memory.buffer.byteLength && garbage > 0 && garbage >= Math.max(size, this.#live >> 3))
+    )
+      this.compact();
+    this.memory.ensure(this.#top + size);
+    const id = this.#nextId++;
+    this.#blocks.set(id, { offset: this.#top, bytes: size });
+    new Uint8Array(this.memory.buffer, this.#top, size).fill(0);
+    this.#top += size;
+    this.#live += size;
+    return id;
+  }
+
+  /** The block's address now. Valid until the next `alloc` or `compact`. */
+  ptr(id: BlockId): Ptr {
+    return this.#get(id).offset;
+  }
+  size(id: BlockId): number {
+    return this.#get(id).bytes;
+  }
+  bytes(id: BlockId): Uint8Array {
+    const { offset, bytes } = this.#get(id);
+    return new Uint8Array(this.memory.buffer, offset, bytes);
+  }
+
+  free(id: BlockId): void {
+    const block = this.#get(id);
+    this.#live -= block.bytes;
+    this.#blocks.delete(id);
+    if (block.offset + block.bytes === this.#top) this.#top = block.offset;
+    if (this.#blocks.size === 0) this.#top = this.#base;
+  }
+
+  /** Moves every live block down over the garbage, in address order. */
+  compact(): void {
+    const all = new Uint8Array(this.memory.buffer);
+    let to = this.#base;
+    for (const block of [...this.#blocks.values()].sort((a, b) => a.offset - b.offset)) {
+      if (block.offset !== to) all.copyWithin(to, block.offset, block.offset + block.bytes);
+      block.offset = to;
+      to += block.bytes;
+    }
+    this.#top = to;
+    this.#compactions++;
+  }
+
+  #get(id: BlockId): Block {
+    const block = this.#blocks.get(id);
+    if (!block) throw new Error(`no such block: ${id}`);
+    return block;
+  }
+}

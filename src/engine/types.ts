@@ -1,0 +1,115 @@
+import type { CacheStateReader, PersistableCache } from '../cache/persist.ts';
+import type { CacheConfig, CacheReport } from '../cache/policy.ts';
+import type { ModelConfig } from '../core/config.ts';
+
+export interface ChatMessage {
+  readonly role: 'system' | 'user' | 'assistant';
+  readonly content: string;
+}
+
+/** tokenizer.ts. Ids <-> text; the same results as HuggingFace tokenizers. */
+export interface Tokenizer {
+  readonly vocab: number;
+  /** `specials: true` parses special-token text ("<|im_end|>") as the special token; false encodes it as plain characters. Never adds BOS. */
+  encode(text: string, options?: { specials?: boolean }): number[];
+  /** Special tokens are written out unless `skipSpecials`. Bytes that are no valid UTF-8 become U+FFFD. */
+  decode(ids: readonly number[], options?: { skipSpecials?: boolean }): string;
+  /** Incremental decoding: never splits a UTF-8 sequence between pieces; the pieces joined equal decode(all, {skipSpecials: true}). */
+  stream(): { push(id: number): string; end(): string };
+}
+
+/** template.ts. The model's own Jinja chat template. */
+export interface ChatTemplate {
+  render(messages: readonly ChatMessage[], options?: { addGenerationPrompt?: boolean }): string;
+  /**
+   * Ids of the rendered conversation, with each message's span, so that message content is encoded as plain characters (specials only where
+   * the template writes them). spans[i] = ids [start, end) that message i adds, its template markup included.
+   */
+  encode(
+    messages: readonly ChatMessage[],
+    options?: { addGenerationPrompt?: boolean },
+  ): { ids: number[]; spans: { start: number; end: number }[] };
+}
+
+export interface SamplingOptions {
+  /** 0 is greedy. */
+  readonly temperature: number;
+  readonly topP: number;
+  /** 0: off. */
+  readonly topK: number;
+  readonly minP: number;
+  readonly frequencyPenalty: number;
+  readonly presencePenalty: number;
+  /** 1: off. */
+  readonly repetitionPenalty: number;
+  /** The draw for position p hashes (seed, p) and keeps no generator state. */
+  readonly seed: number;
+  /** Top alternatives to report with each token; undefined: no log-probabilities. */
+  readonly topLogprobs?: number;
+}
+
+/** A cache that the engine can feed. */
+export interface EngineCache extends PersistableCache {
+  readonly position: number;
+  readonly config: CacheConfig;
+  report(): CacheReport;
+  /** Bytes of kernel memory held now. */
+  readonly bytes: number;
+  /** Frees the kernel memory. */
+  dispose(): void;
+}
+
+export interface RunOptions {
+  readonly signal?: AbortSignal;
+  /** Awaited between slices of at most about 100 ms of work. */
+  readonly yield?: () => Promise<void>;
+}
+
+/** One loaded model: weights and kernels of an isolate. Stateless between calls; every state is in the caches. */
+export interface Engine {
+  readonly model: ModelConfig;
+  /** Decides results: weights, tokenizer, template (the manifest's fingerprint). */
+  readonly fingerprint: string;
+  readonly numerics: string;
+  readonly tokenizer: Tokenizer;
+  readonly template: ChatTemplate;
+  readonly eosIds: readonly number[];
+  createCache(config: CacheConfig): EngineCache;
+  /** @throws CorruptDataError when the state belongs to another model, numerics or layout, or its shape is wrong. */
+  restoreCache(reader: CacheStateReader): EngineCache;
+  /**
+   * Upper bound of kernel bytes that a cache holds at any moment up to `tokens` tokens under this configuration, peak between epochs and transient copies
+   * included: what a scheduler admits by.
+   */
+  worstCaseBytes(config: CacheConfig, tokens: number): number;
+  /** Kernel bytes that are still free for caches. */
+  readonly availableBytes: number;
+  /**
+   * Feeds ids at cache.position. `want` says whose logits come back: f32 [count, vocab] for 'last' (count 1), 'all', or none.
+   * When aborted (AbortedError) the cache stands at some whole position between; cache.position tells which.
+   */
+  feed(
+    cache: EngineCache,
+    ids: readonly number[],
+    want: 'last' | 'all' | 'none',
+    options?: RunOptions,
+  ): Promise<Float32Array>;
+  ledger(): Record<string, number>;
+}
+
+export interface TokenLogprob {
+  readonly id: number;
+  readonly logprob: number;
+}
+/** generate.ts: async generator over one answer. The caller may commit between any two events: the cache is whole then. */
+export type GenerateEvent =
+  | { readonly type: 'prefill'; readonly position: number; readonly total: number }
+  | {
+      readonly type: 'token';
+      readonly id: number;
+      /** Text that became certain with this token, stop strings held back. */
+      readonly text: string;
+      readonly logprob?: number;
+      readonly top?: readonly TokenLogprob[];
+    }
+  | { readonly type: 'finish'; readonly reason: 'stop' | 'length'; readonly text: string };

@@ -1,0 +1,98 @@
+import type { CacheConfig, CacheReport } from '../cache/policy.ts';
+import type { ChatMessage, SamplingOptions, TokenLogprob } from '../engine/types.ts';
+
+/** What the HTTP layer knows of sessions. Two hosts: Durable Objects (worker.ts) and in-process (node.ts). All data are JSON. */
+export interface TurnRequest {
+  readonly messages: readonly ChatMessage[];
+  /** 'whole': messages is the whole conversation, longest common prefix is reused. 'append': only what is new. */
+  readonly mode: 'whole' | 'append';
+  /** With 'whole': replace a log that shares no turn with the messages instead of failing with `session_diverged`. */
+  readonly overwrite: boolean;
+  /** false: nothing is left behind after the turn. */
+  readonly store: boolean;
+  /** true: the object was chosen by hash, not named by the client: short time to live, first to be evicted. */
+  readonly implicit: boolean;
+  readonly sampling: SamplingOptions;
+  readonly stop: readonly string[];
+  readonly maxTokens: number;
+  /** Only used when the session does not exist yet. */
+  readonly cache?: Partial<CacheConfig>;
+}
+
+export interface Usage {
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** Prompt tokens whose keys and values were really reused; exact. */
+  readonly cachedTokens: number;
+}
+
+export type TurnEvent =
+  | { readonly type: 'started'; readonly promptTokens: number; readonly cachedTokens: number }
+  | { readonly type: 'prefill'; readonly position: number; readonly total: number }
+  | {
+      readonly type: 'token';
+      readonly id: number;
+      readonly text: string;
+      readonly logprob?: number;
+      readonly top?: readonly (TokenLogprob & { text: string })[];
+    }
+  /** Comes only after the commit and storage.sync(). */
+  | {
+      readonly type: 'finished';
+      readonly reason: 'stop' | 'length';
+      readonly text: string;
+      readonly usage: Usage;
+      readonly cache: CacheReport;
+      /** Set when stored state was damaged, foreign or cut: where it stood and what was recomputed. */
+      readonly recovered?: { readonly reason: string; readonly from: number; readonly replayed: number };
+      readonly timing: {
+        readonly prefillMs: number;
+        readonly decodeMs: number;
+        readonly restoreMs: number;
+        readonly commitMs: number;
+      };
+      readonly rows: { readonly written: number; readonly bytes: number };
+    }
+  | { readonly type: 'failed'; readonly error: WireError };
+
+/** An AdkvcError as JSON. */
+export interface WireError {
+  readonly code: string;
+  readonly message: string;
+  readonly param?: string;
+  readonly data?: Record<string, unknown>;
+}
+
+export interface SessionInfo {
+  readonly id: string;
+  readonly model: string;
+  readonly createdAt: number;
+  readonly lastUsedAt: number;
+  readonly expiresAt: number | null;
+  readonly turns: number;
+  readonly tokens: number;
+  readonly cacheConfig: CacheConfig;
+  readonly cache: CacheReport | null;
+  readonly storedBytes: number;
+}
+
+/**
+ * `key` is the object's name, HMAC(owner, id): made by the HTTP layer. Methods throw AdkvcError with codes
+ * session_not_found, session_exists, session_diverged, session_busy (data.retryAfter), memory_limit (data.retryAfter), context_length_exceeded, ...
+ */
+export interface SessionHost {
+  create(
+    key: string,
+    id: string,
+    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number },
+  ): Promise<SessionInfo>;
+  get(key: string): Promise<SessionInfo>;
+  messages(key: string): Promise<ChatMessage[]>;
+  delete(key: string): Promise<void>;
+  /**
+   * Runs one turn. Errors found before the first event are thrown, later ones come as `failed`. Aborting
+   * `signal` (or returning from the iterator) ends the turn at the next token; what was generated is committed.
+   * @param id the public id, stored when the turn creates the session (named and implicit sessions alike)
+   */
+  turn(key: string, id: string, request: TurnRequest, signal: AbortSignal): Promise<AsyncIterable<TurnEvent>>;
+}
