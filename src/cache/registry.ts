@@ -1,0 +1,41 @@
+import type { ModelConfig } from '../core/config.ts';
+import { InvalidInputError } from '../core/errors.ts';
+import { adkvc } from './policies/adkvc.ts';
+import { full } from './policies/full.ts';
+import { uniform } from './policies/uniform.ts';
+import { window } from './policies/window.ts';
+import type { CacheConfig, Policy } from './policy.ts';
+
+export type PolicyFactory = (config: CacheConfig, model: ModelConfig) => Policy;
+
+/** Factories, not instances. To add a policy: one file in policies/, one line here. */
+export const POLICIES: Readonly<Record<string, PolicyFactory>> = { adkvc, full, uniform, window };
+
+export const MIN_RATIO = 1;
+export const MAX_RATIO = 64;
+
+/** @throws InvalidInputError naming the field and what would be right. */
+export function createPolicy(config: CacheConfig, model: ModelConfig): Policy {
+  const factory = POLICIES[config.policy];
+  if (!factory)
+    throw new InvalidInputError(
+      `unknown policy "${config.policy}": use one of ${Object.keys(POLICIES).join(', ')}`,
+      'policy',
+    );
+  if (config.ratio !== undefined && config.bytes !== undefined)
+    throw new InvalidInputError('give ratio or bytes, not both', 'ratio');
+  if (config.ratio !== undefined && !(config.ratio >= MIN_RATIO && config.ratio <= MAX_RATIO))
+    throw new InvalidInputError(`ratio must lie between ${MIN_RATIO} and ${MAX_RATIO}`, 'ratio');
+  if (config.bytes !== undefined && !(Number.isInteger(config.bytes) && config.bytes > 0))
+    throw new InvalidInputError('bytes must be a positive integer', 'bytes');
+  for (const field of ['window', 'sinks'] as const) {
+    const value = config[field];
+    if (!Number.isInteger(value) || value < 0 || value > 1024)
+      throw new InvalidInputError(`${field} must be an integer from 0 to 1024`, field);
+  }
+  if (config.window + config.sinks < 1)
+    throw new InvalidInputError('window and sinks cannot both be 0', 'window');
+  if (!Number.isInteger(config.seed) || config.seed < 0 || config.seed > 0xffff_ffff)
+    throw new InvalidInputError('seed must be an integer from 0 to 4294967295', 'seed');
+  return factory(config, model);
+}

@@ -1,0 +1,97 @@
+import * as v from 'valibot';
+import type { Ptr } from '../core/arena.ts';
+import type { ModelConfig } from '../core/config.ts';
+import { CorruptDataError, UnsupportedModelError } from '../core/errors.ts';
+import { tierScratchBytes } from '../cache/cache.ts';
+import type { Kernels, WeightForm } from '../kernels/kernels.ts';
+import { type BundleSource, type Manifest, manifestSchema } from './manifest.ts';
+
+/** A weight in kernel memory. */
+export interface LoadedWeight {
+  readonly form: WeightForm;
+  readonly ptr: Ptr;
+  /** [n, k], or [dim] for norms. */
+  readonly shape: readonly number[];
+  readonly bytes: number;
+}
+
+/** A bundle whose weights lie in kernel memory, once. */
+export interface LoadedModel {
+  readonly manifest: Manifest;
+  readonly config: ModelConfig;
+  readonly kernels: Kernels;
+  readonly weights: ReadonlyMap<string, LoadedWeight>;
+  readonly weightBytes: number;
+  readonly tierScratch: Ptr;
+}
+
+export async function readManifest(source: BundleSource): Promise<Manifest> {
+  const parsed = v.safeParse(manifestSchema, await source.json('manifest.json'));
+  if (!parsed.success) {
+    const issue = parsed.issues[0];
+    throw new UnsupportedModelError(
+      `${source.describe}: manifest.json is no bundle this version reads (${v.getDotPath(issue) ?? 'format'}: ${issue.message}); prepare the model again`,
+    );
+  }
+  return parsed.output;
+}
+
+/**
+ * Streams every shard straight into kernel memory: never a second copy, at most one piece of a stream beside it.
+ * Tensors that share their bytes (a tied embedding) are held once.
+ */
+export async function loadModel(
+  source: BundleSource,
+  manifest: Manifest,
+  kernels: Kernels,
+  onProgress?: (done: number, total: number) => void,
+): Promise<LoadedModel> {
+  const weights = new Map<string, LoadedWeight>();
+  const placed = new Map<string, Ptr>();
+  /** Where bytes of each shard go, by offset in the shard. */
+  const targets: { at: number; bytes: number; ptr: Ptr }[][] = manifest.shards.map(() => []);
+  let weightBytes = 0;
+  for (const [name, tensor] of Object.entries(manifest.tensors)) {
+    const key = JSON.stringify(tensor.parts);
+    let ptr = placed.get(key);
+    if (ptr === undefined) {
+      ptr = kernels.arena.allocStatic(tensor.bytes);
+      placed.set(key, ptr);
+      weightBytes += tensor.bytes;
+      let at = ptr;
+      for (const part of tensor.parts) {
+        targets[part.shard]!.push({ at: part.offset, bytes: part.bytes, ptr: at });
+        at += part.bytes;
+      }
+    }
+    weights.set(name, { form: tensor.form, ptr, shape: tensor.shape, bytes: tensor.bytes });
+  }
+  const tierScratch = kernels.arena.allocStatic(tierScratchBytes(manifest.model));
+
+  const total = manifest.shards.reduce((sum, s) => sum + s.bytes, 0);
+  let done = 0;
+  for (const [index, shard] of manifest.shards.entries()) {
+    const pieces = targets[index]!.sort((a, b) => a.at - b.at);
+    let at = 0;
+    let next = 0;
+    for await (const chunk of source.stream(shard.file)) {
+      const memory = new Uint8Array(kernels.arena.memory.buffer);
+      // A chunk may end one tensor and begin the next.
+      for (let i = next; i < pieces.length && pieces[i]!.at < at + chunk.length; i++) {
+        const piece = pieces[i]!;
+        const from = Math.max(piece.at, at);
+        const to = Math.min(piece.at + piece.bytes, at + chunk.length);
+        if (to > from) memory.set(chunk.subarray(from - at, to - at), piece.ptr + from - piece.at);
+        if (piece.at + piece.bytes <= at + chunk.length) next = i + 1;
+      }
+      at += chunk.length;
+      done += chunk.length;
+      onProgress?.(done, total);
+    }
+    if (at !== shard.bytes)
+      throw new CorruptDataError(
+        `${source.describe}: ${shard.file} has ${at} bytes, its manifest says ${shard.bytes}; prepare the model again`,
+      );
+  }
+  return { manifest, config: manifest.model, kernels, weights, weightBytes, tierScratch };
+}
