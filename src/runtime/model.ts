@@ -1,8 +1,8 @@
 import * as v from 'valibot';
+import { tierScratchBytes } from '../cache/cache.ts';
 import type { Ptr } from '../core/arena.ts';
 import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError, UnsupportedModelError } from '../core/errors.ts';
-import { tierScratchBytes } from '../cache/cache.ts';
 import type { Kernels, WeightForm } from '../kernels/kernels.ts';
 import { type BundleSource, type Manifest, manifestSchema } from './manifest.ts';
 

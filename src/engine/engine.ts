@@ -1,0 +1,127 @@
+import { KvCache, worstCaseBytes } from '../cache/cache.ts';
+import { restoreCache } from '../cache/restore.ts';
+import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
+import type { Forward } from '../runtime/forward.ts';
+import type { LoadedModel } from '../runtime/model.ts';
+import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer } from './types.ts';
+
+export interface EngineParts {
+  readonly loaded: LoadedModel;
+  readonly forward: Forward;
+  readonly tokenizer: Tokenizer;
+  readonly template: ChatTemplate;
+}
+
+/** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
+export const SHARED_CHUNK = 32;
+
+export interface ModelEngine extends Engine {
+  createCache(config: KvCache['config']): KvCache;
+  /** Like `feed`, but hands out the logits of every row of the chunk that `wanted` accepts; the view is valid during the call only. */
+  feedEach(
+    cache: EngineCache,
+    ids: readonly number[],
+    wanted: (index: number) => boolean,
+    sink: (index: number, logits: Float32Array) => void,
+    options?: RunOptions & { chunk?: number },
+  ): Promise<void>;
+}
+
+/** The engine over one loaded model. Turns of different conversations take the workspace chunk by chunk, first come first served. */
+export function createEngine(parts: EngineParts): ModelEngine {
+  const { loaded, forward, tokenizer, template } = parts;
+  const { kernels, config: model, manifest } = loaded;
+  const context = { kernels, model, fingerprint: manifest.fingerprint, tierScratch: loaded.tierScratch };
+  let queue: Promise<void> = Promise.resolve();
+  let waiting = 0;
+
+  /** The workspace belongs to one chunk at a time. */
+  async function exclusive<T>(work: () => Promise<T>): Promise<T> {
+    waiting++;
+    const before = queue;
+    let release = (): void => {};
+    queue = new Promise((resolve) => {
+      release = resolve;
+    });
+    try {
+      await before;
+      return await work();
+    } finally {
+      waiting--;
+      release();
+    }
+  }
+
+  async function feedEach(
+    engineCache: EngineCache,
+    ids: readonly number[],
+    wanted: (index: number) => boolean,
+    sink: (index: number, logits: Float32Array) => void,
+    options: RunOptions & { chunk?: number } = {},
+  ): Promise<void> {
+    const cache = engineCache as KvCache;
+    if (cache.position + ids.length > model.contextLength)
+      throw new ContextLengthError(
+        `${cache.position + ids.length} tokens exceed the model's context of ${model.contextLength}`,
+        { tokens: cache.position + ids.length, limit: model.contextLength },
+      );
+    for (const [i, id] of ids.entries())
+      if (!Number.isInteger(id) || id < 0 || id >= model.vocab)
+        throw new InvalidInputError(`ids[${i}] is ${id}: token ids are integers from 0 to ${model.vocab - 1}`, `ids[${i}]`);
+    for (let at = 0; at < ids.length; ) {
+      if (options.signal?.aborted) throw new AbortedError();
+      await exclusive(async () => {
+        const most = waiting > 1 ? SHARED_CHUNK : 128;
+        const rows = Math.min(ids.length - at, cache.room, options.chunk ?? most);
+        const begin = at;
+        const rowsWanted: number[] = [];
+        for (let r = 0; r < rows; r++) if (wanted(begin + r)) rowsWanted.push(r);
+        await forward.run(
+          cache,
+          ids.slice(begin, begin + rows),
+          rowsWanted,
+          (row, logits) => sink(begin + row, logits),
+          { yield: options.yield },
+        );
+        at += rows;
+      });
+      await options.yield?.();
+    }
+  }
+
+  return {
+    model,
+    fingerprint: manifest.fingerprint,
+    numerics: kernels.numerics,
+    tokenizer,
+    template,
+    eosIds: manifest.eosIds,
+    createCache: (config) => new KvCache(context, config),
+    restoreCache: (reader) => restoreCache(context, reader),
+    worstCaseBytes: (config, tokens) => worstCaseBytes({ model }, config, tokens),
+    get availableBytes() {
+      return kernels.arena.availableBytes;
+    },
+    feedEach,
+    async feed(cache, ids, want, options) {
+      const count = want === 'all' ? ids.length : want === 'last' ? 1 : 0;
+      const first = ids.length - count;
+      const out = new Float32Array(count * model.vocab);
+      await feedEach(
+        cache,
+        ids,
+        (i) => i >= first,
+        (i, logits) => out.set(logits, (i - first) * model.vocab),
+        options,
+      );
+      return out;
+    },
+    ledger: () => ({
+      weights: loaded.weightBytes,
+      workspace: forward.workspaceBytes,
+      kernelStatic: kernels.arena.staticBytes - loaded.weightBytes - forward.workspaceBytes,
+      caches: kernels.arena.liveBytes,
+      kernelMemory: kernels.arena.memory.buffer.byteLength,
+    }),
+  };
+}

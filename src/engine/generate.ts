@@ -1,0 +1,72 @@
+import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
+import { sample } from './sampler.ts';
+import { StopFilter } from './stop.ts';
+import type { Engine, EngineCache, GenerateEvent, RunOptions, SamplingOptions } from './types.ts';
+
+export interface GenerateOptions extends RunOptions {
+  readonly sampling: SamplingOptions;
+  readonly stop: readonly string[];
+  readonly maxTokens: number;
+}
+
+/** Text held back for at most this many epochs between two prefill events: one epoch. */
+const PREFILL_STEP = 128;
+
+/**
+ * One answer. `ids` is the whole prompt; what the cache holds already (cache.position tokens of it) is not fed again. The
+ * cache is whole between any two events. The last sampled token is not fed: the next turn does it.
+ * When `signal` fires, the answer ends with AbortedError at the next token; the events before stand.
+ */
+export async function* generate(
+  engine: Engine,
+  cache: EngineCache,
+  ids: readonly number[],
+  options: GenerateOptions,
+): AsyncGenerator<GenerateEvent> {
+  const { sampling, signal } = options;
+  if (ids.length <= cache.position)
+    throw new InvalidInputError(`${ids.length} prompt tokens, ${cache.position} of them fed: nothing is left to answer`);
+  const limit = engine.model.contextLength;
+  if (ids.length >= limit)
+    throw new ContextLengthError(
+      `the conversation has ${ids.length} tokens, the model's context holds ${limit}: shorten it to at most ${limit - 1}`,
+      { tokens: ids.length, limit },
+    );
+  let logits = new Float32Array(0);
+  while (cache.position < ids.length) {
+    if (signal?.aborted) throw new AbortedError();
+    const step = Math.min(ids.length - cache.position, PREFILL_STEP - (cache.position % PREFILL_STEP));
+    const chunk = ids.slice(cache.position, cache.position + step);
+    const last = cache.position + step === ids.length;
+    logits = await engine.feed(cache, chunk, last ? 'last' : 'none', options);
+    yield { type: 'prefill', position: cache.position, total: ids.length };
+  }
+
+  const text = engine.tokenizer.stream();
+  const stop = new StopFilter(options.stop);
+  const generated: number[] = [];
+  const history = sampling.repetitionPenalty === 1 ? [] : [...ids];
+  const eos = new Set(engine.eosIds);
+  let reason: 'stop' | 'length' = 'length';
+  while (true) {
+    if (signal?.aborted) throw new AbortedError();
+    const next = sample(logits, sampling, ids.length + generated.length, history, generated);
+    generated.push(next.id);
+    history.push(next.id);
+    const piece = eos.has(next.id) ? '' : stop.push(text.push(next.id));
+    yield {
+      type: 'token',
+      id: next.id,
+      text: piece,
+      ...(next.top ? { logprob: next.logprob!, top: next.top } : {}),
+    };
+    if (eos.has(next.id) || stop.stopped) {
+      reason = 'stop';
+      break;
+    }
+    if (generated.length >= options.maxTokens || ids.length + generated.length >= limit) break;
+    logits = await engine.feed(cache, [next.id], 'last', options);
+  }
+  const rest = stop.stopped ? '' : stop.push(text.end()) + stop.end();
+  yield { type: 'finish', reason: stop.stopped ? 'stop' : reason, text: rest };
+}

@@ -1,0 +1,107 @@
+import { uniform01 } from '../core/random.ts';
+import type { SamplingOptions, TokenLogprob } from './types.ts';
+
+export const GREEDY: SamplingOptions = {
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  frequencyPenalty: 0,
+  presencePenalty: 0,
+  repetitionPenalty: 1,
+  seed: 0,
+};
+
+export interface Sampled {
+  readonly id: number;
+  /** ln p of the model's own distribution (before temperature and penalties), if asked for. */
+  readonly logprob?: number;
+  readonly top?: readonly TokenLogprob[];
+}
+
+/** ln of the sum of exponentials, in float64. */
+export function logSumExp(logits: Float32Array): number {
+  let max = Number.NEGATIVE_INFINITY;
+  for (let i = 0; i < logits.length; i++) if (logits[i]! > max) max = logits[i]!;
+  let sum = 0;
+  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i]! - max);
+  return max + Math.log(sum);
+}
+
+/** Index of the largest logit; the smallest index wins a tie. */
+export function argmax(logits: Float32Array): number {
+  let best = 0;
+  for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i;
+  return best;
+}
+
+/** The `count` largest logits, best first; ties by index. */
+export function topK(logits: Float32Array, count: number): { id: number; logit: number }[] {
+  const top: { id: number; logit: number }[] = [];
+  for (let id = 0; id < logits.length; id++) {
+    const logit = logits[id]!;
+    if (top.length === count && logit <= top[count - 1]!.logit) continue;
+    let at = top.length;
+    while (at > 0 && top[at - 1]!.logit < logit) at--;
+    top.splice(at, 0, { id, logit });
+    if (top.length > count) top.pop();
+  }
+  return top;
+}
+
+function penalise(logits: Float32Array, history: Iterable<number>, generated: Iterable<number>, o: SamplingOptions): void {
+  if (o.repetitionPenalty !== 1)
+    for (const id of new Set(history))
+      logits[id] = logits[id]! > 0 ? logits[id]! / o.repetitionPenalty : logits[id]! * o.repetitionPenalty;
+  if (o.frequencyPenalty !== 0 || o.presencePenalty !== 0) {
+    const counts = new Map<number, number>();
+    for (const id of generated) counts.set(id, (counts.get(id) ?? 0) + 1);
+    for (const [id, n] of counts) logits[id] = logits[id]! - n * o.frequencyPenalty - o.presencePenalty;
+  }
+}
+
+/**
+ * Draws the next token. The draw is a pure function of the logits, the options and `position`: no state is kept.
+ * Order: penalties, temperature, top-k, top-p, min-p, draw. Logits are changed in place.
+ * @param history ids in the context (for repetition_penalty); `generated`: ids of this answer (for the OpenAI penalties)
+ */
+export function sample(
+  logits: Float32Array,
+  options: SamplingOptions,
+  position: number,
+  history: readonly number[],
+  generated: readonly number[],
+): Sampled {
+  let report: ((id: number) => Pick<Sampled, 'logprob' | 'top'>) | undefined;
+  if (options.topLogprobs !== undefined) {
+    const norm = logSumExp(logits);
+    const top = topK(logits, options.topLogprobs).map((t) => ({ id: t.id, logprob: t.logit - norm }));
+    const raw = logits.slice();
+    report = (id) => ({ logprob: raw[id]! - norm, top });
+  }
+  penalise(logits, history, generated, options);
+  const id = options.temperature === 0 ? argmax(logits) : draw(logits, options, position);
+  return { id, ...report?.(id) };
+}
+
+function draw(logits: Float32Array, o: SamplingOptions, position: number): number {
+  const max = logits[argmax(logits)]!;
+  // Anything this far below the best has no weight in float64 sums of 50k terms.
+  const floor = max - 40 * o.temperature;
+  let kept: { id: number; p: number }[] = [];
+  for (let id = 0; id < logits.length; id++)
+    if (logits[id]! >= floor) kept.push({ id, p: Math.exp((logits[id]! - max) / o.temperature) });
+  kept.sort((a, b) => b.p - a.p || a.id - b.id);
+  if (o.topK > 0) kept = kept.slice(0, o.topK);
+  if (o.topP < 1) {
+    const total = kept.reduce((sum, t) => sum + t.p, 0);
+    let sum = 0;
+    const end = kept.findIndex((t) => (sum += t.p) >= o.topP * total);
+    if (end >= 0) kept = kept.slice(0, end + 1);
+  }
+  if (o.minP > 0) kept = kept.filter((t) => t.p >= o.minP * kept[0]!.p);
+  const total = kept.reduce((sum, t) => sum + t.p, 0);
+  let left = uniform01(o.seed, position) * total;
+  for (const t of kept) if ((left -= t.p) < 0) return t.id;
+  return kept.at(-1)!.id;
+}

@@ -1,0 +1,361 @@
+import type { KvCache } from '../cache/cache.ts';
+import { align, type Ptr } from '../core/arena.ts';
+import { EPOCH } from '../core/config.ts';
+import { UnsupportedModelError } from '../core/errors.ts';
+import { type ActivationKind, activationKind } from '../kernels/kernels.ts';
+import type { LoadedModel, LoadedWeight } from './model.ts';
+import type { Stage } from './partition.ts';
+import { compile, type Program, type Step } from './program.ts';
+
+/** Largest chunk: one epoch. */
+export const MAX_ROWS = EPOCH;
+/** Rows of logits computed at a time: 16 x 49,152 x 4 = 3.1 MB. */
+const LOGIT_ROWS = 16;
+/** Multiply-adds between two yields: about 50 ms at the speed of a slow core. A Worker's clock stands still while it computes, so work is counted instead of time. */
+const SLICE_MACS = 5e8;
+/** Segments that the table of addresses holds: far past any trained length. */
+const MAX_SEGMENTS = 4096;
+
+/** Runs a stage that no kernel claimed. Values are f32 [rows, width] copies. */
+export type ForeignStage = (
+  inputs: Readonly<
+    Record<
+      string,
+      { readonly rows: number; readonly width: number; readonly data: Float32Array | BigInt64Array }
+    >
+  >,
+) => Promise<Record<string, Float32Array>>;
+
+export interface ForwardOptions {
+  readonly yield?: (() => Promise<void>) | undefined;
+}
+
+/**
+ * Executes the stages for one chunk of at most 128 tokens. Owns the workspace, which all conversations of an isolate share: one `run` at a
+ * time (the engine sees to it). Knows no operator semantics beyond ONNX's.
+ */
+export class Forward {
+  readonly #model: LoadedModel;
+  readonly #program: Program;
+  readonly #stages: readonly Stage[];
+  readonly #foreign: ReadonlyMap<number, ForeignStage>;
+  readonly #values: Ptr;
+  readonly #activation: Ptr;
+  readonly #logits: Ptr;
+  readonly #attend: Ptr;
+  readonly #attendBytes: number;
+  readonly #segments: Ptr;
+  readonly #ids: Ptr;
+  readonly #rope: Ptr;
+  readonly #frequencies: Float64Array;
+  readonly workspaceBytes: number;
+
+  constructor(
+    model: LoadedModel,
+    stages: readonly Stage[],
+    foreign: ReadonlyMap<number, ForeignStage> = new Map(),
+  ) {
+    this.#model = model;
+    this.#stages = stages;
+    this.#foreign = foreign;
+    const { kernels, config, manifest } = model;
+    this.#program = compile(
+      stages,
+      manifest.graph.inputs,
+      manifest.graph.outputs,
+      (name) => model.weights.get(name)?.shape,
+      MAX_ROWS,
+    );
+    const arena = kernels.arena;
+    const before = arena.staticBytes;
+    this.#values = arena.allocStatic(this.#program.workspaceBytes);
+    let activationBytes = 0;
+    for (const weight of model.weights.values())
+      if (weight.shape.length === 2)
+        activationBytes = Math.max(
+          activationBytes,
+          kernels.activationBytes(activationKind(weight.form), MAX_ROWS, weight.shape[1]!),
+        );
+    this.#activation = arena.allocStatic(align(activationBytes));
+    this.#logits = arena.allocStatic(LOGIT_ROWS * config.vocab * 4);
+    this.#attendBytes = kernels.attendWorkspaceBytes({
+      rows: MAX_ROWS,
+      heads: config.heads,
+      kvHeads: config.kvHeads,
+      headDim: config.headDim,
+      cells: config.contextLength + 2 * EPOCH + MAX_SEGMENTS,
+    });
+    this.#attend = arena.allocStatic(this.#attendBytes);
+    this.#segments = arena.allocStatic(MAX_SEGMENTS * 4);
+    this.#ids = arena.allocStatic(MAX_ROWS * 4);
+    this.#rope = arena.allocStatic(2 * MAX_ROWS * (config.headDim / 2) * 4);
+    this.#frequencies = Float64Array.from(
+      { length: config.headDim / 2 },
+      (_, i) => Math.fround(config.ropeTheta ** ((-2 * i) / config.headDim)),
+    );
+    this.workspaceBytes = arena.staticBytes - before;
+  }
+
+  /**
+   * Feeds `ids` (at most cache.room) at cache.position and advances the cache. `wanted`: rows of the chunk, ascending, whose logits go to `sink`;
+   * the view is only valid during the call. The cache changes wholly or, if a kernel throws before the first append, not at all.
+   */
+  async run(
+    cache: KvCache,
+    ids: readonly number[],
+    wanted: readonly number[],
+    sink: (row: number, logits: Float32Array) => void,
+    options: ForwardOptions = {},
+  ): Promise<void> {
+    const { kernels, config } = this.#model;
+    const rows = ids.length;
+    if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
+    cache.reserve(rows);
+    new Uint32Array(kernels.arena.memory.buffer, this.#ids, rows).set(ids);
+    this.#fillRope(cache.position, rows);
+
+    const { steps, lastAttention } = this.#program;
+    let current = rows;
+    let prepared = '';
+    let macs = 0;
+    for (let i = 0; i < steps.length; i++) {
+      const step = steps[i]!;
+      if (this.#stages[step.stage]!.kind === 'ort') {
+        await this.#runForeign(step.stage, current, wanted, ids, sink);
+        while (steps[i + 1]?.stage === step.stage) i++;
+        prepared = '';
+        continue;
+      }
+      switch (step.op) {
+        case 'Gather': {
+          const table = this.#weight(step, 0);
+          kernels.embed(
+            table.form,
+            table.ptr,
+            table.shape[0]!,
+            table.shape[1]!,
+            this.#ids,
+            rows,
+            this.#at(step.output),
+          );
+          break;
+        }
+        case 'SimplifiedLayerNormalization':
+          kernels.rmsNorm(
+            this.#at(step.inputs[0]!),
+            this.#weight(step, 1).ptr,
+            current,
+            this.#width(step.output),
+            step.node.attributes.epsilon as number,
+            this.#at(step.output),
+          );
+          break;
+        case 'MatMul':
+        case 'MatMulNBits': {
+          const weight = this.#weight(step, 1);
+          const [n, k] = weight.shape as [number, number];
+          const kind = activationKind(weight.form);
+          const x = this.#at(step.inputs[0]!);
+          if (this.#program.offset.has(step.output)) {
+            const key = `${step.inputs[0]} ${kind}`;
+            if (prepared !== key) prepared = this.#prepare(kind, x, current, k) ? key : '';
+            const operand = kind === 'f32' ? x : this.#activation;
+            kernels.matmul(weight.form, operand, current, weight.ptr, n, k, this.#at(step.output), n);
+            macs += current * n * k;
+          } else {
+            // The logits: a tile of rows at a time, since all rows of a chunk would be 25 MB.
+            for (let row = 0; row < current; row += LOGIT_ROWS) {
+              const count = Math.min(LOGIT_ROWS, current - row);
+              const from = x + row * k * 4;
+              this.#prepare(kind, from, count, k);
+              kernels.matmul(
+                weight.form,
+                kind === 'f32' ? from : this.#activation,
+                count,
+                weight.ptr,
+                n,
+                k,
+                this.#logits,
+                n,
+              );
+              for (let r = 0; r < count; r++)
+                sink(
+                  wanted[row + r]!,
+                  new Float32Array(kernels.arena.memory.buffer, this.#logits + r * n * 4, n),
+                );
+              macs += count * n * k;
+              if (macs > SLICE_MACS && options.yield) {
+                macs = 0;
+                await options.yield();
+              }
+            }
+            prepared = '';
+          }
+          break;
+        }
+        case 'GroupQueryAttention':
+          this.#attention(cache, step, rows);
+          macs += rows * (cache.position + rows) * config.headDim * 2 * config.heads;
+          break;
+        case 'Sigmoid':
+          kernels.sigmoid(
+            this.#at(step.inputs[0]!),
+            current * this.#width(step.output),
+            this.#at(step.output),
+          );
+          break;
+        case 'Add':
+        case 'Mul':
+        case 'SiluMul': {
+          const op = step.op === 'Add' ? 'add' : step.op === 'Mul' ? 'mul' : 'siluMul';
+          kernels[op](
+            this.#at(step.inputs[0]!),
+            this.#at(step.inputs[1]!),
+            current * this.#width(step.output),
+            this.#at(step.output),
+          );
+          break;
+        }
+        default:
+          throw new UnsupportedModelError(`node ${step.node.name}: no kernel for ${step.op}`);
+      }
+      if (prepared.startsWith(`${step.output} `)) prepared = '';
+      if (i === lastAttention) {
+        // All that follows is row by row: only rows whose logits are wanted go on.
+        if (wanted.length === 0) break;
+        this.#keepRows(i, wanted);
+        current = wanted.length;
+        prepared = '';
+      }
+      if (macs > SLICE_MACS && options.yield) {
+        macs = 0;
+        await options.yield();
+      }
+    }
+    cache.advance(rows);
+  }
+
+  #prepare(kind: ActivationKind, x: Ptr, rows: number, k: number): boolean {
+    if (kind === 'f32') return false;
+    this.#model.kernels.prepareActivation(kind, x, rows, k, this.#activation);
+    return true;
+  }
+
+  #attention(cache: KvCache, step: Step, rows: number): void {
+    const { kernels, config } = this.#model;
+    const { heads, kvHeads, headDim } = config;
+    const layer = step.node.attributes.layer as number;
+    const [q, k, v] = step.inputs.slice(0, 3).map((name) => this.#at(name)) as [Ptr, Ptr, Ptr];
+    const ldQ = heads * headDim;
+    const ldK = kvHeads * headDim;
+    const cos = this.#rope;
+    const sin = this.#rope + MAX_ROWS * (headDim / 2) * 4;
+    kernels.rope(q, ldQ, rows, heads, headDim, cos, sin, 0);
+    kernels.rope(k, ldK, rows, kvHeads, headDim, cos, sin, 0);
+    kernels.hadamard(q, ldQ, rows, heads, headDim);
+    kernels.hadamard(k, ldK, rows, kvHeads, headDim);
+    kernels.hadamard(v, ldK, rows, kvHeads, headDim);
+    const exact = cache.exactRef(layer);
+    const slot = cache.exactCount;
+    kernels.appendExact(exact, slot, rows, k, v, ldK);
+    const segments = cache.segmentPtrs(layer);
+    new Uint32Array(kernels.arena.memory.buffer, this.#segments, segments.length).set(segments);
+    kernels.attend({
+      q,
+      ldQ,
+      rows,
+      heads,
+      headDim,
+      scale: config.attentionScale,
+      segments: this.#segments,
+      segmentCount: segments.length,
+      exact,
+      visible: slot + 1,
+      out: this.#at(step.output),
+      ldOut: ldQ,
+      mass: cache.tracksMass,
+      arithmetic: cache.config.arithmetic,
+      workspace: this.#attend,
+      workspaceBytes: this.#attendBytes,
+    });
+    kernels.hadamard(this.#at(step.output), ldQ, rows, heads, headDim);
+  }
+
+  /** Moves the wanted rows of every live value to its front. */
+  #keepRows(step: number, wanted: readonly number[]): void {
+    const bytes = new Uint8Array(this.#model.kernels.arena.memory.buffer);
+    for (const name of this.#program.liveAfter(step)) {
+      const row = this.#width(name) * 4;
+      const at = this.#at(name);
+      wanted.forEach((from, to) => {
+        if (from !== to) bytes.copyWithin(at + to * row, at + from * row, at + (from + 1) * row);
+      });
+    }
+  }
+
+  /** Hands a stage's inputs to onnxruntime and takes its outputs. Logits go out row by row. */
+  async #runForeign(
+    index: number,
+    rows: number,
+    wanted: readonly number[],
+    ids: readonly number[],
+    sink: (row: number, logits: Float32Array) => void,
+  ): Promise<void> {
+    const stage = this.#stages[index]!;
+    const run = this.#foreign.get(index);
+    if (!run)
+      throw new UnsupportedModelError(
+        `stage ${index} (${stage.nodes[0]?.op}) needs onnxruntime, which this host did not provide`,
+      );
+    const buffer = (): ArrayBuffer => this.#model.kernels.arena.memory.buffer;
+    const inputs = Object.fromEntries(
+      stage.inputs.map((name) => {
+        if (name === 'input_ids') return [name, { rows, width: 1, data: BigInt64Array.from(ids, BigInt) }];
+        const width = this.#width(name);
+        return [
+          name,
+          { rows, width, data: new Float32Array(buffer(), this.#at(name), rows * width).slice() },
+        ];
+      }),
+    );
+    const outputs = await run(inputs);
+    for (const name of stage.outputs) {
+      const data = outputs[name];
+      if (!data) throw new Error(`onnxruntime gave no ${name}`);
+      const width = this.#width(name);
+      if (this.#program.offset.has(name)) new Float32Array(buffer(), this.#at(name), rows * width).set(data);
+      else for (let r = 0; r < rows; r++) sink(wanted[r]!, data.subarray(r * width, (r + 1) * width));
+    }
+  }
+
+  /**
+   * cos and sin of this chunk's positions. Frequencies and angles are rounded to float32 before the cosine, as the training code of these
+   * models does: at position 7,000 the rounding of the angle itself is visible in the fourth digit.
+   */
+  #fillRope(position: number, rows: number): void {
+    const half = this.#frequencies.length;
+    const buffer = this.#model.kernels.arena.memory.buffer;
+    const cos = new Float32Array(buffer, this.#rope, rows * half);
+    const sin = new Float32Array(buffer, this.#rope + MAX_ROWS * half * 4, rows * half);
+    for (let r = 0; r < rows; r++)
+      for (let i = 0; i < half; i++) {
+        const angle = Math.fround((position + r) * this.#frequencies[i]!);
+        cos[r * half + i] = Math.cos(angle);
+        sin[r * half + i] = Math.sin(angle);
+      }
+  }
+
+  #at(name: string): Ptr {
+    const offset = this.#program.offset.get(name);
+    if (offset === undefined) throw new Error(`no value named ${name}`);
+    return this.#values + offset;
+  }
+  #width(name: string): number {
+    return this.#program.width.get(name)!;
+  }
+  #weight(step: Step, input: number): LoadedWeight {
+    const weight = this.#model.weights.get(step.inputs[input]!);
+    if (!weight) throw new UnsupportedModelError(`node ${step.node.name}: no weight ${step.inputs[input]}`);
+    return weight;
+  }
+}
