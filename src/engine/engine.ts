@@ -67,7 +67,10 @@ export function createEngine(parts: EngineParts): ModelEngine {
       );
     for (const [i, id] of ids.entries())
       if (!Number.isInteger(id) || id < 0 || id >= model.vocab)
-        throw new InvalidInputError(`ids[${i}] is ${id}: token ids are integers from 0 to ${model.vocab - 1}`, `ids[${i}]`);
+        throw new InvalidInputError(
+          `ids[${i}] is ${id}: token ids are integers from 0 to ${model.vocab - 1}`,
+          `ids[${i}]`,
+        );
     for (let at = 0; at < ids.length; ) {
       if (options.signal?.aborted) throw new AbortedError();
       await exclusive(async () => {

@@ -25,14 +25,16 @@ export async function* generate(
 ): AsyncGenerator<GenerateEvent> {
   const { sampling, signal } = options;
   if (ids.length <= cache.position)
-    throw new InvalidInputError(`${ids.length} prompt tokens, ${cache.position} of them fed: nothing is left to answer`);
+    throw new InvalidInputError(
+      `${ids.length} prompt tokens, ${cache.position} of them fed: nothing is left to answer`,
+    );
   const limit = engine.model.contextLength;
   if (ids.length >= limit)
     throw new ContextLengthError(
       `the conversation has ${ids.length} tokens, the model's context holds ${limit}: shorten it to at most ${limit - 1}`,
       { tokens: ids.length, limit },
     );
-  let logits = new Float32Array(0);
+  let logits: Float32Array = new Float32Array(0);
   while (cache.position < ids.length) {
     if (signal?.aborted) throw new AbortedError();
     const step = Math.min(ids.length - cache.position, PREFILL_STEP - (cache.position % PREFILL_STEP));

@@ -49,7 +49,12 @@ export function topK(logits: Float32Array, count: number): { id: number; logit: 
   return top;
 }
 
-function penalise(logits: Float32Array, history: Iterable<number>, generated: Iterable<number>, o: SamplingOptions): void {
+function penalise(
+  logits: Float32Array,
+  history: Iterable<number>,
+  generated: Iterable<number>,
+  o: SamplingOptions,
+): void {
   if (o.repetitionPenalty !== 1)
     for (const id of new Set(history))
       logits[id] = logits[id]! > 0 ? logits[id]! / o.repetitionPenalty : logits[id]! * o.repetitionPenalty;

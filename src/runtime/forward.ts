@@ -89,9 +89,8 @@ export class Forward {
     this.#segments = arena.allocStatic(MAX_SEGMENTS * 4);
     this.#ids = arena.allocStatic(MAX_ROWS * 4);
     this.#rope = arena.allocStatic(2 * MAX_ROWS * (config.headDim / 2) * 4);
-    this.#frequencies = Float64Array.from(
-      { length: config.headDim / 2 },
-      (_, i) => Math.fround(config.ropeTheta ** ((-2 * i) / config.headDim)),
+    this.#frequencies = Float64Array.from({ length: config.headDim / 2 }, (_, i) =>
+      Math.fround(config.ropeTheta ** ((-2 * i) / config.headDim)),
     );
     this.workspaceBytes = arena.staticBytes - before;
   }
