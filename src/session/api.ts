@@ -33,6 +33,8 @@ export type TurnEvent =
       readonly type: 'token';
       readonly id: number;
       readonly text: string;
+      /** The token by itself, where `logprob` is given: `text` may be held back or belong to several tokens. */
+      readonly piece?: string;
       readonly logprob?: number;
       readonly top?: readonly (TokenLogprob & { text: string })[];
     }
