@@ -1,0 +1,35 @@
+import type { Kernels } from '../kernels/kernels.ts';
+import { type ForeignStage, Forward } from '../runtime/forward.ts';
+import type { BundleSource } from '../runtime/manifest.ts';
+import type { LoadedModel } from '../runtime/model.ts';
+import { loadModel, readManifest } from '../runtime/model.ts';
+import { claimDecoder, partition, type Stage } from '../runtime/partition.ts';
+import { createEngine, type ModelEngine } from './engine.ts';
+import { createTemplate } from './template.ts';
+import { createTokenizer } from './tokenizer.ts';
+
+export interface LoadEngineOptions {
+  readonly source: BundleSource;
+  readonly kernels: Kernels;
+  readonly onProgress?: (done: number, total: number) => void;
+  /** How the graph is divided; all of a llama-family decoder goes to the kernels by default. */
+  readonly claims?: typeof claimDecoder;
+  /** Makes a runner for each stage that no kernel claimed. Called only if there are such stages. */
+  readonly foreign?: (
+    model: LoadedModel,
+    stages: readonly Stage[],
+  ) => Promise<ReadonlyMap<number, ForeignStage>>;
+}
+
+/** Loads a bundle into the kernels' memory and makes it an engine. */
+export async function loadEngine(options: LoadEngineOptions): Promise<ModelEngine> {
+  const { source, kernels } = options;
+  const manifest = await readManifest(source);
+  const loaded = await loadModel(source, manifest, kernels, options.onProgress);
+  const stages = partition(manifest.graph, options.claims ?? claimDecoder);
+  const foreign = stages.some((s) => s.kind === 'ort') ? await options.foreign?.(loaded, stages) : undefined;
+  const forward = new Forward(loaded, stages, foreign);
+  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
+  const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
+  return createEngine({ loaded, forward, tokenizer, template });
+}

@@ -1,0 +1,75 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { Arena, align, type GrowableMemory } from '../../src/core/arena.ts';
+import { MemoryLimitError } from '../../src/core/errors.ts';
+
+const memory = (maxBytes: number): GrowableMemory => {
+  const state = { buffer: new ArrayBuffer(0), maxBytes };
+  return Object.assign(state, {
+    ensure(bytes: number) {
+      if (bytes > maxBytes) throw new MemoryLimitError(bytes, maxBytes, 'test memory');
+      if (bytes <= state.buffer.byteLength) return;
+      const grown = new ArrayBuffer(bytes);
+      new Uint8Array(grown).set(new Uint8Array(state.buffer));
+      state.buffer = grown;
+    },
+  });
+};
+
+describe('Arena', () => {
+  it('keeps every live block whole through allocations, frees and compactions', () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.tuple(fc.boolean(), fc.integer({ min: 1, max: 900 })), { maxLength: 200 }),
+        (steps) => {
+          const arena = new Arena(memory(16_384), 64);
+          const live = new Map<number, { fill: number; bytes: number }>();
+          let fill = 1;
+          for (const [free, n] of steps) {
+            const ids = [...live.keys()];
+            if (free && ids.length > 0) {
+              const id = ids[n % ids.length]!;
+              arena.free(id);
+              live.delete(id);
+            } else if (align(n) <= arena.availableBytes) {
+              const id = arena.alloc(n);
+              expect(arena.bytes(id).every((b) => b === 0)).toBe(true);
+              fill = (fill % 250) + 1;
+              arena.bytes(id).fill(fill);
+              live.set(id, { fill, bytes: align(n) });
+            } else expect(() => arena.alloc(n)).toThrow(MemoryLimitError);
+            const taken = [...live].map(([id, b]) => {
+              expect(arena.ptr(id) % 16).toBe(0);
+              expect(arena.bytes(id).length).toBe(b.bytes);
+              expect(arena.bytes(id).every((x) => x === b.fill)).toBe(true);
+              return b.bytes;
+            });
+            expect(arena.liveBytes).toBe(taken.reduce((a, b) => a + b, 0));
+          }
+        },
+      ),
+      { numRuns: 60, seed: 7 },
+    );
+  });
+
+  it('reclaims garbage before it grows a memory that never shrinks', () => {
+    const m = memory(1 << 20);
+    const arena = new Arena(m, 0);
+    const keep = arena.alloc(1024);
+    for (let i = 0; i < 200; i++) {
+      const a = arena.alloc(4096);
+      const b = arena.alloc(4096);
+      arena.free(a);
+      arena.free(b);
+    }
+    arena.free(keep);
+    expect(m.buffer.byteLength).toBeLessThan(20_000);
+  });
+
+  it('refuses static memory once blocks lie above it', () => {
+    const arena = new Arena(memory(4096), 0);
+    arena.allocStatic(100);
+    arena.alloc(16);
+    expect(() => arena.allocStatic(16)).toThrow(/before any block/);
+  });
+});
