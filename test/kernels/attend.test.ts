@@ -1,0 +1,155 @@
+import { describe, expect, it } from 'vitest';
+import { WORKSPACE_LIMIT } from '../../src/kernels/attend-workspace.ts';
+import { exactMassAt, MASS_ONE } from '../../src/kernels/layout.ts';
+import { cacheReference } from '../../src/kernels/reference-cache.ts';
+import { plainArena } from '../helpers/plain-memory.ts';
+import { attendTruth, largestDifference, massesOf, runAttend } from './attend-truth.ts';
+import { ATTEND_CASES, buildCache, type CacheCase, u32At } from './cache-cases.ts';
+
+/** float32 sums of unit-variance values over at most 400 cells, and an exp of 1.2e-7. */
+const FLOAT_TOLERANCE = 2e-6;
+/** 15-bit queries (relative to their largest channel) and 15-bit weights (relative to their group's largest): scores move by about 1e-4. */
+const INTEGER_TOLERANCE = 2e-4;
+
+const IMPLEMENTATIONS = [
+  {
+    name: 'reference',
+    make: () => {
+      const arena = plainArena(24e6);
+      return { arena, kernels: cacheReference(arena) };
+    },
+  },
+];
+
+const setUp = (make: (typeof IMPLEMENTATIONS)[number]['make'], c: CacheCase, mass = true) => {
+  const { arena, kernels } = make();
+  return { arena, kernels, built: buildCache(kernels, arena, c, mass) };
+};
+
+describe.each(IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
+  it.each(ATTEND_CASES)(
+    `$name: within ${FLOAT_TOLERANCE} (float) and ${INTEGER_TOLERANCE} (integer) of float64`,
+    (c) => {
+      const { arena, kernels, built } = setUp(make, c);
+      const truth = attendTruth(kernels, arena, c, built);
+      const float = runAttend(kernels, arena, c, built, { arithmetic: 'float' });
+      expect(largestDifference(float, truth.out)).toBeLessThan(FLOAT_TOLERANCE);
+      const integer = runAttend(kernels, arena, c, built, { arithmetic: 'integer', mass: true });
+      expect(largestDifference(integer, truth.out)).toBeLessThan(INTEGER_TOLERANCE);
+
+      const masses = massesOf(arena, c, built, (h) => exactMassAt(built.exact, h));
+      const queries = c.rows * (c.heads / c.kvHeads);
+      masses.forEach((mass, h) => {
+        // A query's weight moves by 1e-4 relative at most; each of its summands rounds to an integer.
+        mass.forEach((m, i) => {
+          const expected = truth.mass[h]![i]!;
+          expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 2e-4 + queries / 2 + 1);
+          if (expected === 0) expect(m).toBe(0);
+        });
+        const sum = mass.reduce((a, b) => a + b, 0);
+        expect(Math.abs(sum - queries * MASS_ONE)).toBeLessThanOrEqual((queries * mass.length) / 2);
+      });
+    },
+  );
+
+  it.each(ATTEND_CASES.filter((c) => c.rows > 1))(
+    '$name: a row alone gives the bits and the mass that it gives in company',
+    (c) => {
+      for (const arithmetic of ['integer', 'float'] as const) {
+        const together = setUp(make, c);
+        const alone = setUp(make, c);
+        const all = runAttend(together.kernels, together.arena, c, together.built, {
+          arithmetic,
+          mass: true,
+        });
+        const width = c.heads * c.headDim;
+        for (let row = 0; row < c.rows; row++) {
+          const one = runAttend(alone.kernels, alone.arena, c, alone.built, {
+            arithmetic,
+            mass: true,
+            from: row,
+            rows: 1,
+          });
+          expect(new Uint32Array(one.buffer)).toEqual(new Uint32Array(all.buffer, row * width * 4, width));
+        }
+        const massAt = (built: (typeof together)['built']) => (h: number) => exactMassAt(built.exact, h);
+        expect(massesOf(alone.arena, c, alone.built, massAt(alone.built))).toEqual(
+          massesOf(together.arena, c, together.built, massAt(together.built)),
+        );
+      }
+    },
+  );
+
+  it('writes its output, its workspace and, if asked, mass, and nothing else', () => {
+    const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
+    for (const mass of [false, true]) {
+      const { arena, kernels, built } = setUp(make, c);
+      const before = new Uint8Array(arena.memory.buffer).slice();
+      runAttend(kernels, arena, c, built, { arithmetic: 'integer', mass });
+      const after = new Uint8Array(arena.memory.buffer);
+      // runAttend's two blocks lie at the end of what is allocated.
+      const end = arena.ptr(arena.alloc(16));
+      let changed = 0;
+      const own = (at: number): boolean =>
+        built.records.some((of) => of.some((r) => at >= r.mass && at < r.mass + r.cells * 4)) ||
+        (at >= built.exact.ptr + exactMassAt(built.exact, 0) &&
+          at < built.exact.ptr + exactMassAt(built.exact, c.kvHeads));
+      for (let i = 1 << 16; i < end; i++) {
+        if (before[i] === after[i]) continue;
+        changed++;
+        expect(mass && own(i), `byte ${i}`).toBe(true);
+      }
+      expect(changed > 0).toBe(mass);
+      const outside = end + 4e6;
+      expect(after.subarray(outside).every((b) => b === 0xff)).toBe(true);
+    }
+  });
+
+  it('saturates mass instead of wrapping', () => {
+    const c = ATTEND_CASES.find((x) => x.name === 'tier 4,4')!;
+    const { arena, kernels, built } = setUp(make, c);
+    const { mass, cells } = built.records[0]![1]!;
+    u32At(arena, mass, cells).fill(0xffffffff);
+    runAttend(kernels, arena, c, built, { arithmetic: 'integer', mass: true });
+    expect([...u32At(arena, mass, cells)]).toEqual(Array(cells).fill(0xffffffff));
+  });
+
+  it('gives the same bits whatever the tile', () => {
+    const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
+    const { arena, kernels, built } = setUp(make, c);
+    const shape = { heads: c.heads, kvHeads: c.kvHeads, headDim: c.headDim, cells: built.cells };
+    const whole = runAttend(kernels, arena, c, built, { arithmetic: 'integer' });
+    const oneRow = kernels.attendWorkspaceBytes({ ...shape, rows: 1 });
+    for (const workspaceBytes of [oneRow, oneRow + 50_000])
+      expect(runAttend(kernels, arena, c, built, { arithmetic: 'integer', workspaceBytes })).toEqual(whole);
+  });
+
+  it('a dropped token changes nothing: caches that differ only in what was dropped agree', () => {
+    const c = ATTEND_CASES.find((x) => x.name.startsWith('all dropped'))!;
+    const { arena, kernels, built } = setUp(make, c, false);
+    expect(built.records[0]![0]!.cells).toBe(0);
+    const only: CacheCase = { ...c, segments: c.segments.slice(1) };
+    const all = runAttend(kernels, arena, c, built, { arithmetic: 'integer' });
+    const rest = runAttend(
+      kernels,
+      arena,
+      only,
+      { ...built, segments: built.segments + 4, segmentCount: 1 },
+      { arithmetic: 'integer' },
+    );
+    const group = (c.heads / c.kvHeads) * c.headDim;
+    for (let row = 0; row < c.rows; row++) {
+      const at = row * c.heads * c.headDim;
+      expect(rest.subarray(at, at + group)).toEqual(all.subarray(at, at + group));
+      expect(rest.subarray(at + group, at + 2 * group)).not.toEqual(all.subarray(at + group, at + 2 * group));
+    }
+  });
+
+  it('wants at most 4 MB at 128 rows and 64k cells', () => {
+    const { kernels } = make();
+    for (const cells of [200, 8400, 65536])
+      expect(
+        kernels.attendWorkspaceBytes({ rows: 128, heads: 9, kvHeads: 3, headDim: 64, cells }),
+      ).toBeLessThanOrEqual(WORKSPACE_LIMIT);
+  });
+});
