@@ -38,6 +38,8 @@ export const manifestSchema = v.object({
     attentionScale: v.number(),
   }),
   weightForm: v.picklist(['compact', 'exact']),
+  /** Of the preparation that wrote the bundle; only decides whether it is made anew. */
+  preparerVersion: v.optional(count),
   source: v.object({ file: v.string(), bytes, sha256 }),
   /** sha256 over everything that decides results: graph, weights, tokenizer, template. Stored with every session. */
   fingerprint: sha256,
