@@ -1,0 +1,315 @@
+import { Tokenizer as Pieces } from '@huggingface/tokenizers';
+import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
+import { type Bpe, createBpe } from './bpe.ts';
+import { parseTokenizerJson, type TokenizerJson } from './tokenizer-json.ts';
+import type { Tokenizer } from './types.ts';
+
+/** A part of a text: one special token, or text between special tokens. */
+export interface TextPiece {
+  readonly text: string;
+  /** In UTF-16 units. */
+  readonly start: number;
+  readonly special: number | undefined;
+}
+
+export interface ModelTokenizer extends Tokenizer {
+  /** Splits a text at its special tokens, longest first. Those that touch one of the `plain` ranges are ordinary text. */
+  split(text: string, plain?: readonly { start: number; end: number }[]): TextPiece[];
+  /** Bytes of the tables that the tokenizer keeps. */
+  readonly bytes: number;
+}
+
+/**
+ * A tokenizer from a HuggingFace tokenizer.json with a BPE model. Normalising and splitting into words is the library's; merging and
+ * decoding work on typed arrays, since the library's tables of strings take ten times the memory.
+ *
+ * @example
+ * const tokenizer = createTokenizer(JSON.parse(text));
+ * tokenizer.decode(tokenizer.encode('Hello, world!')); // 'Hello, world!'
+ * @throws UnsupportedModelError for a model other than BPE or a decoder that is not known
+ */
+export function createTokenizer(json: unknown): ModelTokenizer {
+  const parsed = parseTokenizerJson(json);
+  return new BpeTokenizer(parsed);
+}
+
+class BpeTokenizer implements ModelTokenizer {
+  readonly vocab: number;
+  readonly bytes: number;
+  readonly #normalize: (text: string) => string;
+  readonly #words: (text: string) => string[];
+  readonly #bpe: Bpe;
+  /** Ids of the tokens of one character: where merging starts. */
+  readonly #characters: Map<string, number>;
+  readonly #byteFallback: Int32Array | undefined;
+  readonly #unknown: number | undefined;
+  readonly #fuseUnknown: boolean;
+  readonly #table: TokenBytes;
+  readonly #specials: Splitter;
+  /** Tokens that are cut out of every text, special or not. */
+  readonly #userDefined: Splitter;
+  readonly #isSpecial: Set<number>;
+  readonly #stripStart: boolean;
+
+  constructor(json: TokenizerJson) {
+    const { model, decoder, added_tokens: added } = json;
+    // The library only normalises and splits here, so it needs no vocabulary.
+    const pieces = new Pieces(
+      {
+        version: '1.0',
+        added_tokens: [],
+        normalizer: json.normalizer,
+        pre_tokenizer: json.pre_tokenizer,
+        post_processor: null,
+        decoder: null,
+        model: { type: 'BPE', vocab: {}, merges: [] },
+      },
+      {},
+    );
+    const { normalizer, pre_tokenizer: preTokenizer } = pieces;
+    this.#normalize = normalizer ? (text) => normalizer(text) : (text) => text;
+    this.#words = preTokenizer ? (text) => preTokenizer(text, { section_index: 0 }) : (text) => [text];
+
+    const ids = new Map(Object.entries(model.vocab));
+    for (const token of added) ids.set(token.content, token.id);
+    let vocab = 0;
+    for (const id of ids.values()) vocab = Math.max(vocab, id + 1);
+    this.vocab = vocab;
+
+    this.#bpe = createBpe(...mergeTables(model.merges, ids));
+    this.#characters = new Map();
+    for (const [token, id] of ids) if (isOneCharacter(token)) this.#characters.set(token, id);
+    this.#unknown = model.unk_token == null ? undefined : ids.get(model.unk_token);
+    this.#fuseUnknown = model.fuse_unk;
+    this.#byteFallback = model.byte_fallback ? byteTokens(ids) : undefined;
+
+    const decode = tokenDecoder(decoder, new Set(added.map((token) => token.id)));
+    this.#table = new TokenBytes(ids, vocab, decode);
+    this.#stripStart = decoder.type === 'Sequence' && decoder.decoders.some((d) => d.type === 'Strip');
+    this.#specials = new Splitter(new Map(added.map((token) => [token.content, token.id])));
+    this.#userDefined = new Splitter(
+      new Map(added.filter((token) => !token.special).map((token) => [token.content, token.id])),
+    );
+    this.#isSpecial = new Set(added.filter((token) => token.special).map((token) => token.id));
+    this.bytes = this.#bpe.bytes + this.#table.bytes;
+  }
+
+  encode(text: string, { specials = false }: { specials?: boolean } = {}): number[] {
+    const ids: number[] = [];
+    for (const piece of (specials ? this.#specials : this.#userDefined).split(text, [])) {
+      if (piece.special !== undefined) ids.push(piece.special);
+      else this.#encodePlain(piece.text, ids);
+    }
+    return ids;
+  }
+
+  split(text: string, plain: readonly { start: number; end: number }[] = []): TextPiece[] {
+    return this.#specials.split(text, plain);
+  }
+
+  decode(ids: readonly number[], { skipSpecials = false }: { skipSpecials?: boolean } = {}): string {
+    const parts = ids.filter((id) => !(skipSpecials && this.#isSpecial.has(this.#checked(id))));
+    const text = newDecoder().decode(this.#table.join(parts.map((id) => this.#checked(id))));
+    return this.#stripStart && text.startsWith(' ') ? text.slice(1) : text;
+  }
+
+  stream(): { push(id: number): string; end(): string } {
+    const decoder = newDecoder();
+    let atStart = this.#stripStart;
+    const emit = (text: string): string => {
+      if (!atStart || text === '') return text;
+      atStart = false;
+      return text.startsWith(' ') ? text.slice(1) : text;
+    };
+    return {
+      push: (id) =>
+        this.#isSpecial.has(this.#checked(id))
+          ? ''
+          : emit(decoder.decode(this.#table.get(id), { stream: true })),
+      end: () => emit(decoder.decode()),
+    };
+  }
+
+  #checked(id: number): number {
+    if (!Number.isInteger(id) || id < 0 || id >= this.vocab)
+      throw new InvalidInputError(`${id} is no token id: the vocabulary has ${this.vocab} tokens`, 'ids');
+    return id;
+  }
+
+  #encodePlain(text: string, into: number[]): void {
+    const normalized = this.#normalize(text);
+    if (normalized === '') return;
+    for (const word of this.#words(normalized)) {
+      const symbols: number[] = [];
+      for (const character of word) this.#symbol(character, symbols);
+      if (symbols.length === 1) into.push(symbols[0]!);
+      else for (const id of this.#bpe.merge(Int32Array.from(symbols))) into.push(id);
+    }
+  }
+
+  /** Characters that the vocabulary lacks become their bytes, the unknown token, or nothing, as the model says. */
+  #symbol(character: string, into: number[]): void {
+    const id = this.#characters.get(character);
+    if (id !== undefined) {
+      into.push(id);
+      return;
+    }
+    if (this.#byteFallback) {
+      const bytes = Array.from(new TextEncoder().encode(character), (byte) => this.#byteFallback![byte]!);
+      if (bytes.every((byte) => byte >= 0)) {
+        into.push(...bytes);
+        return;
+      }
+    }
+    if (this.#unknown === undefined) return;
+    if (!(this.#fuseUnknown && into.at(-1) === this.#unknown)) into.push(this.#unknown);
+  }
+}
+
+/** ignoreBOM: U+FEFF is a character like any other. */
+const newDecoder = (): TextDecoder => new TextDecoder('utf-8', { ignoreBOM: true });
+
+const isOneCharacter = (token: string): boolean =>
+  token.length === 1 || (token.length === 2 && token.codePointAt(0)! > 0xffff);
+
+/** Finds the tokens of `tokens` in a text, at each place the longest. */
+class Splitter {
+  readonly #tokens: ReadonlyMap<string, number>;
+  readonly #source: string;
+
+  constructor(tokens: ReadonlyMap<string, number>) {
+    this.#tokens = tokens;
+    const longestFirst = [...tokens.keys()].sort((a, b) => b.length - a.length);
+    this.#source = longestFirst.map((t) => t.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&')).join('|');
+  }
+
+  /** Matches that touch a range of `plain` do not count. */
+  split(text: string, plain: readonly { start: number; end: number }[]): TextPiece[] {
+    const pieces: TextPiece[] = [];
+    let from = 0;
+    const flush = (end: number): void => {
+      if (end > from) pieces.push({ text: text.slice(from, end), start: from, special: undefined });
+    };
+    const pattern = this.#source === '' ? undefined : new RegExp(this.#source, 'g');
+    for (let match = pattern?.exec(text); pattern && match; match = pattern.exec(text)) {
+      const start = match.index;
+      const end = start + match[0].length;
+      if (plain.some((range) => range.start < end && start < range.end)) {
+        pattern.lastIndex = start + 1;
+        continue;
+      }
+      flush(start);
+      pieces.push({ text: match[0], start, special: this.#tokens.get(match[0])! });
+      from = end;
+    }
+    flush(text.length);
+    return pieces;
+  }
+}
+
+function mergeTables(
+  merges: TokenizerJson['model']['merges'],
+  ids: ReadonlyMap<string, number>,
+): [Int32Array, Int32Array, Int32Array] {
+  const tables = [0, 1, 2].map(() => new Int32Array(merges.length)) as [Int32Array, Int32Array, Int32Array];
+  merges.forEach((merge, rank) => {
+    const [left, right] = typeof merge === 'string' ? merge.split(' ') : merge;
+    const found = [left, right, `${left}${right}`].map((token) => ids.get(token ?? ''));
+    found.forEach((id, i) => {
+      if (id === undefined)
+        throw new UnsupportedModelError(
+          `tokenizer.json: merge ${rank} names a token that the vocabulary lacks`,
+          {
+            merge,
+          },
+        );
+      tables[i]![rank] = id;
+    });
+  });
+  return tables;
+}
+
+function byteTokens(ids: ReadonlyMap<string, number>): Int32Array {
+  return Int32Array.from(
+    { length: 256 },
+    (_, byte) => ids.get(`<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`) ?? -1,
+  );
+}
+
+/** GPT-2's alphabet: each byte as a printable character. Source: openai/gpt-2, src/encoder.py (bytes_to_unicode). */
+function byteAlphabet(): Map<string, number> {
+  const alphabet = new Map<string, number>();
+  let shifted = 256;
+  for (let byte = 0; byte < 256; byte++) {
+    const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    alphabet.set(String.fromCharCode(printable ? byte : shifted++), byte);
+  }
+  return alphabet;
+}
+
+/** How a token's text in the vocabulary becomes the bytes that it stands for. */
+function tokenDecoder(
+  decoder: TokenizerJson['decoder'],
+  added: ReadonlySet<number>,
+): (token: string, id: number) => Uint8Array {
+  const encoder = new TextEncoder();
+  if (decoder.type === 'ByteLevel') {
+    const alphabet = byteAlphabet();
+    return (token, id) => {
+      if (added.has(id)) return encoder.encode(token);
+      const bytes = Array.from(token, (character) => alphabet.get(character));
+      if (bytes.some((byte) => byte === undefined)) return encoder.encode(token);
+      return Uint8Array.from(bytes as number[]);
+    };
+  }
+  const replaces = decoder.decoders.filter((d) => d.type === 'Replace');
+  const fallback = decoder.decoders.some((d) => d.type === 'ByteFallback');
+  return (token, id) => {
+    if (added.has(id)) return encoder.encode(token);
+    const byte = fallback ? /^<0x([0-9A-F]{2})>$/.exec(token) : null;
+    if (byte) return Uint8Array.of(Number.parseInt(byte[1]!, 16));
+    let text = token;
+    for (const { pattern, content } of replaces) text = text.replaceAll(pattern.String, content);
+    return encoder.encode(text);
+  };
+}
+
+/** The bytes of every token, one after the other. */
+class TokenBytes {
+  readonly #data: Uint8Array;
+  readonly #starts: Uint32Array;
+
+  constructor(
+    ids: ReadonlyMap<string, number>,
+    vocab: number,
+    decode: (token: string, id: number) => Uint8Array,
+  ) {
+    const tokens: (Uint8Array | undefined)[] = new Array(vocab);
+    for (const [token, id] of ids) tokens[id] = decode(token, id);
+    this.#starts = new Uint32Array(vocab + 1);
+    for (let id = 0; id < vocab; id++) this.#starts[id + 1] = this.#starts[id]! + (tokens[id]?.length ?? 0);
+    this.#data = new Uint8Array(this.#starts[vocab]!);
+    tokens.forEach((bytes, id) => {
+      if (bytes) this.#data.set(bytes, this.#starts[id]);
+    });
+  }
+
+  get bytes(): number {
+    return this.#data.byteLength + this.#starts.byteLength;
+  }
+
+  get(id: number): Uint8Array {
+    return this.#data.subarray(this.#starts[id], this.#starts[id + 1]);
+  }
+
+  join(ids: readonly number[]): Uint8Array {
+    const parts = ids.map((id) => this.get(id));
+    const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      out.set(part, at);
+      at += part.length;
+    }
+    return out;
+  }
+}
