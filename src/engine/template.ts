@@ -3,24 +3,20 @@ import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
 import type { ModelTokenizer } from './tokenizer.ts';
 import type { ChatMessage, ChatTemplate } from './types.ts';
 
-export interface ChatTemplateOptions {
-  /** The model's Jinja template; null where the model has none: every call is then refused. */
-  readonly template: string | null;
-  readonly tokenizer: ModelTokenizer;
-  /** What the template's `bos_token` and `eos_token` stand for. */
-  readonly bosId?: number | null;
-  readonly eosId?: number | null;
-}
-
 /**
  * The model's own chat template. `render` gives its text; `encode` gives ids in which special tokens come from the template alone: what a message
  * says is characters, whatever it looks like.
+ * @param template the model's Jinja template; null where it has none: every call is then refused
+ * @param ends what the template's `bos_token` and `eos_token` stand for
  * @throws UnsupportedModelError when the template cannot be parsed
  */
-export function createChatTemplate(options: ChatTemplateOptions): ChatTemplate {
-  const { template, tokenizer } = options;
+export function createTemplate(
+  template: string | null,
+  tokenizer: ModelTokenizer,
+  ends: { readonly bosId: number | null; readonly eosIds: readonly number[] },
+): ChatTemplate {
   const token = (id: number | null | undefined): string => (id == null ? '' : tokenizer.decode([id]));
-  const globals = { bos_token: token(options.bosId), eos_token: token(options.eosId) };
+  const globals = { bos_token: token(ends.bosId), eos_token: token(ends.eosIds[0]) };
   let parsed: Template | undefined;
   try {
     parsed = template === null ? undefined : new Template(template);

@@ -48,8 +48,12 @@ const tokenizerJsonSchema = v.object({
     fuse_unk: v.optional(v.boolean(), false),
     byte_fallback: v.optional(v.boolean(), false),
     ignore_merges: v.optional(v.literal(false)),
-    vocab: v.record(v.string(), v.pipe(v.number(), v.integer(), v.minValue(0))),
-    merges: v.array(v.union([v.string(), v.tuple([v.string(), v.string()])])),
+    // Checked when they are read: a schema for the elements would copy fifty thousand of them.
+    vocab: v.custom<Record<string, number>>(
+      (x) => typeof x === 'object' && x !== null && !Array.isArray(x),
+      'expected an object',
+    ),
+    merges: v.custom<(string | [string, string])[]>(Array.isArray, 'expected an array'),
   }),
 });
 export type TokenizerJson = v.InferOutput<typeof tokenizerJsonSchema>;

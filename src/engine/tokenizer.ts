@@ -73,7 +73,11 @@ class BpeTokenizer implements ModelTokenizer {
     const ids = new Map(Object.entries(model.vocab));
     for (const token of added) ids.set(token.content, token.id);
     let vocab = 0;
-    for (const id of ids.values()) vocab = Math.max(vocab, id + 1);
+    for (const [token, id] of ids) {
+      if (!Number.isInteger(id) || id < 0 || id > MAX_ID)
+        throw new UnsupportedModelError(`tokenizer.json: token ${JSON.stringify(token)} has the id ${id}`);
+      vocab = Math.max(vocab, id + 1);
+    }
     this.vocab = vocab;
 
     this.#bpe = createBpe(...mergeTables(model.merges, ids));
@@ -165,6 +169,9 @@ class BpeTokenizer implements ModelTokenizer {
     if (!(this.#fuseUnknown && into.at(-1) === this.#unknown)) into.push(this.#unknown);
   }
 }
+
+/** Far above any vocabulary; keeps a damaged file from asking for all memory. */
+const MAX_ID = 2 ** 24;
 
 /** ignoreBOM: U+FEFF is a character like any other. */
 const newDecoder = (): TextDecoder => new TextDecoder('utf-8', { ignoreBOM: true });

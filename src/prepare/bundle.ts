@@ -13,7 +13,7 @@ import { ShardWriter } from './shards.ts';
 import type { ModelSource } from './source.ts';
 
 /** Raised whenever preparing the same source would give other bytes: bundles of an older preparer are made anew. */
-export const PREPARER_VERSION = 1;
+export const PREPARER_VERSION = 2;
 
 export interface PrepareOptions {
   readonly form: BundleForm;
@@ -62,18 +62,23 @@ export async function writeBundle(
   }
 }
 
-/** The manifest of a bundle whose files are all there in full size, if it is the one wanted; undefined otherwise. */
-export async function completeBundle(
+/** The manifest of a whole bundle, if it is the one wanted. */
+async function completeBundle(
   folder: string,
   wanted: { sha256: string; form: BundleForm },
 ): Promise<Manifest | undefined> {
-  const manifest = await readManifest(folder);
-  if (
-    manifest?.source.sha256 !== wanted.sha256 ||
-    manifest.weightForm !== wanted.form ||
-    manifest.preparerVersion !== PREPARER_VERSION
-  )
-    return undefined;
+  const manifest = await readBundleManifest(folder);
+  const same =
+    manifest?.source.sha256 === wanted.sha256 &&
+    manifest.weightForm === wanted.form &&
+    manifest.preparerVersion === PREPARER_VERSION;
+  return same ? manifest : undefined;
+}
+
+/** The manifest of a bundle whose files are all there, the shards in full size; undefined where there is none. */
+export async function readBundleManifest(folder: string): Promise<Manifest | undefined> {
+  const manifest = await parseManifest(folder);
+  if (!manifest) return undefined;
   const files: { file: string; bytes?: number }[] = [
     ...manifest.shards,
     { file: manifest.graph.file },
@@ -86,7 +91,7 @@ export async function completeBundle(
   return manifest;
 }
 
-async function readManifest(folder: string): Promise<Manifest | undefined> {
+async function parseManifest(folder: string): Promise<Manifest | undefined> {
   const text = await readFile(join(folder, 'manifest.json'), 'utf8').catch(() => undefined);
   if (text === undefined) return undefined;
   try {

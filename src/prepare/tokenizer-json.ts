@@ -79,13 +79,12 @@ export function tokenizerJsonFromGguf(
         type,
       });
   });
-  const pairs = merges.map((merge, rank) => {
+  merges.forEach((merge, rank) => {
     const parts = merge.split(' ');
     if (parts.length !== 2 || !parts.every((part) => part in vocab) || !(parts.join('') in vocab))
       throw new UnsupportedModelError(`${file}: merge ${rank} ${JSON.stringify(merge)} names no tokens`, {
         rank,
       });
-    return parts;
   });
   return {
     version: '1.0',
@@ -107,7 +106,8 @@ export function tokenizerJsonFromGguf(
       byte_fallback: false,
       ignore_merges: false,
       vocab,
-      merges: pairs,
+      // As strings: byte-level tokens hold no spaces, and pairs would cost a reader twice the memory.
+      merges,
     },
   };
 }

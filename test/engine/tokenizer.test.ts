@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, test } from 'vitest';
-import { createChatTemplate } from '../../src/engine/template.ts';
+import { beforeAll, expect, test } from 'vitest';
+import { createTemplate } from '../../src/engine/template.ts';
 import { createTokenizer, type ModelTokenizer } from '../../src/engine/tokenizer.ts';
 import type { ChatMessage, ChatTemplate } from '../../src/engine/types.ts';
 import { EMBEDDED_MODEL } from '../../src/prepare/embedded-model.ts';
@@ -18,7 +18,10 @@ beforeAll(async () => {
   const gguf = await openGguf(join(ROOT, EMBEDDED_MODEL.file));
   const json = tokenizerJsonFromGguf(gguf.metadata, gguf.file, 49152);
   tokenizer = createTokenizer(JSON.parse(JSON.stringify(json)));
-  template = createChatTemplate({ template: gguf.metadata.string('tokenizer.chat_template'), tokenizer });
+  template = createTemplate(gguf.metadata.string('tokenizer.chat_template'), tokenizer, {
+    bosId: null,
+    eosIds: [2],
+  });
   await gguf.close();
 });
 

@@ -1,0 +1,31 @@
+import { resolve } from 'node:path';
+import type { Command } from 'commander';
+import { defaultBundleFolder, prepareBundle } from './bundle-folder.ts';
+
+interface PrepareCliOptions {
+  model?: string;
+  out?: string;
+  exact?: boolean;
+}
+
+/** `adkvc prepare`: a model file becomes a bundle; one JSON line tells where it lies. */
+export function prepareCommand(program: Command): void {
+  program
+    .command('prepare')
+    .description('turns a model into the bundle that the other commands run')
+    .option('--model <file>', 'GGUF file of the llama family (default: the embedded model)')
+    .option('--out <dir>', 'folder of the bundle (default: where the other commands look for it)')
+    .option('--exact', 'keep every weight as stored instead of the compact form')
+    .action(async (options: PrepareCliOptions) => {
+      const form = options.exact ? 'exact' : 'compact';
+      const { manifest, written, folder } = await prepareBundle({
+        form,
+        out: resolve(options.out ?? defaultBundleFolder(form)),
+        ...(options.model === undefined ? {} : { model: resolve(options.model) }),
+      });
+      const bytes = manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
+      process.stdout.write(
+        `${JSON.stringify({ folder, model: manifest.model.name, weightForm: form, weightBytes: bytes, fingerprint: manifest.fingerprint, written })}\n`,
+      );
+    });
+}
