@@ -1,0 +1,126 @@
+import { KvCache } from '../../src/cache/cache.ts';
+import type { CacheConfig } from '../../src/cache/policy.ts';
+import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import type { Arena } from '../../src/core/arena.ts';
+import type { ModelConfig } from '../../src/core/config.ts';
+import { uniform01 } from '../../src/core/random.ts';
+import type { Kernels } from '../../src/kernels/kernels.ts';
+import { cacheReference } from '../../src/kernels/reference-cache.ts';
+import { plainArena } from './plain-memory.ts';
+
+export const SHAPE: ModelConfig = {
+  name: 'shape',
+  architecture: 'llama',
+  layers: 2,
+  hidden: 32,
+  heads: 4,
+  kvHeads: 2,
+  headDim: 16,
+  ffn: 32,
+  vocab: 8,
+  contextLength: 4096,
+  ropeTheta: 10_000,
+  rmsEps: 1e-5,
+  attentionScale: 0.25,
+};
+
+/** Gaussian noise as a pure function of what it is for. */
+const noise = (...indices: number[]): number =>
+  Math.sqrt(-2 * Math.log(1 - uniform01(...indices))) * Math.cos(2 * Math.PI * uniform01(...indices, 9));
+
+/**
+ * Drives a cache with keys, values and queries that are a pure function of the position, as a model would: what attention answers
+ * can be compared, and the state must not depend on the chunks.
+ */
+export function cacheDriver(overrides: Partial<CacheConfig> = {}) {
+  const arena: Arena = plainArena(64e6);
+  const kernels = {
+    ...cacheReference(arena),
+    arena,
+    name: 'reference',
+    numerics: 'test',
+  } as unknown as Kernels;
+  const model = SHAPE;
+  const width = model.kvHeads * model.headDim;
+  const ldQ = model.heads * model.headDim;
+  const scratch = arena.allocStatic(4 * 128 * (2 * width + 2 * ldQ));
+  const tierScratch = arena.allocStatic(model.kvHeads * 128);
+  const table = arena.allocStatic(4 * 64);
+  const workspaceBytes = 1_000_000;
+  const workspace = arena.allocStatic(workspaceBytes);
+  const context = { kernels, model, fingerprint: 'f', tierScratch };
+  const config: CacheConfig = { ...DEFAULT_CACHE, ...overrides };
+
+  /** Feeds `rows` positions; returns the attention outputs, row by row, layers side by side. */
+  function feed(cache: KvCache, rows: number): number[][] {
+    cache.reserve(rows);
+    const [k, v] = [scratch, scratch + 4 * 128 * width];
+    const q = v + 4 * 128 * width;
+    const out = q + 4 * 128 * ldQ;
+    const outputs: number[][] = Array.from({ length: rows }, () => []);
+    for (let layer = 0; layer < model.layers; layer++) {
+      const f32 = (at: number, n: number): Float32Array => new Float32Array(arena.memory.buffer, at, n);
+      for (let r = 0; r < rows; r++)
+        for (let i = 0; i < Math.max(width, ldQ); i++) {
+          const p = cache.position + r;
+          // Every 7th key is one that queries look for, so that mass is uneven.
+          const beacon = p % 7 === 0 ? 1.5 : 0;
+          if (i < width) {
+            f32(k, 128 * width)[r * width + i] = noise(p, layer, i, 1) + beacon;
+            f32(v, 128 * width)[r * width + i] = noise(p, layer, i, 2);
+          }
+          if (i < ldQ) f32(q, 128 * ldQ)[r * ldQ + i] = noise(p, layer, i, 3) + 0.5;
+        }
+      const exact = cache.exactRef(layer);
+      const slot = cache.exactCount;
+      kernels.appendExact(exact, slot, rows, k, v, width);
+      const segments = cache.segmentPtrs(layer);
+      new Uint32Array(arena.memory.buffer, table, segments.length).set(segments);
+      kernels.attend({
+        q,
+        ldQ,
+        rows,
+        heads: model.heads,
+        headDim: model.headDim,
+        scale: model.attentionScale,
+        segments: table,
+        segmentCount: segments.length,
+        exact,
+        visible: slot + 1,
+        out,
+        ldOut: ldQ,
+        mass: cache.tracksMass,
+        arithmetic: config.arithmetic,
+        workspace,
+        workspaceBytes,
+      });
+      for (let r = 0; r < rows; r++) outputs[r]!.push(...f32(out + r * ldQ * 4, ldQ));
+    }
+    cache.advance(rows);
+    return outputs;
+  }
+
+  return {
+    context,
+    config,
+    create: () => new KvCache(context, config),
+    feed,
+    /** Feeds up to `position` in chunks of at most `chunk`. */
+    feedTo(cache: KvCache, position: number, chunk = 128): number[][] {
+      const outputs: number[][] = [];
+      while (cache.position < position)
+        outputs.push(...feed(cache, Math.min(chunk, cache.room, position - cache.position)));
+      return outputs;
+    },
+  };
+}
+
+/** Everything that a session would store, as one comparable value. */
+export function stateOf(cache: KvCache): { header: unknown; bytes: Uint8Array[] } {
+  const bytes: Uint8Array[] = [];
+  for (let layer = 0; layer < cache.layers; layer++) {
+    bytes.push(cache.hot(layer));
+    for (let s = 0; s < cache.header.segments; s++) bytes.push(cache.block(layer, s));
+  }
+  return { header: cache.header, bytes };
+}
