@@ -1,8 +1,10 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import { generateCommand } from './generate.ts';
 import { prepareCommand } from './prepare.ts';
 import { renderCommand } from './render.ts';
+import { scoreCommand } from './score.ts';
 import { tokenizeCommand } from './tokenize.ts';
 
 /** Exit codes: 0, 1 when a command or a line failed, 2 when the command line is wrong. */
@@ -17,6 +19,8 @@ const program = new Command('adkvc')
 prepareCommand(program);
 tokenizeCommand(program);
 renderCommand(program);
+scoreCommand(program);
+generateCommand(program);
 
 // A reader that has seen enough (`| head`) closes the pipe: that is no error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

@@ -1,0 +1,71 @@
+import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { cpus } from 'node:os';
+import { join } from 'node:path';
+import { SingleBar } from 'cli-progress';
+import type { ModelEngine } from '../engine/engine.ts';
+import { loadEngine } from '../engine/load.ts';
+import type { Kernels } from '../kernels/kernels.ts';
+import { createReferenceKernels } from '../kernels/reference.ts';
+import { createWasmKernels } from '../kernels/wasm.ts';
+import { folderSource } from '../prepare/folder-source.ts';
+import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
+import type { EngineOptions } from './engine-options.ts';
+
+/** A command on a machine of one's own may hold an uncompressed long cache: 1 GB, where a Worker's isolate has 128 MB. */
+export const CLI_KERNEL_BYTES = 1e9;
+
+export interface CliEngine {
+  readonly engine: ModelEngine;
+  readonly kernels: Kernels;
+  readonly host: string;
+}
+
+/** Where the compiled kernels lie; from a checkout they are built when a source has changed. */
+export async function wasmFolder(): Promise<string> {
+  const build = join(PROJECT_ROOT, 'scripts/build-wasm.ts');
+  if (existsSync(build)) {
+    const { buildWasm } = (await import(build)) as {
+      buildWasm(log: (line: string) => void): Promise<boolean>;
+    };
+    await buildWasm((line) => process.stderr.write(`${line}\n`));
+  }
+  return join(PROJECT_ROOT, 'wasm/build');
+}
+
+export async function loadKernels(
+  backend: EngineOptions['backend'],
+  maxBytes = CLI_KERNEL_BYTES,
+): Promise<Kernels> {
+  if (backend === 'reference') return createReferenceKernels({ maxBytes });
+  const folder = await wasmFolder();
+  const module = await WebAssembly.compile(await readFile(join(folder, 'adkvc-relaxed.wasm')));
+  return createWasmKernels({ module, variant: 'relaxed', maxBytes });
+}
+
+/** Loads the embedded model's bundle (made on first use) for a command. */
+export async function loadCliEngineParts(
+  options: Pick<EngineOptions, 'backend' | 'exact'>,
+): Promise<CliEngine> {
+  const folder = await bundleFolder(options.exact ? 'exact' : 'compact');
+  const kernels = await loadKernels(options.backend);
+  const bar = process.stderr.isTTY
+    ? new SingleBar({ format: 'loading weights {bar} {percentage}%', stream: process.stderr, clearOnComplete: true })
+    : undefined;
+  let started = false;
+  const engine = await loadEngine({
+    source: folderSource(folder),
+    kernels,
+    onProgress: (done, total) => {
+      if (!started) bar?.start(total, 0);
+      started = true;
+      bar?.update(done);
+    },
+  });
+  bar?.stop();
+  const host = `node ${process.versions.node}, ${process.platform} ${process.arch}, ${cpus()[0]?.model.trim() ?? 'unknown processor'}, kernels ${kernels.name} ${kernels.variant}`;
+  return { engine, kernels, host };
+}
+
+export const loadCliEngine = async (options: Pick<EngineOptions, 'backend' | 'exact'>): Promise<ModelEngine> =>
+  (await loadCliEngineParts(options)).engine;
