@@ -30,6 +30,7 @@ interface Block {
  */
 export class Arena {
   readonly memory: GrowableMemory;
+  readonly #floor: number;
   #base: number;
   #top: number;
   #live = 0;
@@ -39,8 +40,16 @@ export class Arena {
 
   constructor(memory: GrowableMemory, base: number) {
     this.memory = memory;
-    this.#base = align(base);
+    this.#floor = align(base);
+    this.#base = this.#floor;
     this.#top = this.#base;
+  }
+
+  /** Forgets all static memory, to load again from the start: the memory itself is kept and used anew. */
+  reset(): void {
+    if (this.#blocks.size > 0) throw new Error('blocks are still alive');
+    this.#base = this.#floor;
+    this.#top = this.#floor;
   }
 
   /** Bytes below the movable region: the module's own data, weights, workspaces. */
