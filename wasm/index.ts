@@ -1,4 +1,10 @@
+export { activationI8, activationI8H64 } from './simd/activation';
+export * from './simd/calibrate';
+export * from './simd/embed';
+export * from './simd/matmul-exact';
 export * from './simd/matmul-q4r';
+export * from './simd/matmul-q6h';
+export { add, mul, rmsNorm, rope, sigmoid, siluMul } from './simd/rows';
 
 /** First byte past the module's own data: where the host's allocator starts. */
 export function heapBase(): usize {

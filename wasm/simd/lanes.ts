@@ -67,3 +67,24 @@ export function storeLanes4(out: usize, valid: i32, value: v128): void {
     memory.copy(out, tail, <usize>valid << 2);
   }
 }
+
+const masks: usize = memory.data<u8>(
+  [
+    15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48,
+    48, 48, 48,
+  ],
+  16,
+);
+
+/** 15 in every byte. Loaded, not a constant: V8 makes a constant anew at each use, in three instructions, but keeps a loaded value. */
+// @ts-ignore: decorator
+@inline
+export function nibbleMask(): v128 {
+  return v128.load(masks);
+}
+/** 0x30 in every byte: where the upper two of six bits belong. */
+// @ts-ignore: decorator
+@inline
+export function upperMask(): v128 {
+  return v128.load(masks, 16);
+}

@@ -1,5 +1,5 @@
 import { dotPairs } from './dot';
-import { activationStride, gridOrigin, gridStep, highFloats, lowFloats, storeLanes8 } from './lanes';
+import { activationStride, gridOrigin, gridStep, highFloats, lowFloats, nibbleMask, storeLanes8 } from './lanes';
 
 /**
  * out [rows, n] = activation x weight transposed, weight in form q4r (layout: src/kernels/weights.ts).
@@ -40,24 +40,24 @@ export function matmulQ4r(
 
 // @ts-ignore: decorator
 @inline
-function high(codes: v128): v128 {
-  return v128.and(i16x8.shr_u(codes, 4), i8x16.splat(15));
+function high(codes: v128, mask: v128): v128 {
+  return v128.and(i16x8.shr_u(codes, 4), mask);
 }
 // @ts-ignore: decorator
 @inline
-function low(codes: v128): v128 {
-  return v128.and(codes, i8x16.splat(15));
+function low(codes: v128, mask: v128): v128 {
+  return v128.and(codes, mask);
 }
 // @ts-ignore: decorator
 @inline
-function dot8(x: usize, c0: v128, c1: v128, c2: v128, c3: v128): v128 {
-  let sum = i16x8.add(dotPairs(v128.load32_splat(x), low(c0)), dotPairs(v128.load32_splat(x, 4), high(c0)));
-  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 8), low(c1)));
-  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 12), high(c1)));
-  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 16), low(c2)));
-  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 20), high(c2)));
-  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 24), low(c3)));
-  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 28), high(c3)));
+function dot8(x: usize, c0: v128, c1: v128, c2: v128, c3: v128, mask: v128): v128 {
+  let sum = i16x8.add(dotPairs(v128.load32_splat(x), low(c0, mask)), dotPairs(v128.load32_splat(x, 4), high(c0, mask)));
+  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 8), low(c1, mask)));
+  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 12), high(c1, mask)));
+  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 16), low(c2, mask)));
+  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 20), high(c2, mask)));
+  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 24), low(c3, mask)));
+  sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 28), high(c3, mask)));
   return f32x4.convert_i32x4_s(i32x4.extadd_pairwise_i16x8_s(sum));
 }
 
@@ -80,14 +80,15 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   weight += 64;
   let pair = x + <usize>k;
   const end = pair;
+  const mask = nibbleMask();
   let sum0 = f32x4.splat(0);
   let sum1 = f32x4.splat(0);
   while (x < end) {
     const bytes = v128.load(weight);
     const scales = i16x8.extend_low_i8x16_u(bytes);
     const minima = i16x8.extend_high_i8x16_u(bytes);
-    const dot0 = dot8(x, v128.load(weight, 16), v128.load(weight, 32), v128.load(weight, 48), v128.load(weight, 64));
-    const dot1 = dot8(x, v128.load(weight, 80), v128.load(weight, 96), v128.load(weight, 112), v128.load(weight, 128));
+    const dot0 = dot8(x, v128.load(weight, 16), v128.load(weight, 32), v128.load(weight, 48), v128.load(weight, 64), mask);
+    const dot1 = dot8(x, v128.load(weight, 80), v128.load(weight, 96), v128.load(weight, 112), v128.load(weight, 128), mask);
     sum0 = combine(
       sum0,
       dot0,
@@ -129,6 +130,7 @@ function fourRows(
   let x3 = x2 + stride;
   let toPair = <usize>k;
   const end = x0 + toPair;
+  const mask = nibbleMask();
   let sum00 = f32x4.splat(0);
   let sum01 = f32x4.splat(0);
   let sum10 = f32x4.splat(0);
@@ -149,10 +151,10 @@ function fourRows(
     for (let v = 0; v < 4; v++) {
       const a = v128.load(weight, 16);
       const b = v128.load(weight, 80);
-      const aLow = low(a);
-      const aHigh = high(a);
-      const bLow = low(b);
-      const bHigh = high(b);
+      const aLow = low(a, mask);
+      const aHigh = high(a, mask);
+      const bLow = low(b, mask);
+      const bHigh = high(b, mask);
       let p = v128.load32_splat(x0);
       let q = v128.load32_splat(x0, 4);
       d00 = i16x8.add(i16x8.add(d00, dotPairs(p, aLow)), dotPairs(q, aHigh));
