@@ -1,0 +1,299 @@
+import type { Arena, Ptr } from '../core/arena.ts';
+import { halfToFloat } from '../core/half.ts';
+import type { ActivationKind, Kernels, WeightForm } from './kernels.ts';
+import { weightBytes } from './weights.ts';
+import { type Grid, gridValue, readGrid } from './weights-grid.ts';
+
+/** The methods of the products and rows groups. */
+export type DenseKernels = Pick<
+  Kernels,
+  | 'activationBytes'
+  | 'prepareActivation'
+  | 'matmul'
+  | 'embed'
+  | 'rmsNorm'
+  | 'add'
+  | 'mul'
+  | 'sigmoid'
+  | 'siluMul'
+  | 'rope'
+>;
+
+/** Every rounding to f32 is written out: this file is the order of operations that the WASM kernels keep, to the bit. */
+const f = Math.fround;
+/** Round to nearest, ties to even, for |x| < 2^22. */
+const nearest = (x: number): number => f(f(x + 12582912) - 12582912);
+/** Groups whose largest magnitude lies below count as zero: 127 / peak must stay finite. */
+const TINY = f(1e-30);
+
+export const activationGroup = (kind: ActivationKind): number => (kind === 'i8h64' ? 64 : 32);
+
+/** Bytes of one row: codes, then (scale, scale * sum of codes) as f32 for each group; a multiple of 16. */
+export const activationRowBytes = (kind: ActivationKind, k: number): number =>
+  kind === 'f32' ? 0 : (k + (k / activationGroup(kind)) * 8 + 15) & ~15;
+
+export function denseReference(arena: Arena): DenseKernels {
+  const floats = (ptr: Ptr, length: number) => new Float32Array(arena.memory.buffer, ptr, length);
+  const view = (ptr: Ptr, bytes: number) => new DataView(arena.memory.buffer, ptr, bytes);
+
+  return {
+    activationBytes: (kind, rows, k) => rows * activationRowBytes(kind, k),
+
+    prepareActivation(kind, x, rows, k, out) {
+      if (kind === 'f32') return;
+      const group = activationGroup(kind);
+      const values = new Float32Array(group);
+      for (let row = 0; row < rows; row++) {
+        const at = out + row * activationRowBytes(kind, k);
+        const codes = new Int8Array(arena.memory.buffer, at, k);
+        const pairs = floats(at + k, (k / group) * 2);
+        for (let g = 0; g < k / group; g++) {
+          values.set(floats(x + (row * k + g * group) * 4, group));
+          if (kind === 'i8h64') hadamard64(values);
+          let peak = 0;
+          for (const v of values) peak = Math.max(peak, Math.abs(v));
+          const factor = peak >= TINY ? f(127 / peak) : 0;
+          const scale = peak < TINY ? 0 : f(peak / 127);
+          let sum = 0;
+          for (let i = 0; i < group; i++) {
+            const code = nearest(f(values[i]! * factor));
+            codes[g * group + i] = code;
+            sum += codes[g * group + i]!;
+          }
+          pairs[g * 2] = scale;
+          pairs[g * 2 + 1] = f(scale * sum);
+        }
+      }
+    },
+
+    matmul(form, activation, rows, weight, n, k, out, ldOut) {
+      const w = view(weight, weightBytes(form, n, k));
+      for (let row = 0; row < n; row++) {
+        const dot = rowProduct(form, w, row, k);
+        for (let r = 0; r < rows; r++)
+          floats(out + (r * ldOut + row) * 4, 1)[0] = dot(arena.memory.buffer, activation, r);
+      }
+    },
+
+    embed(form, table, n, k, ids, count, out) {
+      const w = view(table, weightBytes(form, n, k));
+      const rows = new Uint32Array(arena.memory.buffer, ids, count);
+      for (let i = 0; i < count; i++) {
+        const values = floats(out + i * k * 4, k);
+        decodeRow(form, w, rows[i]!, k, values);
+        if (form === 'q6h') for (let c = 0; c < k; c += 64) hadamard64(values.subarray(c, c + 64));
+      }
+    },
+
+    rmsNorm(x, weight, rows, dim, eps, out) {
+      const w = floats(weight, dim);
+      for (let r = 0; r < rows; r++) {
+        const from = floats(x + r * dim * 4, dim);
+        const to = floats(out + r * dim * 4, dim);
+        const mean = f(laneDot(from, from, dim) / dim);
+        const inverse = f(1 / f(Math.sqrt(f(mean + f(eps)))));
+        for (let i = 0; i < dim; i++) to[i] = f(from[i]! * inverse) * w[i]!;
+      }
+    },
+    add(a, b, count, out) {
+      const [x, y, to] = [floats(a, count), floats(b, count), floats(out, count)];
+      for (let i = 0; i < count; i++) to[i] = x[i]! + y[i]!;
+    },
+    mul(a, b, count, out) {
+      const [x, y, to] = [floats(a, count), floats(b, count), floats(out, count)];
+      for (let i = 0; i < count; i++) to[i] = x[i]! * y[i]!;
+    },
+    sigmoid(x, count, out) {
+      const [from, to] = [floats(x, count), floats(out, count)];
+      for (let i = 0; i < count; i++) to[i] = sigmoid(from[i]!);
+    },
+    siluMul(gate, up, count, out) {
+      const [g, u, to] = [floats(gate, count), floats(up, count), floats(out, count)];
+      for (let i = 0; i < count; i++) to[i] = f(g[i]! * sigmoid(g[i]!)) * u[i]!;
+    },
+    rope(x, ldX, rows, heads, headDim, cos, sin, position) {
+      const half = headDim / 2;
+      for (let r = 0; r < rows; r++) {
+        const c = floats(cos + (position + r) * half * 4, half);
+        const s = floats(sin + (position + r) * half * 4, half);
+        for (let h = 0; h < heads; h++) {
+          const v = floats(x + (r * ldX + h * headDim) * 4, headDim);
+          for (let i = 0; i < half; i++) {
+            const [a, b] = [v[i]!, v[i + half]!];
+            v[i] = f(a * c[i]!) - f(b * s[i]!);
+            v[i + half] = f(b * c[i]!) + f(a * s[i]!);
+          }
+        }
+      }
+    },
+  };
+}
+
+/** Orthonormal Hadamard matrix of 64 in f32, strides 1 to 32 in this order. */
+function hadamard64(x: Float32Array): void {
+  for (let half = 1; half < 64; half *= 2)
+    for (let i = 0; i < 64; i += 2 * half)
+      for (let j = i; j < i + half; j++) {
+        const [a, b] = [x[j]!, x[j + half]!];
+        x[j] = a + b;
+        x[j + half] = a - b;
+      }
+  for (let i = 0; i < 64; i++) x[i]! *= 0.125;
+}
+
+/** Four lanes over the channels, (l0 + l1) + (l2 + l3), then the channels past the last multiple of 4. */
+function laneDot(x: Float32Array, y: Float32Array, length: number): number {
+  const lanes = [0, 0, 0, 0];
+  const whole = length & ~3;
+  for (let i = 0; i < whole; i++) lanes[i & 3] = f(lanes[i & 3]! + f(x[i]! * y[i]!));
+  let sum = f(f(lanes[0]! + lanes[1]!) + f(lanes[2]! + lanes[3]!));
+  for (let i = whole; i < length; i++) sum = f(sum + f(x[i]! * y[i]!));
+  return sum;
+}
+
+/** exp by 2^n * p(r): Cephes' expf, the same steps as the WASM kernel; x clamped to -87..88, NaN kept. */
+export function expF32(value: number): number {
+  if (Number.isNaN(value)) return value;
+  const x = Math.min(Math.max(value, -87), 88);
+  const n = nearest(f(x * f(Math.LOG2E)));
+  let r = f(x - f(n * f(0.693359375)));
+  r = f(r - f(n * f(-2.1219444e-4)));
+  let p = f(f(f(1.98756915e-4) * r) + f(1.3981999507e-3));
+  p = f(f(p * r) + f(8.3334519073e-3));
+  p = f(f(p * r) + f(4.1665795894e-2));
+  p = f(f(p * r) + f(1.6666665459e-1));
+  p = f(f(p * r) + f(5.0000001201e-1));
+  p = f(f(f(p * f(r * r)) + r) + 1);
+  return f(p * 2 ** n);
+}
+const sigmoid = (x: number): number => f(1 / f(1 + expF32(-x)));
+
+/** The product of weight row `row` with activation row r, as a function of the activation. */
+function rowProduct(
+  form: WeightForm,
+  w: DataView,
+  row: number,
+  k: number,
+): (buffer: ArrayBuffer, activation: Ptr, r: number) => number {
+  if (form === 'q4r' || form === 'q6h') {
+    const group = form === 'q4r' ? 32 : 64;
+    const stride = activationRowBytes(form === 'q4r' ? 'i8' : 'i8h64', k);
+    const codes = new Uint8Array(k);
+    const scales = new Float32Array(k / group);
+    const shifts = new Float32Array(k / group);
+    (form === 'q4r' ? readQ4r : readQ6h)(w, row, k, codes, scales, shifts);
+    return (buffer, activation, r) => {
+      const x = new Int8Array(buffer, activation + r * stride, k);
+      const pairs = new Float32Array(buffer, activation + r * stride + k, (k / group) * 2);
+      let sum = 0;
+      for (let g = 0; g < k / group; g++) {
+        let dot = 0;
+        for (let i = g * group; i < (g + 1) * group; i++) dot += x[i]! * codes[i]!;
+        const product = f(f(dot * scales[g]!) * pairs[g * 2]!);
+        sum = f(sum + f(product + f(shifts[g]! * pairs[g * 2 + 1]!)));
+      }
+      return sum;
+    };
+  }
+  const values = new Float32Array(k);
+  decodeRow(form, w, row, k, values);
+  if (form === 'f32') return (buffer, x, r) => laneDot(new Float32Array(buffer, x + r * k * 4, k), values, k);
+  return (buffer, activation, r) => {
+    const x = new Float32Array(buffer, activation + r * k * 4, k);
+    let sum = 0;
+    for (let b = 0; b < k; b += 32) {
+      let [even, odd] = [0, 0];
+      for (let i = b; i < b + 32; i += 2) {
+        even = f(even + f(x[i]! * values[i]!));
+        odd = f(odd + f(x[i + 1]! * values[i + 1]!));
+      }
+      sum = f(sum + f(even + odd));
+    }
+    return sum;
+  };
+}
+
+/** A row's values in f32; q6h still rotated. Layouts: weights.ts. */
+function decodeRow(form: WeightForm, w: DataView, row: number, k: number, out: Float32Array): void {
+  if (form === 'f32') for (let i = 0; i < k; i++) out[i] = w.getFloat32((row * k + i) * 4, true);
+  else if (form === 'q4_1')
+    for (let i = 0; i < k; i++) {
+      const at = ((row >> 2) * (k >> 5) + (i >> 5)) * 80;
+      const byte = w.getUint8(at + 16 + ((i & 31) >> 3) * 16 + (i & 3) * 4 + (row & 3));
+      const scale = halfToFloat(w.getUint16(at + (row & 3) * 2, true));
+      out[i] =
+        f(scale * (i & 4 ? byte >> 4 : byte & 15)) + halfToFloat(w.getUint16(at + 8 + (row & 3) * 2, true));
+    }
+  else if (form === 'q8_0')
+    for (let i = 0; i < k; i++) {
+      const at = ((row >> 2) * (k >> 5) + (i >> 5)) * 136;
+      out[i] =
+        halfToFloat(w.getUint16(at + (row & 3) * 2, true)) * w.getInt8(at + 8 + (i & 31) * 4 + (row & 3));
+    }
+  else {
+    const group = form === 'q4r' ? 32 : 64;
+    const codes = new Uint8Array(k);
+    const scales = new Float32Array(k / group);
+    const shifts = new Float32Array(k / group);
+    if (form === 'q4r') {
+      readQ4r(w, row, k, codes, scales, shifts);
+      for (let i = 0; i < k; i++) out[i] = f(scales[i >> 5]! * codes[i]!) + shifts[i >> 5]!;
+    } else {
+      const quarters = readQ6h(w, row, k, codes, scales, shifts);
+      for (let i = 0; i < k; i++) out[i] = scales[i >> 6]! * (codes[i]! - quarters[i >> 6]! / 4);
+    }
+  }
+}
+
+const gridAt = (w: DataView, at: number): Grid => readGrid(w.getUint32(at, true));
+
+function readQ4r(
+  w: DataView,
+  row: number,
+  k: number,
+  codes: Uint8Array,
+  scales: Float32Array,
+  minima: Float32Array,
+) {
+  const lane = row & 7;
+  const base = (row >> 3) * (64 + (k / 32) * 144);
+  const scaleGrid = gridAt(w, base + lane * 4);
+  const minimumGrid = gridAt(w, base + 32 + lane * 4);
+  for (let b = 0; b < k / 32; b++) {
+    const at = base + 64 + b * 144;
+    scales[b] = gridValue(scaleGrid, w.getUint8(at + lane));
+    minima[b] = gridValue(minimumGrid, w.getUint8(at + 8 + lane));
+    for (let c = 0; c < 32; c++) {
+      const byte = w.getUint8(at + 16 + (lane >> 2) * 64 + (c >> 3) * 16 + (lane & 3) * 4 + (c & 3));
+      codes[b * 32 + c] = c & 4 ? byte >> 4 : byte & 15;
+    }
+  }
+}
+
+/** `shifts` receives -scale * zero / 4. @returns the zeros as stored, in quarters of a code */
+function readQ6h(
+  w: DataView,
+  row: number,
+  k: number,
+  codes: Uint8Array,
+  scales: Float32Array,
+  shifts: Float32Array,
+) {
+  const lane = row & 7;
+  const base = (row >> 3) * (32 + (k / 64) * 400);
+  const grid = gridAt(w, base + lane * 4);
+  const zeros = new Uint8Array(k / 64);
+  for (let g = 0; g < k / 64; g++) {
+    const at = base + 32 + g * 400;
+    scales[g] = gridValue(grid, w.getUint8(at + lane));
+    zeros[g] = w.getUint8(at + 8 + lane);
+    shifts[g] = -f((zeros[g]! / 4) * scales[g]!);
+    const plane = at + 16 + (lane >> 2) * 192 + (lane & 3) * 4;
+    for (let c = 0; c < 64; c++) {
+      const four = w.getUint8(plane + (c >> 3) * 16 + (c & 3));
+      const two = (w.getUint8(plane + 128 + (c >> 4) * 16 + (c & 3)) >> (((c >> 2) & 3) * 2)) & 3;
+      codes[g * 64 + c] = (c & 4 ? four >> 4 : four & 15) | (two << 4);
+    }
+  }
+  return zeros;
+}

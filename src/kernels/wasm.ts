@@ -1,0 +1,48 @@
+import { Arena } from '../core/arena.ts';
+import type { Kernels } from './kernels.ts';
+import { wasmMemory } from './memory.ts';
+import { cacheReference } from './reference-cache.ts';
+import { type DenseExports, denseWasm } from './wasm-dense.ts';
+
+export type WasmVariant = 'relaxed' | 'plain';
+
+export interface WasmKernelsOptions {
+  /** wasm/build/adkvc-relaxed.wasm or adkvc-plain.wasm, compiled; select.ts picks one. */
+  readonly module: WebAssembly.Module;
+  readonly variant: WasmVariant;
+  /** Limit of the kernels' linear memory, which holds weights, workspaces and the cache. */
+  readonly maxBytes: number;
+}
+
+/** What the calibration kernels of the same module give. */
+export interface CalibrationExports {
+  /** Runs 128 int8 products times `iterations` in registers; returns a sum that depends on all of them. */
+  dotPeak(iterations: number): number;
+}
+
+export interface WasmKernels extends Kernels {
+  readonly calibration: CalibrationExports;
+}
+
+/**
+ * The kernels in WebAssembly over a memory of their own. Both variants give the same bits.
+ * @throws WebAssembly.CompileError or LinkError when the host lacks the variant's instructions
+ */
+export function createWasmKernels({ module, variant, maxBytes }: WasmKernelsOptions): WasmKernels {
+  const memory = wasmMemory(maxBytes);
+  const abort = (_message: number, _file: number, line: number, column: number) => {
+    throw new Error(`the WASM kernels aborted at ${line}:${column}`);
+  };
+  const instance = new WebAssembly.Instance(module, { env: { memory: memory.memory, abort } });
+  const exports = instance.exports as unknown as DenseExports & CalibrationExports & { heapBase(): number };
+  const arena = new Arena(memory, exports.heapBase());
+  return {
+    name: 'wasm',
+    numerics: 'wasm/1',
+    variant: variant === 'relaxed' ? 'relaxed' : 'simd',
+    arena,
+    calibration: { dotPeak: exports.dotPeak },
+    ...denseWasm(exports),
+    ...cacheReference(arena),
+  };
+}
