@@ -18,6 +18,8 @@ export interface WasmKernelsOptions {
 export interface CalibrationExports {
   /** Runs 128 int8 products times `iterations` in registers; returns a sum that depends on all of them. */
   dotPeak(iterations: number): number;
+  /** Reads `blocks` blocks of 144 bytes from an address as a 4-bit matrix-vector product, 256 products a block; whatever the bytes are. */
+  q4Stream(from: number, blocks: number): number;
 }
 
 export interface WasmKernels extends Kernels {
@@ -41,7 +43,7 @@ export function createWasmKernels({ module, variant, maxBytes }: WasmKernelsOpti
     numerics: 'wasm/1',
     variant: variant === 'relaxed' ? 'relaxed' : 'simd',
     arena,
-    calibration: { dotPeak: exports.dotPeak },
+    calibration: { dotPeak: exports.dotPeak, q4Stream: exports.q4Stream },
     ...denseWasm(exports),
     ...cacheReference(arena),
   };

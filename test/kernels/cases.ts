@@ -36,12 +36,3 @@ export const matmulCases: readonly MatmulCase[] = [
 /** Element counts and widths of the row operations; odd ones exercise the tails. */
 export const widths = [1, 3, 4, 64, 172, 576, 1536] as const;
 
-/** Every product of a SmolLM2-135M token: [what, form, n, k, times]. */
-export const smolProducts = [
-  { what: 'q', form: 'q4r', n: 576, k: 576, times: 30 },
-  { what: 'k, v', form: 'q4r', n: 192, k: 576, times: 60 },
-  { what: 'o', form: 'q4r', n: 576, k: 576, times: 30 },
-  { what: 'gate, up', form: 'q4r', n: 1536, k: 576, times: 60 },
-  { what: 'down', form: 'q4r', n: 576, k: 1536, times: 30 },
-  { what: 'lm_head', form: 'q6h', n: 49152, k: 576, times: 1 },
-] as const satisfies readonly { what: string; form: WeightForm; n: number; k: number; times: number }[];
