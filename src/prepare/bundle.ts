@@ -121,7 +121,7 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
   let done = 0;
   options.onProgress?.(0, total);
   const tensors: Manifest['tensors'] = {};
-  const shards = new ShardWriter(folder);
+  await using shards = new ShardWriter(folder);
   for (const tensor of source.tensors) {
     const [n, k] = tensor.shape.length === 1 ? [1, tensor.shape[0]!] : [tensor.shape[0]!, tensor.shape[1]!];
     const form = formOf(tensor.name);

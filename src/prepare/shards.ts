@@ -44,6 +44,12 @@ export class ShardWriter {
     return parts;
   }
 
+  /** Lets go of a shard that was left open by a failure. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#open?.handle.close();
+    this.#open = undefined;
+  }
+
   async finish(): Promise<Manifest['shards']> {
     await this.#close();
     return this.#done;

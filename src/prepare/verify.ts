@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import * as v from 'valibot';
 import { CorruptDataError } from '../core/errors.ts';
 import { type BundleSource, type Manifest, manifestSchema } from '../runtime/manifest.ts';
+import { encodeOnnx } from './onnx.ts';
 
 /**
  * Reads every file of a bundle and compares sizes and checksums with its manifest.
@@ -25,6 +26,7 @@ export async function verifyBundle(source: BundleSource): Promise<Manifest> {
   }
   const { tokenizer } = manifest;
   checkSha256(source, tokenizer.file, (await digest(source, tokenizer.file)).sha256, tokenizer.sha256);
+  await checkGraph(source, manifest);
   for (const [name, tensor] of Object.entries(manifest.tensors)) {
     const inParts = tensor.parts.reduce((sum, part) => sum + part.bytes, 0);
     const fits = tensor.parts.every(
@@ -36,6 +38,15 @@ export async function verifyBundle(source: BundleSource): Promise<Manifest> {
       });
   }
   return manifest;
+}
+
+/** model.onnx repeats the manifest's graph; its bytes must be those that the manifest gives. */
+async function checkGraph(source: BundleSource, manifest: Manifest): Promise<void> {
+  const { file } = manifest.graph;
+  const shards = manifest.shards.map((shard) => shard.file);
+  const expected = encodeOnnx(manifest.graph, { tensors: manifest.tensors, shards }, manifest.model);
+  const actual = await digest(source, file);
+  checkSha256(source, file, actual.sha256, createHash('sha256').update(expected).digest('hex'));
 }
 
 async function digest(source: BundleSource, file: string): Promise<{ bytes: number; sha256: string }> {

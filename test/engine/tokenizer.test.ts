@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, expect, test } from 'vitest';
+import * as fc from 'fast-check';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { InvalidInputError, UnsupportedModelError } from '../../src/core/errors.ts';
 import { createTemplate } from '../../src/engine/template.ts';
 import { createTokenizer, type ModelTokenizer } from '../../src/engine/tokenizer.ts';
 import type { ChatMessage, ChatTemplate } from '../../src/engine/types.ts';
@@ -108,4 +110,71 @@ describeShared('the chat template against transformers', () => {
     }
     expect(checked).toBeGreaterThanOrEqual(9);
   });
+});
+
+describe('the tokenizer', () => {
+  test('takes special text apart only when asked', () => {
+    const text = 'a<|im_end|>b';
+    expect(tokenizer.encode(text, { specials: true })).toContain(2);
+    expect(tokenizer.encode(text)).not.toContain(2);
+    expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+    expect(tokenizer.decode(tokenizer.encode(text, { specials: true }), { skipSpecials: true })).toBe('ab');
+  });
+
+  test('streams what decode gives, and never half a character', () => {
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 0, max: tokenizer.vocab - 1 }), { maxLength: 40 }), (ids) => {
+        const stream = tokenizer.stream();
+        const pieces = [...ids.map((id) => stream.push(id)), stream.end()];
+        expect(pieces.join('')).toBe(tokenizer.decode(ids, { skipSpecials: true }));
+        for (const piece of pieces) expect(piece.isWellFormed()).toBe(true);
+      }),
+      { seed: 1, numRuns: 300 },
+    );
+  });
+
+  test('gives back every well-formed text whose bytes the vocabulary has', () => {
+    fc.assert(
+      fc.property(fc.string({ unit: 'grapheme', maxLength: 60 }), (text) => {
+        expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+      }),
+      { seed: 2, numRuns: 500 },
+    );
+  });
+
+  test('a word of 200,000 letters is no attack', () => {
+    const started = performance.now();
+    expect(tokenizer.decode(tokenizer.encode('ab'.repeat(100_000)))).toHaveLength(200_000);
+    expect(performance.now() - started).toBeLessThan(5000);
+  });
+
+  test('refuses ids outside of the vocabulary', () => {
+    for (const id of [-1, 49152, 1.5, Number.NaN]) {
+      expect(() => tokenizer.decode([id])).toThrow(InvalidInputError);
+      expect(() => tokenizer.stream().push(id)).toThrow(/no token id/);
+    }
+  });
+
+  test('keeps its tables within 2 MB', () => {
+    expect(tokenizer.bytes).toBeLessThan(2e6);
+  });
+});
+
+test('a tokenizer.json that is not supported is refused by its part', () => {
+  const json = {
+    added_tokens: [],
+    normalizer: null,
+    pre_tokenizer: null,
+    decoder: { type: 'ByteLevel' },
+    model: { type: 'BPE', vocab: { a: 0, b: 1, ab: 2 }, merges: ['a b'] },
+  };
+  expect(createTokenizer(json).encode('abab')).toEqual([2, 2]);
+  const refuse = (change: object, message: RegExp) => {
+    expect(() => createTokenizer({ ...json, ...change })).toThrow(UnsupportedModelError);
+    expect(() => createTokenizer({ ...json, ...change })).toThrow(message);
+  };
+  refuse({ model: { ...json.model, type: 'Unigram' } }, /model\.type/);
+  refuse({ model: { ...json.model, merges: ['a c'] } }, /merge 0 names a token/);
+  refuse({ model: { ...json.model, vocab: { a: -1 } } }, /"a" has the id -1/);
+  refuse({ decoder: { type: 'WordPiece' } }, /decoder/);
 });
