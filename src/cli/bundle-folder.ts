@@ -18,15 +18,17 @@ export const defaultBundleFolder = (form: BundleForm): string =>
 export const embeddedModelPath = (): string => join(PROJECT_ROOT, EMBEDDED_MODEL.file);
 
 /**
- * The folder of the bundle that commands use, made from the embedded model when there is none (progress on standard error). Of several
+ * The folder of the bundle that commands use, made (from the embedded model by default) when there is none; progress on standard error. Of several
  * processes that want it at once one makes it and the others wait.
  * @throws UnsupportedModelError when an older version of this program prepared a bundle there from another model
  */
-export async function bundleFolder(form: BundleForm): Promise<string> {
-  const folder = defaultBundleFolder(form);
+export async function bundleFolder(
+  form: BundleForm,
+  { folder = defaultBundleFolder(form), model }: { folder?: string; model?: string } = {},
+): Promise<string> {
   if (await isUsable(folder, form)) return folder;
   await withLock(`${folder}.lock`, async () => {
-    if (!(await isUsable(folder, form))) await prepareBundle({ form, out: folder });
+    if (!(await isUsable(folder, form))) await prepareBundle({ form, out: folder, model });
   });
   return folder;
 }

@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import type { ChatMessage } from '../engine/types.ts';
 
 /** At least one token id. Whether the model has them is for the tokenizer or the engine to say. */
 export const idsSchema = v.pipe(
@@ -7,9 +8,13 @@ export const idsSchema = v.pipe(
   v.minLength(1, 'expected at least one id'),
 );
 
-/** A conversation as chat templates take it. */
+/** A conversation as chat templates take it; which roles there are is for the model's template to say. */
+const role = v.custom<ChatMessage['role']>(
+  (value) => typeof value === 'string' && value !== '',
+  (issue) => `expected the name of a role, got ${issue.received}`,
+);
 export const messagesSchema = v.pipe(
-  v.array(v.object({ role: v.picklist(['system', 'user', 'assistant']), content: v.string() })),
+  v.array(v.object({ role, content: v.string() })),
   v.minLength(1, 'expected at least one message'),
 );
 
