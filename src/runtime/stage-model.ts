@@ -1,0 +1,99 @@
+import onnxProto from 'onnx-proto';
+import { UnsupportedModelError } from '../core/errors.ts';
+import type { GraphNode } from './graph.ts';
+import type { Stage } from './partition.ts';
+
+const { onnx } = onnxProto;
+const { FLOAT, INT64 } = onnx.TensorProto.DataType;
+
+/** ONNX 1.16: the newest operator set without types that onnx-proto 8 does not know. */
+const IR_VERSION = 10;
+const OPSET = 21;
+
+/** Attributes whose type is float even where their value is a whole number. https://onnx.ai/onnx/operators/ */
+const FLOAT_ATTRIBUTES: ReadonlySet<string> = new Set(['alpha', 'beta', 'epsilon', 'gamma', 'scale']);
+
+/** The shape of a stored tensor: [n, k] for a matrix or a table, [dim] for a vector. */
+export type ShapeOf = (weight: string) => readonly number[];
+
+/**
+ * Lowers a stage of kind 'ort' to a serialised ONNX model. Values are f32 [rows, width] with `rows` free, token ids int64 [rows].
+ * Every logical weight becomes one f32 initialiser of its logical shape, whose bytes are *external*: location = the
+ * weight's name, so that a host hands them in from the shards it already has (OrtRunner.load) and the model itself stays
+ * a few kilobytes. Products with a weight [n, k] become Gemm with transB, which reads it as it is stored.
+ * Deterministic: the same stage gives the same bytes.
+ * @throws UnsupportedModelError when a node cannot be expressed so.
+ */
+export function stageModel(stage: Stage, shapeOf: ShapeOf): Uint8Array {
+  const weights = new Set(stage.weights);
+  const ids = new Set(stage.nodes.filter((node) => node.op === 'Gather').map((node) => node.inputs[1]!));
+  const model = onnx.ModelProto.fromObject({
+    irVersion: IR_VERSION,
+    producerName: 'adkvc',
+    opsetImport: [
+      { domain: '', version: OPSET },
+      { domain: 'com.microsoft', version: 1 },
+    ],
+    graph: {
+      name: 'stage',
+      node: stage.nodes.map((node) => lowerNode(node, weights)),
+      initializer: stage.weights.map((name) => externalTensor(name, shapeOf(name))),
+      input: stage.inputs.map((name) =>
+        ids.has(name) ? valueInfo(name, INT64, ['rows']) : valueInfo(name, FLOAT, ['rows', undefined]),
+      ),
+      output: stage.outputs.map((name) => valueInfo(name, FLOAT, ['rows', undefined])),
+    },
+  });
+  return onnx.ModelProto.encode(model).finish();
+}
+
+function lowerNode(node: GraphNode, weights: ReadonlySet<string>): object {
+  if (node.op === 'MatMul' || node.op === 'MatMulNBits') {
+    if (node.inputs.length !== 2 || !weights.has(node.inputs[1]!) || weights.has(node.inputs[0]!))
+      throw new UnsupportedModelError(
+        `node ${node.name}: ${node.op} is supported between a value and a weight, has (${node.inputs.join(', ')})`,
+        { node: node.name, op: node.op },
+      );
+    return protoNode({ ...node, op: 'Gemm', domain: '', attributes: { transB: 1 } });
+  }
+  return protoNode(node);
+}
+
+const protoNode = (node: GraphNode): object => ({
+  name: node.name,
+  opType: node.op,
+  domain: node.domain,
+  input: [...node.inputs],
+  output: [...node.outputs],
+  attribute: Object.entries(node.attributes).map(([name, value]) => attribute(name, value)),
+});
+
+function attribute(name: string, value: number | string | readonly number[]): object {
+  const { FLOAT, INT, STRING, INTS } = onnx.AttributeProto.AttributeType;
+  if (typeof value === 'string') return { name, type: STRING, s: new TextEncoder().encode(value) };
+  if (typeof value !== 'number') return { name, type: INTS, ints: [...value] };
+  if (FLOAT_ATTRIBUTES.has(name) || !Number.isInteger(value)) return { name, type: FLOAT, f: value };
+  return { name, type: INT, i: value };
+}
+
+function externalTensor(name: string, shape: readonly number[]): object {
+  const bytes = shape.reduce((a, b) => a * b, 4);
+  return {
+    name,
+    dims: [...shape],
+    dataType: FLOAT,
+    dataLocation: onnx.TensorProto.DataLocation.EXTERNAL,
+    externalData: [
+      { key: 'location', value: name },
+      { key: 'offset', value: '0' },
+      { key: 'length', value: String(bytes) },
+    ],
+  };
+}
+
+const valueInfo = (name: string, elemType: number, dims: readonly (string | undefined)[]): object => ({
+  name,
+  type: {
+    tensorType: { elemType, shape: { dim: dims.map((dim) => (dim === undefined ? {} : { dimParam: dim })) } },
+  },
+});
