@@ -1,5 +1,5 @@
 import * as ort from 'onnxruntime-web/wasm';
-import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
 
 /** Rows of f32, or token ids. `dims` as ONNX counts them: [rows, width], [rows]. */
 export interface OrtTensor {
@@ -70,13 +70,15 @@ async function createStage(
       path,
       data: new Uint8Array(w.buffer, w.byteOffset, w.byteLength),
     })),
+  }).catch((cause: unknown) => {
+    throw new UnsupportedModelError(`onnxruntime-web refuses a stage: ${cause}`, { cause });
   });
   let disposed = false;
   return {
     inputs: session.inputNames,
     outputs: session.outputNames,
     async run(inputs) {
-      if (disposed) throw new Error('the stage was disposed of');
+      if (disposed) throw new Error('the stage has been disposed of');
       const feeds: Record<string, ort.Tensor> = {};
       for (const name of session.inputNames) {
         const given = inputs[name];
@@ -91,10 +93,7 @@ async function createStage(
       for (const name of session.outputNames) {
         const tensor = results[name]!;
         if (!(tensor.data instanceof Float32Array))
-          throw new AdkvcError(
-            'unsupported_model',
-            `the stage's output ${name} is ${tensor.type}, not float32`,
-          );
+          throw new UnsupportedModelError(`the stage's output ${name} is ${tensor.type}, not float32`);
         out[name] = tensor.data;
         tensor.dispose();
       }

@@ -47,6 +47,10 @@ export function stageModel(stage: Stage, shapeOf: ShapeOf): Uint8Array {
   return onnx.ModelProto.encode(model).finish();
 }
 
+/** The models of the stages of kind 'ort', in order: what prepare writes into a bundle, so that its hosts need no protobuf. */
+export const stageModels = (stages: readonly Stage[], shapeOf: ShapeOf): Uint8Array[] =>
+  stages.filter((stage) => stage.kind === 'ort').map((stage) => stageModel(stage, shapeOf));
+
 function lowerNode(node: GraphNode, weights: ReadonlySet<string>): object {
   if (node.op === 'MatMul' || node.op === 'MatMulNBits') {
     if (node.inputs.length !== 2 || !weights.has(node.inputs[1]!) || weights.has(node.inputs[0]!))
