@@ -1,0 +1,71 @@
+import { CorruptDataError } from '../core/errors.ts';
+import { unpackWeight } from '../kernels/weights.ts';
+import type { ForeignStage } from './forward.ts';
+import type { LoadedModel } from './model.ts';
+import type { OrtRunner, OrtStage, OrtTensor } from './ort.ts';
+import type { Stage } from './partition.ts';
+
+export interface ForeignStages {
+  /** By index into the stage list, as Forward wants them. */
+  readonly stages: ReadonlyMap<number, ForeignStage>;
+  dispose(): Promise<void>;
+}
+
+/**
+ * Loads every stage of kind 'ort', its weights decoded to f32 from kernel memory. `models`: their ONNX models in order, from the bundle
+ * (manifest.stages) or from stageModels. A list without such stages touches `runner` not at all, so that onnxruntime is never instantiated.
+ * @throws CorruptDataError when there are not as many models as stages, or one has other outputs
+ */
+export async function loadForeignStages(
+  model: LoadedModel,
+  stages: readonly Stage[],
+  models: readonly Uint8Array[],
+  runner: OrtRunner,
+): Promise<ForeignStages> {
+  const foreign = [...stages.entries()].filter(([, stage]) => stage.kind === 'ort');
+  if (foreign.length !== models.length)
+    throw new CorruptDataError(
+      `the graph leaves ${foreign.length} stages to onnxruntime, the bundle holds ${models.length}; prepare the model again`,
+    );
+  const loaded: OrtStage[] = [];
+  const dispose = async (): Promise<void> => {
+    for (const stage of loaded.splice(0)) await stage.dispose();
+  };
+  try {
+    const entries: [number, ForeignStage][] = [];
+    for (const [i, [index, stage]] of foreign.entries()) {
+      const ort = await runner.load(models[i]!, decodeWeights(model, stage.weights));
+      loaded.push(ort);
+      if (ort.outputs.join() !== stage.outputs.join())
+        throw new CorruptDataError(
+          `stage ${index} returns ${ort.outputs.join(', ')}, the graph wants ${stage.outputs.join(', ')}; prepare the model again`,
+        );
+      entries.push([index, foreignStage(ort)]);
+    }
+    return { stages: new Map(entries), dispose };
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
+}
+
+const foreignStage =
+  (ort: OrtStage): ForeignStage =>
+  (inputs) => {
+    const tensors: Record<string, OrtTensor> = {};
+    for (const [name, { rows, width, data }] of Object.entries(inputs))
+      tensors[name] = { dims: data instanceof Float32Array ? [rows, width] : [rows], data };
+    return ort.run(tensors);
+  };
+
+function decodeWeights(model: LoadedModel, names: readonly string[]): Record<string, Float32Array> {
+  const decoded: Record<string, Float32Array> = {};
+  for (const name of names) {
+    const weight = model.weights.get(name);
+    if (!weight) throw new CorruptDataError(`weight ${name} is not in the bundle; prepare the model again`);
+    const [n, k] = weight.shape.length === 1 ? [1, weight.shape[0]!] : [weight.shape[0]!, weight.shape[1]!];
+    const bytes = new Uint8Array(model.kernels.arena.memory.buffer, weight.ptr, weight.bytes);
+    decoded[name] = unpackWeight(weight.form, bytes, n, k);
+  }
+  return decoded;
+}
