@@ -13,7 +13,10 @@ export function prepareCommand(program: Command): void {
   program
     .command('prepare')
     .description('turns a model into the bundle that the other commands run')
-    .option('--model <file>', 'GGUF file of the llama family (default: the embedded model)')
+    .option(
+      '--model <path>',
+      'GGUF file of the llama family, or folder of an ONNX export (default: the embedded model)',
+    )
     .option('--out <dir>', 'folder of the bundle (default: where the other commands look for it)')
     .option('--exact', 'keep every weight as stored instead of the compact form')
     .action(async (options: PrepareCliOptions) => {

@@ -52,7 +52,7 @@ const GRAPHS = [
   ['transformersjs/onnx/model_fp16.onnx', 0.1, 'onnxruntime computes in float16', true],
   [
     'transformersjs/onnx/model_quantized.onnx',
-    3,
+    1.6,
     'onnxruntime rounds activations to 8 bits per tensor',
     true,
   ],
