@@ -1,0 +1,34 @@
+/** Every limit of a session, by name; an error that one of them causes names it and its value. */
+
+/** Turns that may wait for one conversation's lock; the next one gets `session_busy`. */
+export const MAX_WAITING_TURNS_PER_SESSION = 4;
+/** Turns of all conversations that may wait for memory in one isolate. */
+export const MAX_WAITING_TURNS_PER_ISOLATE = 16;
+/** How long a turn waits for memory before `memory_limit`. */
+export const MAX_ADMISSION_WAIT_MS = 30_000;
+/** Seconds after which a refused client should try again. */
+export const RETRY_AFTER_SECONDS = 5;
+
+/** Positions between two commits of a long prefill or a long answer, at most. */
+export const CHECKPOINT_POSITIONS = 1_024;
+/** Turns whose starts can be returned to without a replay from the beginning. */
+export const CHECKPOINT_TURNS = 4;
+/** Bytes that checkpoints may hold beside what the current state refers to. */
+export const CHECKPOINT_QUOTA_BYTES = 32_000_000;
+
+/** Rows of one commit that lazy rewriting fills up to; Durable Objects bill rows written. https://developers.cloudflare.com/durable-objects/platform/pricing/ */
+export const COMMIT_ROWS = 64;
+/** A layer's blocks are rewritten once their stored form lags behind by this many epochs of journalled plans. */
+export const LAZY_EPOCHS = 4;
+/** From here on a layer is rewritten even over COMMIT_ROWS, one a commit, so that the journal stays bounded. */
+export const MAX_LAG_EPOCHS = 32;
+/** Unreferenced rows that wait to be overwritten; more are deleted (a deletion is billed like a write, an overwrite saves it). */
+export const SPARE_ROWS = 32;
+
+/** Idle seconds after which an implicit session (no id given by the client) is deleted. */
+export const IMPLICIT_TTL_SECONDS = 3_600;
+/** The alarm looks again after this long when it finds a turn running. */
+export const EXPIRY_RETRY_MS = 60_000;
+
+/** Events that wait for a slow reader, as JSON; beyond it the reader counts as gone. */
+export const MAX_BUFFERED_BYTES = 1_000_000;

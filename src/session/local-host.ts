@@ -1,0 +1,158 @@
+import type { CacheConfig } from '../cache/policy.ts';
+import { AdkvcError } from '../core/errors.ts';
+import type { ChatMessage } from '../engine/types.ts';
+import type { SessionHost, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type { Alarm } from './expiry.ts';
+import type { SessionServices } from './services.ts';
+import { Session } from './session.ts';
+import type { SessionStore } from './store/session-store.ts';
+import { streamTurn } from './turn-stream.ts';
+
+/** A timer cannot be set further ahead (2^31 - 1 ms); the alarm looks again then. */
+const MAX_TIMER_MS = 2_147_483_647;
+
+/**
+ * Sessions in this process: Node, and tests.
+ *
+ * @example
+ * const host = new LocalHost(services, (key) => new NodeSqliteStore(join(folder, `${key}.sqlite`)));
+ */
+export class LocalHost implements SessionHost {
+  readonly #services: SessionServices;
+  readonly #openStore: (key: string) => SessionStore;
+  #sessions = new Map<string, Session>();
+  #alarms = new Map<string, TimerAlarm>();
+
+  /** @param openStore called once for each session object; must not create anything by itself */
+  constructor(services: SessionServices, openStore: (key: string) => SessionStore) {
+    this.#services = services;
+    this.#openStore = openStore;
+  }
+
+  async create(
+    key: string,
+    id: string,
+    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number },
+  ): Promise<SessionInfo> {
+    return this.#use(key, (session) => session.create(id, options));
+  }
+
+  async get(key: string): Promise<SessionInfo> {
+    return this.#use(key, async (session) => session.info());
+  }
+
+  async messages(key: string): Promise<ChatMessage[]> {
+    return this.#use(key, async (session) => session.messages());
+  }
+
+  async delete(key: string): Promise<void> {
+    await this.#use(key, (session) => session.delete());
+    this.evict(key);
+  }
+
+  async turn(
+    key: string,
+    id: string,
+    request: TurnRequest,
+    signal: AbortSignal,
+  ): Promise<AsyncIterable<TurnEvent>> {
+    return this.#use(key, (session) =>
+      streamTurn((emit, own) => session.turn(id, request, own, emit), signal),
+    );
+  }
+
+  /** Wakes the sessions with these keys (those found on disk at start), so that expired ones are deleted. */
+  async resume(keys: Iterable<string>): Promise<void> {
+    for (const key of keys) await this.#use(key, (session) => session.expire());
+  }
+
+  /** Forgets the session's object, as a Durable Object is evicted: memory only. @throws AdkvcError while a turn runs */
+  evict(key: string): void {
+    const session = this.#sessions.get(key);
+    if (session?.busy) throw new AdkvcError('session_busy', 'a turn runs: the session cannot be evicted');
+    session?.close();
+    this.#sessions.delete(key);
+    // An expiry that is due stays due, as an alarm does.
+    if (this.#alarms.get(key)?.at == null) this.#alarms.delete(key);
+  }
+
+  close(): void {
+    for (const [key, session] of this.#sessions) {
+      session.close();
+      this.#sessions.delete(key);
+    }
+    for (const alarm of this.#alarms.values()) alarm.stop();
+    this.#alarms.clear();
+  }
+
+  async #use<T>(key: string, action: (session: Session) => Promise<T>): Promise<T> {
+    let session = this.#sessions.get(key);
+    if (!session) {
+      session = new Session(this.#services, this.#openStore(key), this.#alarm(key));
+      this.#sessions.set(key, session);
+    }
+    try {
+      return await action(session);
+    } catch (error) {
+      // A look at a session that does not exist leaves no object behind.
+      if (!session.busy && this.#sessions.get(key) === session && isNotFound(error)) this.evict(key);
+      throw error;
+    }
+  }
+
+  #alarm(key: string): Alarm {
+    let alarm = this.#alarms.get(key);
+    if (!alarm) {
+      alarm = new TimerAlarm(
+        () => this.#use(key, (session) => session.expire()),
+        this.#services.now ?? Date.now,
+      );
+      this.#alarms.set(key, alarm);
+    }
+    return alarm;
+  }
+}
+
+const isNotFound = (error: unknown): boolean =>
+  error instanceof AdkvcError && error.code === 'session_not_found';
+
+class TimerAlarm implements Alarm {
+  at: number | null = null;
+  readonly #fire: () => Promise<void>;
+  readonly #now: () => number;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(fire: () => Promise<void>, now: () => number) {
+    this.#fire = fire;
+    this.#now = now;
+  }
+
+  async get(): Promise<number | null> {
+    return this.at;
+  }
+
+  async set(at: number): Promise<void> {
+    this.stop();
+    this.at = at;
+    const timer: unknown = setTimeout(
+      () => {
+        this.at = null;
+        // A failure (a disk that is full) is met again by the next look.
+        this.#fire().catch(() => this.set(this.#now() + 60_000));
+      },
+      Math.min(Math.max(0, at - this.#now()), MAX_TIMER_MS),
+    );
+    this.#timer = timer as ReturnType<typeof setTimeout>;
+    // Waiting for an expiry is no reason for a process to live on.
+    if (typeof timer === 'object' && timer && 'unref' in timer) (timer as { unref(): void }).unref();
+  }
+
+  async clear(): Promise<void> {
+    this.stop();
+    this.at = null;
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}

@@ -1,0 +1,160 @@
+import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import type { ChatMessage, Engine } from '../engine/types.ts';
+
+/** A message and where its ids lie: from the previous message's end (0 for the first) to `end`, template markup included. */
+export interface LoggedMessage extends ChatMessage {
+  readonly end: number;
+  /** For an answer that was sampled here: the number of ids that it answered, the generation prompt included. */
+  readonly prompt?: number;
+  /** The template's closing markup does not follow yet (only the last message can be open). */
+  readonly open?: true;
+}
+
+/**
+ * What was said, as text and as ids: the truth from which the cache can always be made again.
+ * `ids` may go on after the last message's end (a generation prompt whose answer did not begin) and past
+ * `fed` (the last sampled token is not fed until the next turn).
+ */
+export interface Log {
+  readonly messages: readonly LoggedMessage[];
+  readonly ids: readonly number[];
+  /** Ids [0, fed) are in the current state's cache. */
+  readonly fed: number;
+}
+export const EMPTY_LOG: Log = { messages: [], ids: [], fed: 0 };
+
+export interface PromptRequest {
+  readonly messages: readonly ChatMessage[];
+  readonly mode: 'whole' | 'append';
+  readonly overwrite: boolean;
+}
+
+/** The ids that a turn starts from. */
+export interface Prompt {
+  readonly messages: readonly LoggedMessage[];
+  /** Generation prompt included. */
+  readonly ids: readonly number[];
+  /** Leading ids that are equal to the log's. */
+  readonly shared: number;
+}
+
+/** Stands for the content of messages that need not be tokenised again; their ids come from the log. */
+const PLACEHOLDER = 'x';
+
+/**
+ * Joins a request to the log. Messages that equal the log's in role and text keep the ids they had (what the model said is never
+ * tokenised again: other ids may spell the same text); only the rest is tokenised.
+ * @param sameModel false when the log's ids were made by another model: its text counts, its ids do not
+ * @throws AdkvcError session_diverged when whole messages share no turn with the log and `overwrite` is not set
+ */
+export function joinPrompt(
+  engine: Pick<Engine, 'template' | 'eosIds'>,
+  log: Log,
+  request: PromptRequest,
+  sameModel = true,
+): Prompt {
+  if (request.messages.length === 0)
+    throw new InvalidInputError('messages must hold at least one message', 'messages');
+  const messages =
+    request.mode === 'whole'
+      ? request.messages
+      : [...log.messages.slice(0, unanswered(log.messages, request.messages)), ...request.messages];
+  const common = commonMessages(messages, log.messages);
+  const turns = (list: readonly ChatMessage[]) => list.some((message) => message.role !== 'system');
+  if (turns(log.messages) && !turns(messages.slice(0, common)) && !request.overwrite)
+    throw new AdkvcError(
+      'session_diverged',
+      'messages share no turn with this session: send its conversation, set session_overwrite, or use another session_id',
+      { param: 'messages', data: { loggedMessages: log.messages.length } },
+    );
+
+  const reused = sameModel ? common : 0;
+  const encoded = engine.template.encode(
+    messages.map(({ role, content }, i) => ({ role, content: i < reused ? PLACEHOLDER : content })),
+    { addGenerationPrompt: true },
+  );
+  const ids: number[] = [];
+  const logged: LoggedMessage[] = [];
+  messages.forEach(({ role, content }, i) => {
+    const fresh = encoded.ids.slice(i === 0 ? 0 : encoded.spans[i - 1]!.end, encoded.spans[i]!.end);
+    const kept = i < reused ? log.messages[i] : undefined;
+    if (kept) {
+      append(ids, log.ids, i === 0 ? 0 : log.messages[i - 1]!.end, kept.end);
+      if (kept.open) close(ids, fresh, engine.eosIds);
+    } else append(ids, fresh);
+    logged.push({
+      role,
+      content,
+      end: ids.length,
+      ...(kept?.prompt === undefined ? {} : { prompt: kept.prompt }),
+    });
+  });
+  append(ids, encoded.ids, encoded.spans.at(-1)!.end);
+  return { messages: logged, ids, shared: sameModel ? commonLength(ids, log.ids) : 0 };
+}
+
+/** The log as it stands when `answer` was sampled after the prompt, and `fed` ids were fed. */
+export function answered(prompt: Prompt, answer: readonly number[], content: string, fed: number): Log {
+  const ids = [...prompt.ids, ...answer];
+  if (answer.length === 0) return { messages: prompt.messages, ids, fed };
+  const message: LoggedMessage = {
+    role: 'assistant',
+    content,
+    end: ids.length,
+    prompt: prompt.ids.length,
+    open: true,
+  };
+  return { messages: [...prompt.messages, message], ids, fed };
+}
+
+/**
+ * Positions that somebody may want to return to, newest first: for each of the last `turns` answers the last position
+ * before it was sampled (regenerate) and the end of the answer before (edit).
+ */
+export function anchors(log: Log, turns: number): number[] {
+  const found: number[] = [];
+  const answers = log.messages.filter((message) => message.role === 'assistant');
+  // A prompt whose answer did not begin yet can be asked again, too.
+  if (log.messages.at(-1)?.role !== 'assistant') found.push(log.ids.length - 1, answers.at(-1)?.end ?? 0);
+  for (let i = answers.length - 1; i >= 0 && found.length < 2 * turns; i--) {
+    found.push((answers[i]!.prompt ?? answers[i]!.end) - 1, answers[i - 1]?.end ?? 0);
+  }
+  return found.filter((position) => position > 0);
+}
+
+/** Closing markup after an answer: what the template writes from its end-of-reply token on; a sampled one gives way to it, since it is not fed yet. */
+function close(ids: number[], template: readonly number[], eosIds: readonly number[]): void {
+  const eos = template.findLastIndex((id) => eosIds.includes(id));
+  if (eos < 0) return;
+  if (eosIds.includes(ids.at(-1)!)) ids.pop();
+  append(ids, template, eos);
+}
+
+function append(to: number[], from: readonly number[], start = 0, end = from.length): void {
+  for (let i = start; i < end; i++) to.push(from[i]!);
+}
+
+/**
+ * Where appended messages begin: at the log's end, or, when the log ends with these very messages and no answer followed (the turn was
+ * interrupted, and is sent again), where they stand already.
+ */
+function unanswered(log: readonly ChatMessage[], appended: readonly ChatMessage[]): number {
+  const at = log.length - appended.length;
+  const again =
+    at >= 0 &&
+    log.at(-1)?.role !== 'assistant' &&
+    commonMessages(log.slice(at), appended) === appended.length;
+  return again ? at : log.length;
+}
+
+function commonMessages(a: readonly ChatMessage[], b: readonly ChatMessage[]): number {
+  let n = 0;
+  while (n < a.length && n < b.length && a[n]!.role === b[n]!.role && a[n]!.content === b[n]!.content) n++;
+  return n;
+}
+
+export function commonLength(a: readonly number[], b: readonly number[]): number {
+  let n = 0;
+  while (n < a.length && n < b.length && a[n] === b[n]) n++;
+  return n;
+}

@@ -1,0 +1,136 @@
+import { CorruptDataError } from '../core/errors.ts';
+import { checksum } from './checksum.ts';
+import { MAX_ROW_BYTES, type SessionStore } from './store/session-store.ts';
+
+/**
+ * The frame around every stored row: u32 magic 'ADKV', u8 format version, u8 kind, u16 zero, u32 checksum of the
+ * payload, u32 payload bytes; little-endian. A row is referred to by id *and* checksum, so that neither a damaged row nor a whole
+ * row of another time passes for the one that was meant.
+ */
+export const FORMAT_VERSION = 1;
+const MAGIC = 0x564b4441;
+export const FRAME_BYTES = 16;
+export const MAX_PAYLOAD_BYTES = MAX_ROW_BYTES - FRAME_BYTES;
+
+/** What a row holds; the digit is stored. */
+export const RowKind = { head: 1, state: 2, hot: 3, extent: 4, journal: 5 } as const;
+export type RowKind = (typeof RowKind)[keyof typeof RowKind];
+
+/** [row id, checksum, payload bytes] */
+export type RowRef = readonly [row: number, check: number, bytes: number];
+
+/** Writes `payload` framed; `row` has FRAME_BYTES of room in front of it, which are filled in. */
+export function writeFramed(store: SessionStore, id: number, kind: RowKind, row: Uint8Array): RowRef {
+  const payload = row.subarray(FRAME_BYTES);
+  const check = checksum(payload, kind);
+  const view = new DataView(row.buffer, row.byteOffset);
+  view.setUint32(0, MAGIC, true);
+  view.setUint8(4, FORMAT_VERSION);
+  view.setUint8(5, kind);
+  view.setUint16(6, 0, true);
+  view.setUint32(8, check, true);
+  view.setUint32(12, payload.byteLength, true);
+  store.put(id, row);
+  return [id, check, payload.byteLength];
+}
+
+/** The payload of a row. @throws CorruptDataError naming the row and what is wrong with it */
+export function readRow(
+  store: SessionStore,
+  id: number,
+  kind: RowKind,
+): { payload: Uint8Array; check: number } {
+  const row = store.get(id);
+  const wrong = (what: string) => new CorruptDataError(`row ${id} ${what}`, { row: id });
+  if (!row) throw wrong('is missing');
+  if (row.byteLength < FRAME_BYTES) throw wrong('is shorter than its frame');
+  const view = new DataView(row.buffer, row.byteOffset);
+  if (view.getUint32(0, true) !== MAGIC) throw wrong('does not start with the format mark');
+  if (view.getUint8(4) !== FORMAT_VERSION)
+    throw wrong(`has format version ${view.getUint8(4)}, this is version ${FORMAT_VERSION}`);
+  if (view.getUint8(5) !== kind || view.getUint16(6, true) !== 0) throw wrong('is of another kind');
+  const payload = row.subarray(FRAME_BYTES);
+  const check = view.getUint32(8, true);
+  if (view.getUint32(12, true) !== payload.byteLength) throw wrong('has another length than written');
+  if (checksum(payload, kind) !== check) throw wrong('fails its checksum');
+  return { payload, check };
+}
+
+/** Reads the very row that was referred to. @throws CorruptDataError */
+export function readRef(store: SessionStore, [id, check]: RowRef, kind: RowKind): Uint8Array {
+  const row = readRow(store, id, kind);
+  if (row.check !== check) throw new CorruptDataError(`row ${id} was overwritten by another`, { row: id });
+  return row.payload;
+}
+
+/** Bytes of any length that were written in pieces. */
+export function readBlob(store: SessionStore, refs: readonly RowRef[], kind: RowKind): Uint8Array {
+  if (refs.length === 1) return readRef(store, refs[0]!, kind);
+  const whole = new Uint8Array(refs.reduce((sum, ref) => sum + ref[2], 0));
+  let at = 0;
+  for (const ref of refs) {
+    const part = readRef(store, ref, kind);
+    whole.set(part, at);
+    at += part.byteLength;
+  }
+  return whole;
+}
+
+/** Hands out row ids: first those that nothing refers to any more (an overwrite is billed as one row), then new ones. */
+export class RowAllocator {
+  readonly spare: number[];
+  #next: number;
+
+  /** @param first the lowest id that may be handed out */
+  constructor(existing: readonly number[], used: ReadonlySet<number>, first: number) {
+    this.spare = existing.filter((id) => id >= first && !used.has(id)).reverse();
+    this.#next = Math.max(first, (existing.at(-1) ?? 0) + 1);
+  }
+
+  take(): number {
+    return this.spare.pop() ?? this.#next++;
+  }
+}
+
+/** Writes a stream of bytes as rows of at most MAX_PAYLOAD_BYTES. One row's buffer at a time. */
+export class RowStream {
+  readonly refs: RowRef[] = [];
+  #store: SessionStore;
+  #rows: RowAllocator;
+  #kind: RowKind;
+  #buffer: Uint8Array | undefined;
+  #used = 0;
+
+  constructor(store: SessionStore, rows: RowAllocator, kind: RowKind) {
+    this.#store = store;
+    this.#rows = rows;
+    this.#kind = kind;
+  }
+
+  push(bytes: Uint8Array): void {
+    for (let from = 0; from < bytes.byteLength; ) {
+      this.#buffer ??= new Uint8Array(MAX_ROW_BYTES);
+      const count = Math.min(bytes.byteLength - from, MAX_PAYLOAD_BYTES - this.#used);
+      this.#buffer.set(bytes.subarray(from, from + count), FRAME_BYTES + this.#used);
+      this.#used += count;
+      from += count;
+      if (this.#used === MAX_PAYLOAD_BYTES) this.#flush();
+    }
+  }
+
+  /** Bytes that still fit into the current row. */
+  get room(): number {
+    return MAX_PAYLOAD_BYTES - this.#used;
+  }
+
+  end(): RowRef[] {
+    if (this.#used > 0) this.#flush();
+    return this.refs;
+  }
+
+  #flush(): void {
+    const row = this.#buffer!.subarray(0, FRAME_BYTES + this.#used);
+    this.refs.push(writeFramed(this.#store, this.#rows.take(), this.#kind, row));
+    this.#used = 0;
+  }
+}

@@ -1,0 +1,178 @@
+import { AbortedError, AdkvcError } from '../core/errors.ts';
+import type { Engine } from '../engine/types.ts';
+import { MAX_ADMISSION_WAIT_MS, MAX_WAITING_TURNS_PER_ISOLATE, RETRY_AFTER_SECONDS } from './limits.ts';
+
+/** A session, as the scheduler sees it: it may hold a cache in the isolate's memory. */
+export interface Tenant {
+  /** Kernel bytes of its resident cache; 0 without one. */
+  readonly residentBytes: number;
+  /** Implicit sessions are forgotten first. */
+  readonly implicit: boolean;
+  readonly lastUsedAt: number;
+  /**
+   * Frees the resident cache. Called only without a lease, when the cache is clean. Must not do I/O: the caller is
+   * another object's request, which the platform forbids to touch this one's storage.
+   */
+  forget(): void;
+}
+
+/** The right to run one turn. */
+export interface Lease {
+  /** Awaited between slices of work: other turns, requests and aborts get their share. */
+  yield(): Promise<void>;
+  /** Runs something that waits for the outside; nobody waits for this turn's next slice meanwhile. */
+  outside<T>(wait: () => Promise<T>): Promise<T>;
+  release(): void;
+}
+
+export interface SchedulerOptions {
+  /** Waits at least this long in a macrotask of the caller's own; 0: only lets others run. workerd: scheduler.wait, Node: setImmediate and setTimeout. */
+  readonly pause: (ms: number) => Promise<void>;
+  readonly now?: () => number;
+  readonly maxWaiting?: number;
+  readonly maxWaitMs?: number;
+}
+
+interface Turn {
+  readonly tenant: Tenant;
+  readonly bytes: number;
+  /** Slices taken, counted from the slowest turn's count at its start. */
+  slices: number;
+  outside: boolean;
+}
+
+/** Waiters look again after this long: a promise of another object's request is never awaited, since workerd takes that for a hang. */
+const POLL_MS = 10;
+/** A turn that is ahead lets others run at most this often before it goes on anyway. */
+const MAX_COURTESY = 32;
+
+/** All conversations of an isolate share one thread and one memory; this divides both. One instance an isolate. */
+export class Scheduler {
+  readonly #options: Required<SchedulerOptions>;
+  #tenants = new Set<Tenant>();
+  #turns = new Map<Tenant, Turn>();
+  #queue: symbol[] = [];
+
+  constructor(options: SchedulerOptions) {
+    this.#options = {
+      now: Date.now,
+      maxWaiting: MAX_WAITING_TURNS_PER_ISOLATE,
+      maxWaitMs: MAX_ADMISSION_WAIT_MS,
+      ...options,
+    };
+  }
+
+  get running(): number {
+    return this.#turns.size;
+  }
+  get waiting(): number {
+    return this.#queue.length;
+  }
+
+  /** Bytes that one turn could get if nobody else held any. */
+  capacity(engine: Pick<Engine, 'availableBytes'>): number {
+    let bytes = engine.availableBytes;
+    for (const tenant of this.#tenants) bytes += tenant.residentBytes;
+    return bytes;
+  }
+
+  /** The tenant is gone: it holds nothing any more. */
+  leave(tenant: Tenant): void {
+    this.#tenants.delete(tenant);
+  }
+
+  /**
+   * Waits until `bytes` fit beside the turns that run; idle sessions' caches are forgotten for it, the implicit and the
+   * longest unused first. First in, first out.
+   * @throws AdkvcError memory_limit (data.retryAfter) when too many wait or the wait takes too long; AbortedError
+   */
+  async admit(
+    tenant: Tenant,
+    engine: Pick<Engine, 'availableBytes'>,
+    bytes: number,
+    signal?: AbortSignal,
+  ): Promise<Lease> {
+    if (this.#queue.length > 0 || !this.#makeRoom(tenant, engine, bytes)) {
+      if (this.#queue.length >= this.#options.maxWaiting)
+        throw this.#refusal(
+          bytes,
+          `${this.#queue.length} turns wait for memory already (MAX_WAITING_TURNS_PER_ISOLATE)`,
+        );
+      const ticket = Symbol('ticket');
+      const deadline = this.#options.now() + this.#options.maxWaitMs;
+      this.#queue.push(ticket);
+      try {
+        while (this.#queue[0] !== ticket || !this.#makeRoom(tenant, engine, bytes)) {
+          if (signal?.aborted) throw new AbortedError();
+          if (this.#options.now() >= deadline)
+            throw this.#refusal(
+              bytes,
+              `no memory became free within ${this.#options.maxWaitMs} ms (MAX_ADMISSION_WAIT_MS)`,
+            );
+          await this.#options.pause(POLL_MS);
+        }
+      } finally {
+        this.#queue.splice(this.#queue.indexOf(ticket), 1);
+      }
+    }
+    const turn: Turn = { tenant, bytes, slices: this.#slowest(), outside: false };
+    this.#tenants.add(tenant);
+    this.#turns.set(tenant, turn);
+    return {
+      yield: () => this.#yield(turn),
+      outside: async (wait) => {
+        turn.outside = true;
+        try {
+          return await wait();
+        } finally {
+          turn.outside = false;
+          // It had no use for the slices that others took meanwhile, and does not get them back.
+          turn.slices = Math.max(turn.slices, this.#slowest(turn));
+        }
+      },
+      release: () => {
+        if (this.#turns.get(tenant) === turn) this.#turns.delete(tenant);
+      },
+    };
+  }
+
+  #makeRoom(tenant: Tenant, engine: Pick<Engine, 'availableBytes'>, bytes: number): boolean {
+    const capacity = this.capacity(engine);
+    let needed = bytes;
+    for (const turn of this.#turns.values()) needed += Math.max(turn.bytes, turn.tenant.residentBytes);
+    if (needed > capacity) return false;
+    const idle = [...this.#tenants]
+      .filter((other) => other !== tenant && !this.#turns.has(other) && other.residentBytes > 0)
+      .sort((a, b) => Number(b.implicit) - Number(a.implicit) || a.lastUsedAt - b.lastUsedAt);
+    for (const other of idle) needed += other.residentBytes;
+    for (const other of idle) {
+      if (needed <= capacity) break;
+      needed -= other.residentBytes;
+      other.forget();
+    }
+    return needed <= capacity;
+  }
+
+  async #yield(turn: Turn): Promise<void> {
+    turn.slices++;
+    await this.#options.pause(0);
+    for (let i = 0; i < MAX_COURTESY && turn.slices > this.#slowest(turn) + 1; i++)
+      await this.#options.pause(1);
+  }
+
+  /** Slices of the slowest turn that could run now. */
+  #slowest(own?: Turn): number {
+    let least = Number.POSITIVE_INFINITY;
+    for (const turn of this.#turns.values())
+      if (turn !== own && !turn.outside) least = Math.min(least, turn.slices);
+    return least === Number.POSITIVE_INFINITY ? (own?.slices ?? 0) : least;
+  }
+
+  #refusal(bytes: number, why: string): AdkvcError {
+    return new AdkvcError(
+      'memory_limit',
+      `this turn needs ${bytes} bytes and ${why}; try again in ${RETRY_AFTER_SECONDS} s`,
+      { data: { retryAfter: RETRY_AFTER_SECONDS, needed: bytes } },
+    );
+  }
+}

@@ -1,0 +1,24 @@
+import type { Engine, EngineCache, GenerateEvent, SamplingOptions } from '../engine/types.ts';
+import type { Scheduler } from './scheduler.ts';
+
+/** engine/generate.ts */
+export type Generate = (
+  engine: Engine,
+  cache: EngineCache,
+  ids: readonly number[],
+  options: {
+    sampling: SamplingOptions;
+    stop: readonly string[];
+    maxTokens: number;
+    signal?: AbortSignal;
+    yield?: () => Promise<void>;
+  },
+) => AsyncGenerator<GenerateEvent>;
+
+/** What all sessions of an isolate share. */
+export interface SessionServices {
+  readonly loadEngine: () => Promise<Engine>;
+  readonly generate: Generate;
+  readonly scheduler: Scheduler;
+  readonly now?: () => number;
+}

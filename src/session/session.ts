@@ -1,0 +1,345 @@
+import { type CacheConfig, DEFAULT_CACHE } from '../cache/policy.ts';
+import { AbortedError, AdkvcError, ContextLengthError, CorruptDataError } from '../core/errors.ts';
+import type { ChatMessage, Engine } from '../engine/types.ts';
+import { LAYOUT_VERSION } from '../kernels/layout.ts';
+import type { SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import { type Alarm, armExpiry, onAlarm } from './expiry.ts';
+import { type EngineIdentity, expiresAt, type Head, readHead, writeHead } from './head.ts';
+import { IMPLICIT_TTL_SECONDS } from './limits.ts';
+import { EMPTY_LOG, joinPrompt } from './log.ts';
+import type { Residence } from './recover.ts';
+import type { Tenant } from './scheduler.ts';
+import type { SessionServices } from './services.ts';
+import type { SessionStore } from './store/session-store.ts';
+import { Turn } from './turn.ts';
+import { TurnLock } from './turn-lock.ts';
+import { toWire } from './wire.ts';
+
+const DELETED = Symbol('deleted');
+
+/**
+ * One conversation. Turns run one at a time; reads see the last commit without waiting. What it keeps in memory (its
+ * resident cache, the head) is a copy of what is in the store and may be forgotten at any time between turns.
+ */
+export class Session implements Tenant {
+  readonly #services: SessionServices;
+  readonly #store: SessionStore;
+  readonly #alarm: Alarm;
+  readonly #now: () => number;
+  readonly #lock = new TurnLock();
+  #head: Head | undefined;
+  #damage: string | undefined;
+  #residence: Residence | undefined;
+  #running: AbortController | undefined;
+  /** The turn that runs; it holds the residence meanwhile. */
+  #turn: Turn | undefined;
+
+  constructor(services: SessionServices, store: SessionStore, alarm: Alarm) {
+    this.#services = services;
+    this.#store = store;
+    this.#alarm = alarm;
+    this.#now = services.now ?? Date.now;
+  }
+
+  get residentBytes(): number {
+    return (this.#turn?.residence ?? this.#residence)?.cache.bytes ?? 0;
+  }
+  get implicit(): boolean {
+    return this.#head?.implicit ?? false;
+  }
+  get lastUsedAt(): number {
+    return this.#head?.lastUsedAt ?? 0;
+  }
+  /** A turn runs or waits. */
+  get busy(): boolean {
+    return this.#lock.held || this.#lock.waiting > 0;
+  }
+
+  forget(): void {
+    this.#residence?.cache.dispose();
+    this.#residence = undefined;
+  }
+
+  /** The object is given up: memory and handles go, the store's bytes stay. */
+  close(): void {
+    this.forget();
+    this.#services.scheduler.leave(this);
+    this.#store.close();
+  }
+
+  /** @throws AdkvcError session_exists */
+  async create(
+    id: string,
+    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number },
+  ): Promise<SessionInfo> {
+    const engine = await this.#services.loadEngine();
+    const release = await this.#lock.acquire();
+    try {
+      if (this.#readHead())
+        throw new AdkvcError('session_exists', `session ${id} exists already`, { param: 'id' });
+      const head = newHead(id, this.#now(), { ...options, implicit: false, engine });
+      engine.worstCaseBytes(head.cacheConfig, 1); // refuses a configuration that no cache could have
+      this.#store.transaction(() => writeHead(this.#store, head));
+      await this.#store.sync();
+      await armExpiry(this.#alarm, head);
+      this.#head = head;
+      return this.info();
+    } finally {
+      release();
+    }
+  }
+
+  /** @throws AdkvcError session_not_found */
+  info(): SessionInfo {
+    const head = this.#existing();
+    return {
+      id: head.id,
+      model: head.engine?.model ?? '',
+      createdAt: head.createdAt,
+      lastUsedAt: head.lastUsedAt,
+      expiresAt: expiresAt(head),
+      turns: head.log.messages.filter(({ role }) => role === 'assistant').length,
+      tokens: head.log.ids.length,
+      cacheConfig: head.cacheConfig,
+      cache: head.report,
+      storedBytes: this.#store.size().bytes,
+    };
+  }
+
+  /** @throws AdkvcError session_not_found */
+  messages(): ChatMessage[] {
+    return this.#existing().log.messages.map(({ role, content }) => ({ role, content }));
+  }
+
+  /** Ends the running turn, then deletes every byte. @throws AdkvcError session_not_found */
+  async delete(): Promise<void> {
+    if (!this.busy && this.#store.ids().length === 0) throw notFound();
+    const gone = new AdkvcError('session_not_found', 'the session was deleted while this turn waited');
+    this.#lock.refuseAll(gone);
+    this.#running?.abort(DELETED);
+    const release = await this.#lock.acquire(undefined, Number.POSITIVE_INFINITY);
+    try {
+      await this.#destroy();
+    } finally {
+      release();
+    }
+  }
+
+  /** Called by the host when the alarm fires. */
+  async expire(): Promise<void> {
+    const step = onAlarm(this.#peekHead(), this.busy, this.#now());
+    if (typeof step === 'number') await this.#alarm.set(step);
+    if (step !== 'delete') return;
+    const release = await this.#lock.acquire();
+    try {
+      await this.#destroy();
+    } finally {
+      release();
+    }
+  }
+
+  /**
+   * Runs one turn; its events go to `emit`, which never waits. What goes wrong before `started` is thrown, later it is emitted as `failed`.
+   * When `signal` fires the turn ends at the next token, what was generated is committed, and an AbortedError is emitted (for nobody).
+   */
+  async turn(
+    id: string,
+    request: TurnRequest,
+    signal: AbortSignal,
+    emit: (event: TurnEvent) => void,
+  ): Promise<void> {
+    const release = await this.#lock.acquire(signal);
+    const controller = new AbortController();
+    const abort = () => controller.abort();
+    if (signal.aborted) abort();
+    else signal.addEventListener('abort', abort, { once: true });
+    this.#running = controller;
+    let started = false;
+    try {
+      await this.#run(id, request, controller.signal, (event) => {
+        started = true;
+        emit(event);
+      });
+    } catch (error) {
+      const told =
+        controller.signal.reason === DELETED ? notFound('the session was deleted during this turn') : error;
+      if (!started) throw told;
+      emit({ type: 'failed', error: toWire(told) });
+    } finally {
+      this.#running = undefined;
+      signal.removeEventListener('abort', abort);
+      release();
+    }
+  }
+
+  async #run(
+    id: string,
+    request: TurnRequest,
+    signal: AbortSignal,
+    emit: (event: TurnEvent) => void,
+  ): Promise<void> {
+    const { scheduler } = this.#services;
+    const engine = await this.#services.loadEngine();
+    const { head, damage } = await this.#headForTurn(id, request, engine);
+    const identity = identityOf(engine);
+    const sameModel = head.engine?.fingerprint === identity.fingerprint;
+    const prompt = joinPrompt(engine, head.log, request, sameModel);
+    const tokens = Math.min(prompt.ids.length + request.maxTokens, engine.model.contextLength);
+    const bytes = this.#checkFits(engine, head.cacheConfig, prompt.ids.length, tokens);
+    if (signal.aborted) throw new AbortedError();
+
+    const lease = await scheduler.admit(this, engine, bytes, signal);
+    const turn = new Turn({
+      engine,
+      identity,
+      generate: this.#services.generate,
+      store: this.#store,
+      lease,
+      now: this.#now,
+      head,
+      damage,
+      prompt,
+      residence: this.#residence,
+      request: { ...request, maxTokens: tokens - prompt.ids.length },
+      signal,
+      deleted: () => signal.reason === DELETED,
+      committed: async (next) => {
+        this.#head = next;
+        this.#damage = undefined;
+        await armExpiry(this.#alarm, next);
+      },
+      emit,
+    });
+    this.#turn = turn;
+    this.#residence = undefined;
+    try {
+      await turn.run();
+    } finally {
+      this.#turn = undefined;
+      if (turn.clean) this.#residence = turn.residence;
+      else {
+        // Memory may differ from the store now; the store is right, and is read again.
+        turn.residence?.cache.dispose();
+        this.#head = undefined;
+        scheduler.leave(this);
+      }
+      lease.release();
+    }
+  }
+
+  /** The stored head, or one for a session that begins with this turn. */
+  async #headForTurn(
+    id: string,
+    request: TurnRequest,
+    engine: Engine,
+  ): Promise<{ head: Head; damage: string | undefined }> {
+    const fresh = () =>
+      newHead(id, this.#now(), {
+        cache: request.cache,
+        ttlSeconds: request.implicit ? IMPLICIT_TTL_SECONDS : undefined,
+        implicit: request.implicit,
+        engine,
+      });
+    try {
+      const head = this.#readHead();
+      if (head && isExpired(head, this.#now())) {
+        await this.#destroy();
+        return { head: fresh(), damage: undefined };
+      }
+      return { head: head ?? fresh(), damage: this.#damage };
+    } catch (error) {
+      // Nothing tells what was said before, unless the request does.
+      if (!(error instanceof CorruptDataError) || request.mode === 'append') throw error;
+      return { head: fresh(), damage: error.message };
+    }
+  }
+
+  /** The bytes to be admitted by. @throws ContextLengthError naming the tokens that would fit */
+  #checkFits(engine: Engine, config: CacheConfig, promptTokens: number, tokens: number): number {
+    const { contextLength } = engine.model;
+    if (promptTokens >= contextLength)
+      throw new ContextLengthError(
+        `messages take ${promptTokens} tokens, ${contextLength - 1} fit before an answer: shorten them or start a new session`,
+        { tokens: promptTokens, limit: contextLength - 1 },
+      );
+    const bytes = engine.worstCaseBytes(config, tokens);
+    const capacity = this.#services.scheduler.capacity(engine);
+    if (bytes <= capacity) return bytes;
+    let low = 0;
+    for (let high = tokens; low < high; ) {
+      const middle = Math.ceil((low + high) / 2);
+      if (engine.worstCaseBytes(config, middle) <= capacity) low = middle;
+      else high = middle - 1;
+    }
+    throw new ContextLengthError(
+      `${tokens} tokens (messages and max_tokens) need ${bytes} bytes under policy ${config.policy}, ${capacity} are there: at most ${low} tokens fit`,
+      { tokens, limit: low },
+    );
+  }
+
+  #existing(): Head {
+    const head = this.#readHead();
+    if (!head || (isExpired(head, this.#now()) && !this.busy)) throw notFound();
+    return head;
+  }
+
+  #readHead(): Head | undefined {
+    if (this.#head) return this.#head;
+    const reading = readHead(this.#store);
+    this.#head = reading?.head;
+    this.#damage = reading?.damage;
+    return this.#head;
+  }
+
+  #peekHead(): Head | undefined {
+    try {
+      return this.#readHead();
+    } catch (error) {
+      if (error instanceof CorruptDataError) return undefined;
+      throw error;
+    }
+  }
+
+  async #destroy(): Promise<void> {
+    this.forget();
+    this.#services.scheduler.leave(this);
+    this.#head = undefined;
+    this.#damage = undefined;
+    await this.#alarm.clear();
+    await this.#store.destroy();
+  }
+}
+
+const notFound = (message = 'no such session') =>
+  new AdkvcError('session_not_found', message, { param: 'session_id' });
+
+const isExpired = (head: Head, now: number): boolean => {
+  const at = expiresAt(head);
+  return at !== null && now >= at;
+};
+
+const identityOf = (engine: Engine): EngineIdentity => ({
+  model: engine.model.name,
+  fingerprint: engine.fingerprint,
+  numerics: engine.numerics,
+  layoutVersion: LAYOUT_VERSION,
+});
+
+function newHead(
+  id: string,
+  now: number,
+  options: { cache?: Partial<CacheConfig>; ttlSeconds?: number; implicit: boolean; engine: Engine },
+): Head {
+  return {
+    id,
+    createdAt: now,
+    lastUsedAt: now,
+    ttlSeconds: options.ttlSeconds ?? null,
+    implicit: options.implicit,
+    cacheConfig: { ...DEFAULT_CACHE, ...options.cache },
+    report: null,
+    engine: identityOf(options.engine),
+    log: EMPTY_LOG,
+    states: [],
+  };
+}

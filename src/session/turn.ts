@@ -1,0 +1,208 @@
+import { EPOCH } from '../core/config.ts';
+import { AbortedError } from '../core/errors.ts';
+import type { Engine } from '../engine/types.ts';
+import type { TurnEvent, TurnRequest } from './api.ts';
+import { commit } from './commit.ts';
+import type { EngineIdentity, Head } from './head.ts';
+import { CHECKPOINT_POSITIONS } from './limits.ts';
+import { answered, type Prompt } from './log.ts';
+import { type Residence, restoreNewest } from './recover.ts';
+import type { Lease } from './scheduler.ts';
+import type { Generate } from './services.ts';
+import type { SessionStore } from './store/session-store.ts';
+
+export interface TurnSetup {
+  readonly engine: Engine;
+  readonly identity: EngineIdentity;
+  readonly generate: Generate;
+  readonly store: SessionStore;
+  readonly lease: Lease;
+  readonly now: () => number;
+  /** As stored, or new. */
+  readonly head: Head;
+  /** What was wrong with a copy of the head. */
+  readonly damage: string | undefined;
+  readonly prompt: Prompt;
+  /** The resident cache, standing at head.log.fed. The turn takes it over. */
+  readonly residence: Residence | undefined;
+  readonly request: TurnRequest;
+  readonly signal: AbortSignal;
+  /** Nothing may be written any more. */
+  readonly deleted: () => boolean;
+  /** Told after each commit, which is durable then. */
+  readonly committed: (head: Head) => Promise<void>;
+  readonly emit: (event: TurnEvent) => void;
+}
+
+type Recovered = { reason: string; from: number; replayed: number };
+
+/** One turn from its prompt to its last commit. Made for one use. */
+export class Turn {
+  /** The cache as the turn leaves it. */
+  residence: Residence | undefined;
+  /** The cache equals what is stored. */
+  clean = false;
+  readonly #setup: TurnSetup;
+  #head: Head;
+  #answer: number[] = [];
+  #content = '';
+  #recovered: Recovered | undefined;
+  #written = { rows: 0, bytes: 0 };
+  #timing = { prefillMs: 0, decodeMs: 0, restoreMs: 0, commitMs: 0 };
+  #committedAt = 0;
+
+  constructor(setup: TurnSetup) {
+    this.#setup = setup;
+    this.#head = setup.head;
+    this.residence = setup.residence;
+  }
+
+  /** @throws AbortedError after the partial answer was committed */
+  async run(): Promise<void> {
+    const { engine, prompt, request, signal, lease, emit, now } = this.#setup;
+    this.#reach();
+    const { cache } = this.residence!;
+    const cachedTokens = cache.position;
+    this.#committedAt = cache.position;
+    emit({ type: 'started', promptTokens: prompt.ids.length, cachedTokens });
+
+    let mark = now();
+    let finish: { reason: 'stop' | 'length'; text: string } | undefined;
+    try {
+      const events = this.#setup.generate(engine, cache, prompt.ids, {
+        sampling: request.sampling,
+        stop: request.stop,
+        maxTokens: request.maxTokens,
+        signal,
+        yield: lease.yield,
+      });
+      for await (const event of events) {
+        if (event.type === 'prefill') {
+          emit(event);
+          // The next event may be an epoch away.
+          if (cache.position + EPOCH - this.#committedAt > CHECKPOINT_POSITIONS) await this.#commit();
+        } else if (event.type === 'token') {
+          if (this.#answer.length === 0) {
+            this.#timing.prefillMs = now() - mark;
+            mark = now();
+          }
+          this.#answer.push(event.id);
+          this.#content += event.text;
+          emit({
+            ...event,
+            ...(event.top && {
+              top: event.top.map((one) => ({ ...one, text: engine.tokenizer.decode([one.id]) })),
+            }),
+          } as TurnEvent);
+          if (cache.position - this.#committedAt >= CHECKPOINT_POSITIONS) await this.#commit();
+        } else {
+          finish = event;
+          this.#content += event.text;
+        }
+        if (signal.aborted && !finish) break;
+      }
+    } catch (error) {
+      // Only an abort leaves the cache whole.
+      if (!(error instanceof AbortedError && signal.aborted)) {
+        this.clean = false;
+        throw error;
+      }
+    }
+    this.#timing.decodeMs = now() - mark;
+    await this.#commit();
+    if (!finish)
+      throw new AbortedError('the turn was ended before its answer was complete; what was generated is kept');
+    emit({
+      type: 'finished',
+      reason: finish.reason,
+      text: finish.text,
+      usage: {
+        promptTokens: prompt.ids.length,
+        completionTokens: this.#answer.length,
+        cachedTokens,
+      },
+      cache: cache.report(),
+      ...(this.#recovered && { recovered: this.#recovered }),
+      timing: this.#timing,
+      rows: { written: this.#written.rows, bytes: this.#written.bytes },
+    });
+  }
+
+  /** Brings the cache to the newest position from which the prompt can be fed: at least its last token must be. */
+  #reach(): void {
+    const { engine, identity, store, prompt, head, now } = this.#setup;
+    const last = prompt.ids.length - 1;
+    const foreign = head.log.fed > 0 ? difference(head.engine, identity) : undefined;
+    const target = Math.min(prompt.shared, last);
+    const reusable = Math.min(head.log.fed, foreign ? last : target);
+    const reasons: string[] = [];
+    if (this.#setup.damage) reasons.push(`damaged: ${this.#setup.damage}`);
+    if (foreign) reasons.push(foreign);
+    else if (head.log.fed > target) reasons.push('cut: the conversation goes on from an earlier place');
+
+    if (!this.residence || foreign || head.log.fed > target) {
+      const start = now();
+      this.residence?.cache.dispose();
+      this.residence = undefined;
+      if (!foreign) {
+        const restored = restoreNewest(store, engine, head.states, target);
+        reasons.push(...restored.passedOver.map((why) => `damaged: ${why}`));
+        this.residence = restored.residence;
+      }
+      this.residence ??= { cache: engine.createCache(head.cacheConfig), stored: undefined };
+      this.#timing.restoreMs = now() - start;
+    }
+    const from = this.residence.cache.position;
+    if (reasons.length === 0 && from < reusable) reasons.push('missing: no stored state stands there');
+    if (reasons.length > 0)
+      this.#recovered = { reason: reasons.join('; '), from, replayed: Math.max(0, reusable - from) };
+  }
+
+  async #commit(): Promise<void> {
+    const { request, prompt, identity, store, lease, now } = this.#setup;
+    if (this.#setup.deleted() || !request.store) {
+      this.clean = false;
+      return;
+    }
+    const { cache, stored } = this.residence!;
+    const start = now();
+    const log = answered(prompt, this.#answer, this.#content, cache.position);
+    const sameEngine = !difference(this.#head.engine, identity);
+    const next: Head = {
+      ...this.#head,
+      lastUsedAt: now(),
+      report: cache.report(),
+      engine: identity,
+      log,
+      // A state past the place where the prompt leaves the log belongs to what was cut.
+      states: sameEngine
+        ? this.#head.states.filter(
+            ({ position }) => this.#head !== this.#setup.head || position <= prompt.shared,
+          )
+        : [],
+    };
+    this.clean = false;
+    const result = commit(store, next, cache, stored);
+    await lease.outside(() => store.sync());
+    this.#head = result.head;
+    this.residence = { cache, stored: result.stored };
+    this.clean = true;
+    this.#committedAt = cache.position;
+    this.#written.rows += result.rows;
+    this.#written.bytes += result.bytes;
+    await this.#setup.committed(result.head);
+    this.#timing.commitMs += now() - start;
+  }
+}
+
+/** Why states of one engine cannot be continued by another; undefined when they can. */
+function difference(stored: EngineIdentity | null, engine: EngineIdentity): string | undefined {
+  if (!stored) return undefined;
+  if (stored.fingerprint !== engine.fingerprint)
+    return `foreign: the stored state belongs to model ${stored.model} (${stored.fingerprint})`;
+  if (stored.numerics !== engine.numerics)
+    return `foreign: the stored state was computed by ${stored.numerics}, this is ${engine.numerics}`;
+  if (stored.layoutVersion !== engine.layoutVersion)
+    return `outdated: the stored layout has version ${stored.layoutVersion}`;
+  return undefined;
+}
