@@ -73,9 +73,8 @@ export interface BlockEntry {
 export function encodeDirectory(blocks: readonly BlockEntry[]): Uint8Array {
   const words = new Uint32Array(1 + 4 * blocks.length);
   words[0] = blocks.length;
-  blocks.forEach((block, i) =>
-    words.set([block.layer, block.segment, block.version, block.bytes], 1 + 4 * i),
-  );
+  for (const [i, block] of blocks.entries())
+    words.set([block.layer, block.segment, block.version, block.bytes], 1 + 4 * i);
   return new Uint8Array(words.buffer);
 }
 

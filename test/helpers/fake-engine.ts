@@ -132,9 +132,8 @@ export class FakeCache implements EngineCache {
       for (const layer of this.state) {
         const leaving = layer.exact.splice(0, Math.min(EPOCH, layer.exact.length - WINDOW));
         const bytes = new Uint8Array(leaving.length * this.engine.tokenBytes);
-        leaving.forEach((token, i) =>
-          bytes.set(token.subarray(0, this.engine.tokenBytes), i * this.engine.tokenBytes),
-        );
+        for (const [i, token] of leaving.entries())
+          bytes.set(token.subarray(0, this.engine.tokenBytes), i * this.engine.tokenBytes);
         layer.blocks.push({ level: 0, version: this.position, bytes });
         layer.mass.push(0);
       }
@@ -173,8 +172,8 @@ export class FakeCache implements EngineCache {
     view.setUint32(0, hash, true);
     view.setUint32(4, exact.length, true);
     view.setUint32(8, mass.length, true);
-    exact.forEach((token, i) => out.set(token, 12 + i * size));
-    mass.forEach((m, i) => view.setUint32(12 + exact.length * size + i * 4, m, true));
+    for (const [i, token] of exact.entries()) out.set(token, 12 + i * size);
+    for (const [i, m] of mass.entries()) view.setUint32(12 + exact.length * size + i * 4, m, true);
     return out;
   }
 

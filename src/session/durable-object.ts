@@ -1,0 +1,170 @@
+import { DurableObject } from 'cloudflare:workers';
+import { AdkvcError } from '../core/errors.ts';
+import type { SessionHost, TurnEvent, TurnRequest } from './api.ts';
+import type { Alarm } from './expiry.ts';
+import type { SessionServices } from './services.ts';
+import { Session } from './session.ts';
+import { DurableObjectStore } from './store/durable-object.ts';
+import { streamTurn, type TurnStream } from './turn-stream.ts';
+import { fromWire, toWire } from './wire.ts';
+
+/** Lets the runtime's other events run: streaming and aborts need a macrotask. For `Scheduler`. */
+export const pause = (ms: number): Promise<void> => scheduler.wait(ms);
+
+/**
+ * A conversation as a Durable Object. A host's entry derives its class from it, since only the entry knows the model:
+ *
+ * @example
+ * export class ConversationObject extends Conversation<Env> {
+ *   protected services(env: Env) { return servicesOfThisIsolate(env); }
+ * }
+ */
+export abstract class Conversation<Env> extends DurableObject<Env> {
+  readonly #session: Session;
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    // Nothing is read before it is asked for, and the table is made by the first write: no start-up work that could fail or block.
+    this.#session = new Session(
+      this.services(env),
+      new DurableObjectStore(ctx.storage),
+      storageAlarm(ctx.storage),
+    );
+  }
+
+  /** The same object for all conversations of an isolate: one scheduler divides their thread and memory. */
+  protected abstract services(env: Env): SessionServices;
+
+  override async alarm(): Promise<void> {
+    await this.#session.expire();
+  }
+
+  /** The wire between `durableObjectHost` and this object: a call a path, JSON both ways, a turn's events as NDJSON. */
+  override async fetch(request: Request): Promise<Response> {
+    try {
+      switch (new URL(request.url).pathname) {
+        case '/create': {
+          const { id, options } = await request.json<CreateCall>();
+          return Response.json(await this.#session.create(id, options));
+        }
+        case '/get':
+          return Response.json(this.#session.info());
+        case '/messages':
+          return Response.json(this.#session.messages());
+        case '/delete':
+          await this.#session.delete();
+          return Response.json(null);
+        case '/turn': {
+          const { id, turn } = await request.json<TurnCall>();
+          const events = await streamTurn(
+            (emit, signal) => this.#session.turn(id, turn, signal, emit),
+            request.signal,
+          );
+          return new Response(encodeLines(events), { headers: { 'content-type': 'application/x-ndjson' } });
+        }
+        default:
+          throw new AdkvcError('not_found', `no such call: ${request.url}`);
+      }
+    } catch (error) {
+      return Response.json(toWire(error), { status: FAILED });
+    }
+  }
+}
+
+interface CreateCall {
+  readonly id: string;
+  readonly options: Parameters<SessionHost['create']>[2];
+}
+interface TurnCall {
+  readonly id: string;
+  readonly turn: TurnRequest;
+}
+/** The status of a call whose body is a WireError; the HTTP layer chooses the client's own. */
+const FAILED = 520;
+
+function storageAlarm(storage: DurableObjectStorage): Alarm {
+  return {
+    get: () => storage.getAlarm(),
+    set: (at) => storage.setAlarm(at),
+    clear: () => storage.deleteAlarm(),
+  };
+}
+
+/** Pulled by the reader: what it does not take waits in the bounded TurnStream, not in the stream's own queue. */
+function encodeLines(events: TurnStream): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder();
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const { done, value } = await events.next();
+        if (done) controller.close();
+        else controller.enqueue(encoder.encode(`${JSON.stringify(value)}\n`));
+      },
+      async cancel() {
+        await events.return();
+      },
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+/** Sessions behind a namespace of Conversation objects, named by `key`. */
+export function durableObjectHost(namespace: DurableObjectNamespace): SessionHost {
+  const call = async (key: string, path: string, body: unknown, signal?: AbortSignal): Promise<Response> => {
+    const response = await namespace.getByName(key).fetch(`https://conversation/${path}`, {
+      method: 'POST',
+      body: JSON.stringify(body ?? null),
+      ...(signal && { signal }),
+    });
+    if (response.status === FAILED) throw fromWire(await response.json());
+    return response;
+  };
+  const json = async <T>(key: string, path: string, body?: unknown): Promise<T> =>
+    (await call(key, path, body)).json<T>();
+  return {
+    create: (key, id, options) => json(key, 'create', { id, options } satisfies CreateCall),
+    get: (key) => json(key, 'get'),
+    messages: (key) => json(key, 'messages'),
+    delete: (key) => json(key, 'delete'),
+    turn: async (key, id, turn, signal) => {
+      const response = await call(key, 'turn', { id, turn } satisfies TurnCall, signal);
+      return decodeLines(response.body!);
+    },
+  };
+}
+
+/** The events of a turn; a stream that breaks off (the object was reset) ends with `failed`. Returning cancels the turn. */
+async function* decodeLines(body: ReadableStream<Uint8Array>): AsyncGenerator<TurnEvent> {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  let last: TurnEvent | undefined;
+  let ended = false;
+  try {
+    while (true) {
+      let chunk: ReadableStreamReadResult<string>;
+      try {
+        chunk = await reader.read();
+      } catch {
+        break;
+      }
+      if (chunk.done) break;
+      const lines = (rest + chunk.value).split('\n');
+      rest = lines.pop()!;
+      for (const line of lines) {
+        last = JSON.parse(line) as TurnEvent;
+        yield last;
+      }
+    }
+    ended = true;
+    if (last?.type !== 'finished' && last?.type !== 'failed')
+      yield {
+        type: 'failed',
+        error: {
+          code: 'turn_interrupted',
+          message: 'the conversation was interrupted; it stands at its last commit: send the request again',
+        },
+      };
+  } finally {
+    if (!ended) await reader.cancel().catch(() => {});
+  }
+}

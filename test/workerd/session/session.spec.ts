@@ -1,0 +1,131 @@
+import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from 'cloudflare:test';
+import { env, exports } from 'cloudflare:workers';
+import { expect, test } from 'vitest';
+import type { ChatMessage } from '../../../src/engine/types.ts';
+import type { TurnEvent } from '../../../src/session/api.ts';
+import { durableObjectHost } from '../../../src/session/durable-object.ts';
+import { DurableObjectStore } from '../../../src/session/store/durable-object.ts';
+import { assistant, GREEDY, prose, read, request, user } from '../../helpers/turns.ts';
+
+const host = durableObjectHost(env.CONVERSATIONS);
+const never = new AbortController().signal;
+const stub = (key: string) => env.CONVERSATIONS.getByName(key);
+const rowsOf = (key: string) =>
+  runInDurableObject(stub(key), (_object, state) => {
+    const store = new DurableObjectStore(state.storage);
+    return new Map(store.ids().map((id) => [id, store.get(id)!]));
+  });
+
+test('a conversation evicted between turns says what an uninterrupted one says, reuses all, and stores the same states', async () => {
+  const messages: ChatMessage[] = [];
+  for (let turn = 0; turn < 4; turn++) {
+    messages.push(user(prose(turn === 0 ? 700 : 80, turn + 1)));
+    const a = await read(await host.turn('awake', 'awake', request(messages), never));
+    const b = await read(await host.turn('asleep', 'asleep', request(messages), never));
+    expect(b.ids).toEqual(a.ids);
+    expect(b.started).toEqual(a.started);
+    expect(b.finished.recovered).toBeUndefined();
+    if (turn > 0) expect(b.started.cachedTokens).toBeGreaterThan(700);
+    messages.push(assistant(a.text));
+    await evictDurableObject(stub('asleep'));
+  }
+  expect(await host.messages('asleep')).toEqual(messages);
+  const [a, b] = [await rowsOf('awake'), await rowsOf('asleep')];
+  expect([...b.keys()]).toEqual([...a.keys()]);
+  // The heads hold ids and times; every other row must be equal.
+  for (const [id, bytes] of a) if (id >= 64) expect(b.get(id)).toEqual(bytes);
+});
+
+test('a session that does not exist: an error by code, and no byte is written', async () => {
+  await expect(host.get('nobody')).rejects.toMatchObject({ code: 'session_not_found' });
+  await expect(host.messages('nobody')).rejects.toMatchObject({ code: 'session_not_found' });
+  await expect(host.delete('nobody')).rejects.toMatchObject({ code: 'session_not_found' });
+  const tables = await runInDurableObject(stub('nobody'), (_object, state) =>
+    state.storage.sql
+      .exec("SELECT name FROM sqlite_master WHERE name NOT LIKE '\\_cf%' ESCAPE '\\'")
+      .toArray(),
+  );
+  expect(tables).toEqual([]);
+});
+
+test('create, get, delete; a deleted session is gone with every byte', async () => {
+  await host.create('made', 'made', { cache: { policy: 'full' }, ttlSeconds: 100 });
+  await expect(host.create('made', 'made', {})).rejects.toMatchObject({ code: 'session_exists' });
+  await read(await host.turn('made', 'made', request([user('hello')]), never));
+  expect(await host.get('made')).toMatchObject({ id: 'made', turns: 1, cacheConfig: { policy: 'full' } });
+  await host.delete('made');
+  await expect(host.get('made')).rejects.toMatchObject({ code: 'session_not_found' });
+  expect((await rowsOf('made')).size).toBe(0);
+  const alarm = await runInDurableObject(stub('made'), (_object, state) => state.storage.getAlarm());
+  expect(alarm).toBeNull();
+});
+
+test('the alarm of an implicit session is set, re-arms while it lives', async () => {
+  await read(await host.turn('hourly', 'hourly', request([user('hello')], { implicit: true }), never));
+  const alarmAt = () => runInDurableObject(stub('hourly'), (_object, state) => state.storage.getAlarm());
+  const at = (await alarmAt())!;
+  expect(at - Date.now()).toBeGreaterThan(3_500_000);
+  expect(at - Date.now()).toBeLessThan(3_700_000);
+  expect(await runDurableObjectAlarm(stub('hourly'))).toBe(true);
+  expect(await alarmAt()).not.toBeNull();
+  expect(await host.get('hourly')).toMatchObject({ turns: 1 });
+});
+
+/** A question whose whole answer is long, so that an answer that was ended early is seen to be. */
+const LONG = request([user('hello')], { maxTokens: 1_500, sampling: { ...GREEDY, temperature: 1, seed: 3 } });
+const longAnswer = read(await host.turn('whole', 'whole', LONG, never)).then(({ ids }) => ids.length);
+
+test('an answer is whole when nobody reads it before its end', async () => {
+  expect(await longAnswer).toBeGreaterThan(1_000);
+  const events = await host.turn('slow', 'slow', LONG, never);
+  await expect.poll(async () => (await host.get('slow')).turns, { timeout: 20_000 }).toBe(1);
+  const { ids, finished } = await read(events);
+  expect(ids.length).toBe(await longAnswer);
+  expect(finished.usage.completionTokens).toBe(ids.length);
+});
+
+test('events stream while the turn runs, and a reader that returns ends it with a commit', async () => {
+  const events = await host.turn('left', 'left', LONG, never);
+  let tokens = 0;
+  for await (const event of events) if (event.type === 'token' && ++tokens === 5) break;
+  await expect.poll(async () => (await host.messages('left')).length).toBe(2);
+  expect((await host.get('left')).tokens).toBeLessThan(500);
+});
+
+test('a client that aborts its HTTP request ends the turn with a commit', async () => {
+  const controller = new AbortController();
+  const response = await exports.default.fetch('http://host/gone', {
+    method: 'POST',
+    body: JSON.stringify(LONG),
+    signal: controller.signal,
+  });
+  const reader = response.body!.getReader();
+  await reader.read();
+  controller.abort();
+  await reader.cancel().catch(() => {});
+  await expect.poll(async () => (await host.messages('gone')).length, { timeout: 10_000 }).toBe(2);
+  expect((await host.get('gone')).tokens).toBeLessThan(500);
+});
+
+test('two turns at once run one after the other; two conversations side by side', async () => {
+  const first = await host.turn('busy', 'busy', request([user('one')], { maxTokens: 200 }), never);
+  const order: string[] = [];
+  const follow = async (name: string, events: AsyncIterable<TurnEvent>) => {
+    for await (const event of events) order.push(`${name} ${event.type}`);
+  };
+  const second = host.turn('busy', 'busy', request([user('two')], { mode: 'append' }), never);
+  const other = await host.turn('free', 'free', request([user('one')], { maxTokens: 50 }), never);
+  await Promise.all([
+    follow('first', first),
+    second.then((events) => follow('second', events)),
+    follow('other', other),
+  ]);
+  expect(order.indexOf('second started')).toBeGreaterThan(order.indexOf('first finished'));
+  expect(order.indexOf('other finished')).toBeLessThan(order.indexOf('first finished'));
+  expect((await host.messages('busy')).map(({ role }) => role)).toEqual([
+    'user',
+    'assistant',
+    'user',
+    'assistant',
+  ]);
+});

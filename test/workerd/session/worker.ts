@@ -1,0 +1,54 @@
+import { Conversation, durableObjectHost, pause } from '../../../src/session/durable-object.ts';
+import { Scheduler } from '../../../src/session/scheduler.ts';
+import type { SessionServices } from '../../../src/session/services.ts';
+import { toWire } from '../../../src/session/wire.ts';
+import { FakeEngine } from '../../helpers/fake-engine.ts';
+import { fakeGenerate } from '../../helpers/fake-generate.ts';
+
+interface Env {
+  readonly CONVERSATIONS: DurableObjectNamespace<ConversationObject>;
+}
+
+export const engine = new FakeEngine({ layers: 4 });
+const services: SessionServices = {
+  loadEngine: async () => engine,
+  generate: fakeGenerate,
+  scheduler: new Scheduler({ pause }),
+};
+
+export class ConversationObject extends Conversation<Env> {
+  protected services(): SessionServices {
+    return services;
+  }
+}
+
+/** A turn over HTTP, as the product's own Worker forwards it: for tests of clients that go away. */
+export default {
+  async fetch(request, env): Promise<Response> {
+    const key = new URL(request.url).pathname.slice(1);
+    const encoder = new TextEncoder();
+    try {
+      const events = await durableObjectHost(env.CONVERSATIONS).turn(
+        key,
+        key,
+        await request.json(),
+        request.signal,
+      );
+      const iterator = events[Symbol.asyncIterator]();
+      return new Response(
+        new ReadableStream<Uint8Array>({
+          async pull(controller) {
+            const { done, value } = await iterator.next();
+            if (done) controller.close();
+            else controller.enqueue(encoder.encode(`${JSON.stringify(value)}\n`));
+          },
+          async cancel() {
+            await iterator.return?.();
+          },
+        }),
+      );
+    } catch (error) {
+      return Response.json(toWire(error), { status: 500 });
+    }
+  },
+} satisfies ExportedHandler<Env>;
