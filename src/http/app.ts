@@ -1,0 +1,91 @@
+import { type Context, Hono } from 'hono';
+import type { ContentfulStatusCode } from 'hono/utils/http-status';
+import { AdkvcError } from '../core/errors.ts';
+import type { SessionHost } from '../session/api.ts';
+import { type AuthConfig, authenticate } from './auth.ts';
+import { chatCompletions } from './chat-completions.ts';
+import { errorReply, HttpError, wireError } from './error-response.ts';
+import { getModel, listModels, type ServedModel } from './models.ts';
+import { createSession, deleteSession, getMessages, getSession } from './sessions.ts';
+
+export interface AppOptions {
+  readonly host: SessionHost;
+  /** Reads the bundle's manifest; called when it is first needed, and again after a failure. */
+  readonly loadModel: () => Promise<ServedModel>;
+  readonly auth: AuthConfig;
+}
+
+type Variables = { owner: string; requestId: string };
+export type App = Hono<{ Variables: Variables }>;
+
+const REQUEST_ID = /^[\w.-]{1,128}$/;
+
+/**
+ * The HTTP API over any host of sessions.
+ * @example
+ * const app = createApp({ host, loadModel: async () => servedModel(manifest), auth: { keys: 'me:9f86d0...' } });
+ * const response = await app.request('/v1/models', { headers: { authorization: 'Bearer secret' } });
+ */
+export function createApp({ host, loadModel, auth }: AppOptions): App {
+  const app: App = new Hono<{ Variables: Variables }>();
+  let loading: Promise<ServedModel> | undefined;
+  const model = (): Promise<ServedModel> =>
+    (loading ??= loadModel().catch((error: unknown) => {
+      loading = undefined;
+      throw error;
+    }));
+
+  app.use(async (c, next) => {
+    const given = c.req.header('x-request-id');
+    const requestId =
+      given && REQUEST_ID.test(given) ? given : `req_${crypto.randomUUID().replaceAll('-', '')}`;
+    c.set('requestId', requestId);
+    c.header('x-request-id', requestId);
+    await next();
+  });
+
+  app.get('/health', async (c) => {
+    const { id, fingerprint } = await model();
+    return c.json({ status: 'ok', model: id, fingerprint });
+  });
+
+  app.use('/v1/*', async (c, next) => {
+    c.set('owner', await authenticate(c.req.raw, auth));
+    await next();
+  });
+  app.post('/v1/chat/completions', async (c) => chatCompletions(c, c.var.owner, host, await model()));
+  app.get('/v1/models', async (c) => listModels(c, await model()));
+  app.get('/v1/models/:id{.+}', async (c) => getModel(c, await model(), c.req.param('id')));
+  app.post('/v1/sessions', (c) => createSession(c, c.var.owner, host));
+  app.get('/v1/sessions/:id', (c) => getSession(c, c.var.owner, host, c.req.param('id')));
+  app.delete('/v1/sessions/:id', (c) => deleteSession(c, c.var.owner, host, c.req.param('id')));
+  app.get('/v1/sessions/:id/messages', (c) => getMessages(c, c.var.owner, host, c.req.param('id')));
+
+  app.notFound((c) => {
+    const allowed = app.routes.filter(
+      ({ method, path }) => method !== 'ALL' && pathMatches(path, new URL(c.req.url).pathname),
+    );
+    const error =
+      allowed.length > 0
+        ? new HttpError(
+            'method_not_allowed',
+            `${c.req.method} is not allowed here: use ${[...new Set(allowed.map((r) => r.method))].join(' or ')}.`,
+          )
+        : new HttpError('unknown_url', `There is no ${c.req.method} ${new URL(c.req.url).pathname}.`);
+    return reply(c, error);
+  });
+  app.onError((error, c) => {
+    if (!(error instanceof AdkvcError)) console.error(c.var.requestId, error);
+    return reply(c, error);
+  });
+  return app;
+}
+
+/** `:name` stands for one part of a path, `:name{.+}` for the rest. */
+const pathMatches = (pattern: string, path: string): boolean =>
+  new RegExp(`^${pattern.replace(/\/:\w+\{\.\+\}/g, '/.+').replace(/\/:\w+/g, '/[^/]+')}$`).test(path);
+
+function reply(c: Context, error: unknown): Response {
+  const { status, headers, body } = errorReply(wireError(error));
+  return c.json(body, status as ContentfulStatusCode, { ...headers });
+}

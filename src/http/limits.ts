@@ -1,0 +1,18 @@
+/** Limits of one request. Each is named in the error that it causes. */
+
+/** A whole conversation of 8,192 tokens is about 40 kB of text; resent with generous escapes it stays far below. */
+export const MAX_BODY_BYTES = 1_000_000;
+export const MAX_MESSAGES = 1_024;
+/** OpenAI's own limit. https://platform.openai.com/docs/api-reference/chat/create */
+export const MAX_STOP_STRINGS = 4;
+export const MAX_STOP_LENGTH = 256;
+export const MAX_TOP_LOGPROBS = 20;
+/** Seconds a session may live unused. */
+export const MAX_TTL_SECONDS = 30 * 24 * 3600;
+export const MIN_TTL_SECONDS = 60;
+/** An answer that nobody reads is not buffered beyond this: the client counts as gone. */
+export const MAX_BUFFERED_BYTES = 1_000_000;
+/** Proxies give up on a silent connection; comments keep it alive while nothing else is sent. */
+export const HEARTBEAT_MS = 10_000;
+/** While a prompt is read its progress is told this often, as comments. */
+export const PROGRESS_MS = 500;

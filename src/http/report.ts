@@ -1,0 +1,69 @@
+import type { CacheConfig, CacheReport } from '../cache/policy.ts';
+import type { SessionInfo, TurnEvent } from '../session/api.ts';
+
+/** The vendor's part of answers, in the API's spelling. */
+
+export const cacheObject = (report: CacheReport) => ({
+  policy: report.policy,
+  tokens: report.tokens,
+  bytes: report.bytes,
+  fp16_bytes: report.fp16Bytes,
+  ratio: report.ratio,
+  peak_bytes: report.peakBytes,
+  /** One token of one layer and key/value head counts once, by the tier that holds it. */
+  token_heads: report.tiers,
+});
+
+const configObject = (config: CacheConfig) => ({
+  policy: config.policy,
+  ratio: config.ratio ?? null,
+  bytes: config.bytes ?? null,
+  window: config.window,
+  sinks: config.sinks,
+  seed: config.seed,
+});
+
+const seconds = (milliseconds: number): number => Math.floor(milliseconds / 1000);
+
+export const sessionObject = (info: SessionInfo) => ({
+  id: info.id,
+  object: 'session',
+  model: info.model,
+  created_at: seconds(info.createdAt),
+  last_used_at: seconds(info.lastUsedAt),
+  expires_at: info.expiresAt === null ? null : seconds(info.expiresAt),
+  turns: info.turns,
+  tokens: info.tokens,
+  cache_config: configObject(info.cacheConfig),
+  cache: info.cache && cacheObject(info.cache),
+  stored_bytes: info.storedBytes,
+});
+
+type Finished = Extract<TurnEvent, { type: 'finished' }>;
+
+export const usageObject = ({ promptTokens, completionTokens, cachedTokens }: Finished['usage']) => ({
+  prompt_tokens: promptTokens,
+  completion_tokens: completionTokens,
+  total_tokens: promptTokens + completionTokens,
+  prompt_tokens_details: { cached_tokens: cachedTokens },
+});
+
+/** What the turn did, beyond OpenAI's fields. */
+export const turnObject = (sessionId: string | null, event: Finished) => ({
+  session_id: sessionId,
+  cache: cacheObject(event.cache),
+  ...(event.recovered ? { recovered: event.recovered } : {}),
+  timing: {
+    prefill_ms: event.timing.prefillMs,
+    decode_ms: event.timing.decodeMs,
+    restore_ms: event.timing.restoreMs,
+    commit_ms: event.timing.commitMs,
+  },
+  rows_written: event.rows.written,
+  bytes_written: event.rows.bytes,
+});
+
+/** https://www.w3.org/TR/server-timing/ */
+export const serverTiming = (timing: Finished['timing']): string =>
+  `restore;dur=${timing.restoreMs.toFixed(1)}, prefill;dur=${timing.prefillMs.toFixed(1)}, ` +
+  `decode;dur=${timing.decodeMs.toFixed(1)}, commit;dur=${timing.commitMs.toFixed(1)}`;

@@ -1,0 +1,137 @@
+import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { AbortedError, AdkvcError } from '../../src/core/errors.ts';
+import type { ChatMessage } from '../../src/engine/types.ts';
+import type { SessionHost, SessionInfo, TurnEvent, TurnRequest } from '../../src/session/api.ts';
+
+export interface FakeTurn {
+  readonly key: string;
+  readonly id: string;
+  readonly request: TurnRequest;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * A host without a model, for tests of HTTP alone: a word is a token, the reply is scripted, sessions are a map. Every turn is kept in
+ * `turns`, so that a test sees what HTTP made of a request.
+ */
+export class FakeSessionHost implements SessionHost {
+  readonly turns: FakeTurn[] = [];
+  readonly sessions = new Map<string, { info: SessionInfo; messages: ChatMessage[] }>();
+  /** The answer's pieces. */
+  pieces: readonly string[] = ['Hello', ' there', ', friend', '.'];
+  reason: 'stop' | 'length' = 'stop';
+  /** Thrown by `turn` itself. */
+  refusal: AdkvcError | undefined;
+  /** Told after this many tokens instead of the rest. */
+  failure: { after: number; error: { code: string; message: string } } | undefined;
+  /** Awaited before the first event, before each token and before the last event. */
+  pause: (where: 'start' | 'token' | 'finish') => Promise<void> = async () => {};
+  /** Text that `finished` has beyond the tokens. */
+  heldBack = '';
+
+  async create(key: string, id: string, options: Parameters<SessionHost['create']>[2]): Promise<SessionInfo> {
+    if (this.sessions.has(key))
+      throw new AdkvcError('session_exists', `session ${id} exists`, { param: 'id' });
+    const info: SessionInfo = {
+      id,
+      model: 'fake-model',
+      createdAt: 1_700_000_000_000,
+      lastUsedAt: 1_700_000_000_000,
+      expiresAt: options.ttlSeconds ? 1_700_000_000_000 + options.ttlSeconds * 1000 : null,
+      turns: 0,
+      tokens: 0,
+      cacheConfig: { ...DEFAULT_CACHE, ...options.cache },
+      cache: null,
+      storedBytes: 0,
+    };
+    this.sessions.set(key, { info, messages: [] });
+    return info;
+  }
+  async get(key: string): Promise<SessionInfo> {
+    return this.#find(key).info;
+  }
+  async messages(key: string): Promise<ChatMessage[]> {
+    return this.#find(key).messages;
+  }
+  async delete(key: string): Promise<void> {
+    this.#find(key);
+    this.sessions.delete(key);
+  }
+
+  async turn(
+    key: string,
+    id: string,
+    request: TurnRequest,
+    signal: AbortSignal,
+  ): Promise<AsyncIterable<TurnEvent>> {
+    this.turns.push({ key, id, request, signal });
+    if (this.refusal) throw this.refusal;
+    return this.#run(key, id, request, signal);
+  }
+
+  async *#run(key: string, id: string, request: TurnRequest, signal: AbortSignal): AsyncGenerator<TurnEvent> {
+    const words = (messages: readonly ChatMessage[]): number =>
+      messages.reduce((sum, { content }) => sum + content.split(' ').length, 0);
+    const before = this.sessions.get(key)?.messages ?? [];
+    const all = request.mode === 'append' ? [...before, ...request.messages] : [...request.messages];
+    let shared = 0;
+    while (shared < before.length && before[shared]!.content === all[shared]?.content) shared++;
+    const promptTokens = words(all);
+    const cachedTokens = words(all.slice(0, shared));
+    await this.pause('start');
+    yield { type: 'started', promptTokens, cachedTokens };
+    yield { type: 'prefill', position: promptTokens, total: promptTokens };
+    let text = '';
+    for (const [index, piece] of this.pieces.entries()) {
+      await this.pause('token');
+      if (signal.aborted) {
+        yield { type: 'failed', error: { code: 'aborted', message: new AbortedError().message } };
+        return;
+      }
+      if (this.failure?.after === index) {
+        yield { type: 'failed', error: this.failure.error };
+        return;
+      }
+      text += piece;
+      const scored = request.sampling.topLogprobs === undefined ? {} : { piece, logprob: -0.5 };
+      const top = Array.from({ length: request.sampling.topLogprobs ?? 0 }, (_, rank) => ({
+        id: rank,
+        text: rank === 0 ? piece : `other${rank}`,
+        logprob: -0.5 - rank,
+      }));
+      yield { type: 'token', id: index, text: piece, ...scored, ...(top.length > 0 ? { top } : {}) };
+    }
+    text += this.heldBack;
+    await this.pause('finish');
+    if (request.store) {
+      if (!this.sessions.has(key)) await this.create(key, id, {});
+      const session = this.sessions.get(key)!;
+      session.messages = [...all, { role: 'assistant', content: text }];
+      session.info = { ...session.info, turns: session.info.turns + 1 };
+    }
+    const tokens = promptTokens + this.pieces.length;
+    yield {
+      type: 'finished',
+      reason: this.reason,
+      text,
+      usage: { promptTokens, completionTokens: this.pieces.length, cachedTokens },
+      cache: {
+        policy: 'full',
+        tokens,
+        bytes: tokens * 100,
+        fp16Bytes: tokens * 400,
+        ratio: 4,
+        peakBytes: tokens * 120,
+        tiers: { exact: tokens },
+      },
+      timing: { prefillMs: 1, decodeMs: 2, restoreMs: 0, commitMs: 1 },
+      rows: { written: 1, bytes: 10 },
+    };
+  }
+
+  #find(key: string): { info: SessionInfo; messages: ChatMessage[] } {
+    const session = this.sessions.get(key);
+    if (!session) throw new AdkvcError('session_not_found', 'there is no such session', { param: 'id' });
+    return session;
+  }
+}

@@ -1,0 +1,103 @@
+import { expect, test } from 'vitest';
+import { fixture, MODEL } from './fixture.ts';
+
+const body = async (response: Response): Promise<any> => response.json();
+
+test('a session is created, read, listed with its messages, and deleted', async () => {
+  const { call, chat, host } = fixture();
+  const created = await call('/v1/sessions', { id: 's1', policy: 'uniform', ratio: 4, ttl_seconds: 3600 });
+  expect(created.status).toBe(201);
+  expect(await body(created)).toMatchObject({
+    id: 's1',
+    object: 'session',
+    created_at: 1_700_000_000,
+    expires_at: 1_700_003_600,
+    cache_config: { policy: 'uniform', ratio: 4, bytes: null, window: 64, sinks: 4 },
+  });
+  await chat({ session_id: 's1' });
+  expect(await body(await call('/v1/sessions/s1'))).toMatchObject({ id: 's1', turns: 1 });
+  expect(await body(await call('/v1/sessions/s1/messages'))).toEqual({
+    object: 'list',
+    data: [
+      { role: 'user', content: 'Hi' },
+      { role: 'assistant', content: 'Hello there, friend.' },
+    ],
+  });
+  const deleted = await call('/v1/sessions/s1', undefined, { method: 'DELETE' });
+  expect(await body(deleted)).toEqual({ id: 's1', object: 'session.deleted', deleted: true });
+  expect((await call('/v1/sessions/s1')).status).toBe(404);
+  expect(host.sessions.size).toBe(0);
+});
+
+test('a session without an id gets one', async () => {
+  const { call } = fixture();
+  expect((await body(await call('/v1/sessions', {}))).id).toMatch(/^sess_[0-9a-f]{32}$/);
+});
+
+test('an id that exists is a conflict', async () => {
+  const { call } = fixture();
+  await call('/v1/sessions', { id: 's1' });
+  const again = await call('/v1/sessions', { id: 's1' });
+  expect(again.status).toBe(409);
+  expect((await body(again)).error.code).toBe('session_exists');
+});
+
+test.each([
+  [{ ratio: 0.5 }, 'ratio'],
+  [{ ratio: 4, bytes: 1e6 }, 'bytes'],
+  [{ bytes: 1.5 }, 'bytes'],
+  [{ window: 65 }, 'window'],
+  [{ ttl_seconds: 1 }, 'ttl_seconds'],
+  [{ id: '' }, 'id'],
+  [{ policy: 5 }, 'policy'],
+])('%o is refused by name', async (fields, param) => {
+  const response = await fixture().call('/v1/sessions', fields);
+  expect(response.status).toBe(400);
+  expect((await body(response)).error.param).toBe(param);
+});
+
+test.each(['/v1/sessions/none', '/v1/sessions/none/messages', `/v1/sessions/${'x'.repeat(200)}`])(
+  'GET %s is 404 and writes nothing',
+  async (path) => {
+    const { call, host } = fixture();
+    const response = await call(path);
+    expect(response.status).toBe(404);
+    expect((await body(response)).error.code).toBe('session_not_found');
+    expect(host.sessions.size).toBe(0);
+  },
+);
+
+test('models are listed with their defaults', async () => {
+  const { call } = fixture();
+  const list = await body(await call('/v1/models'));
+  expect(list.data.map((m: any) => m.id)).toEqual([MODEL.id, 'other-name']);
+  expect(await body(await call(`/v1/models/${MODEL.id}`))).toMatchObject({
+    id: MODEL.id,
+    object: 'model',
+    owned_by: 'adkvc',
+    context_length: 8192,
+    defaults: { temperature: 0.2, top_p: 0.9, max_tokens: 512 },
+    cache: { policy: 'adkvc' },
+  });
+  expect((await call('/v1/models/none')).status).toBe(404);
+});
+
+test('unknown paths and methods are errors of the same shape', async () => {
+  const { call } = fixture();
+  const unknown = await call('/v1/nothing');
+  expect([unknown.status, (await body(unknown)).error.code]).toEqual([404, 'unknown_url']);
+  const method = await call('/v1/sessions/s1', {}, { method: 'PUT' });
+  expect([method.status, (await body(method)).error.message]).toEqual([
+    405,
+    'PUT is not allowed here: use GET or DELETE.',
+  ]);
+});
+
+test('every answer carries a request id, the given one where there is one', async () => {
+  const { call, chat } = fixture();
+  expect((await call('/health')).headers.get('x-request-id')).toMatch(/^req_/);
+  expect((await call('/v1/nothing')).headers.get('x-request-id')).toMatch(/^req_/);
+  expect((await chat({ stream: true })).headers.get('x-request-id')).toMatch(/^req_/);
+  const given = await call('/v1/models', undefined, { headers: { 'x-request-id': 'abc-1' } });
+  expect(given.headers.get('x-request-id')).toBe('abc-1');
+});
