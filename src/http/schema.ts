@@ -78,14 +78,15 @@ const message = v.pipe(
 export const SESSION_ID = /^[A-Za-z0-9_.-]{1,128}$/;
 const sessionId = v.pipe(text, v.regex(SESSION_ID, 'must be 1 to 128 letters, digits, "_", "." or "-"'));
 
+const stopMessage = `must be a string or up to ${MAX_STOP_STRINGS} strings, each of 1 to ${MAX_STOP_LENGTH} characters`;
 const stopText = v.pipe(
-  text,
-  v.minLength(1, 'must not be empty'),
-  v.maxLength(MAX_STOP_LENGTH, `must be at most ${MAX_STOP_LENGTH} characters`),
+  v.string(stopMessage),
+  v.minLength(1, stopMessage),
+  v.maxLength(MAX_STOP_LENGTH, stopMessage),
 );
 const stop = v.union(
-  [stopText, v.pipe(v.array(stopText), v.maxLength(MAX_STOP_STRINGS))],
-  `must be a string or up to ${MAX_STOP_STRINGS} strings, each of 1 to ${MAX_STOP_LENGTH} characters`,
+  [stopText, v.pipe(v.array(stopText, stopMessage), v.maxLength(MAX_STOP_STRINGS, stopMessage))],
+  stopMessage,
 );
 
 const chatSchema = v.looseObject({
@@ -126,16 +127,6 @@ const chatSchema = v.looseObject({
   session_id: optional(sessionId),
   session_append: optional(flag),
   session_overwrite: optional(flag),
-  // What OpenAI has and this server does not: refused where it would change the answer.
-  tools: optional(v.array(v.unknown())),
-  functions: optional(v.array(v.unknown())),
-  tool_choice: v.unknown(),
-  logit_bias: v.unknown(),
-  response_format: v.unknown(),
-  modalities: v.unknown(),
-  audio: v.unknown(),
-  prediction: v.unknown(),
-  web_search_options: v.unknown(),
 });
 
 const sessionSchema = v.looseObject({
@@ -249,8 +240,8 @@ function check<T extends v.GenericSchema>(schema: T, body: unknown): v.InferOutp
   if (result.success) return result.output;
   const issue = result.issues[0]!;
   const param = pathOf(issue);
-  const message =
-    issue.input === undefined && issue.type !== 'check' ? `is missing: it ${issue.message}` : issue.message;
+  // An object's own issue with a path is a key that is not there.
+  const message = issue.type === 'loose_object' && issue.path ? 'is missing' : issue.message;
   throw new InvalidInputError(param === undefined ? message : `${param} ${message}`, param);
 }
 

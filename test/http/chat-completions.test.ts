@@ -135,12 +135,13 @@ describe('a streamed answer', () => {
   });
 
   test('a turn that waits for its predecessor gets headers after 10 seconds', async () => {
-    vi.useFakeTimers();
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'Date'] });
     const { chat, host } = fixture();
     const gate = Promise.withResolvers<void>();
     host.pause = async (where) => (where === 'start' ? gate.promise : undefined);
     let response: Response | undefined;
     void chat({ stream: true }).then((r) => (response = r));
+    while (host.turns.length === 0) await new Promise(setImmediate);
     await vi.advanceTimersByTimeAsync(HEARTBEAT_MS - 1);
     expect(response).toBeUndefined();
     await vi.advanceTimersByTimeAsync(1);
