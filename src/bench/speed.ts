@@ -2,7 +2,7 @@ import type { PersistableCache } from '../cache/persist.ts';
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import { hash32 } from '../core/random.ts';
 import type { ModelEngine } from '../engine/engine.ts';
-import type { Kernels } from '../kernels/kernels.ts';
+import type { WasmKernels } from '../kernels/wasm.ts';
 import { type Calibration, calibrate } from './calibrate.ts';
 
 export const WINDOWS = 3;
@@ -51,14 +51,17 @@ export function snapshot(cache: PersistableCache): {
   };
 }
 
-/** One context: prefill, decode windows, restore. One thread; the token ids are seeded noise, which no speed depends on. */
+/**
+ * One context: prefill, decode windows, restore. One thread; the token ids are seeded noise, which no speed depends on.
+ * @param calibrator kernels whose memory is at least as large as the weights: the engine's own, or a second set beside the reference
+ */
 export async function measure(
   engine: ModelEngine,
-  kernels: Kernels,
+  calibrator: WasmKernels,
   config: CacheConfig,
   context: number,
 ): Promise<SpeedResult> {
-  const calibration = calibrate(kernels);
+  const calibration = calibrate(calibrator);
   const cache = engine.createCache(config);
   try {
     const ids = Array.from({ length: context }, (_, i) => hash32(i, config.seed) % engine.model.vocab);

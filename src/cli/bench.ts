@@ -1,8 +1,10 @@
 import { type Command, InvalidArgumentError } from 'commander';
 import { measure, WINDOW_TOKENS } from '../bench/speed.ts';
 import { InvalidInputError } from '../core/errors.ts';
+import type { Kernels } from '../kernels/kernels.ts';
+import type { WasmKernels } from '../kernels/wasm.ts';
 import { addEngineOptions, cacheConfig, type EngineOptions } from './engine-options.ts';
-import { loadCliEngineParts } from './load-engine.ts';
+import { loadCliEngineParts, loadWasmKernels } from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
   context: number[];
@@ -17,6 +19,14 @@ const contexts = (text: string): number[] =>
     return n;
   });
 
+/** The calibration kernels belong to the WASM module; beside the reference they get a memory of the weights' size of their own. */
+async function calibratorFor(kernels: Kernels): Promise<WasmKernels> {
+  if (kernels.name === 'wasm') return kernels as WasmKernels;
+  const own = await loadWasmKernels();
+  own.arena.memory.ensure(80e6);
+  return own;
+}
+
 /** `adkvc bench`: speed of prefill, decoding and restoring at given contexts, one thread, calibrated. */
 export function benchCommand(program: Command): void {
   addEngineOptions(program.command('bench'))
@@ -26,6 +36,7 @@ export function benchCommand(program: Command): void {
     .action(async (options: BenchOptions) => {
       const config = cacheConfig(options);
       const { engine, kernels, host } = await loadCliEngineParts(options);
+      const calibrator = await calibratorFor(kernels);
       const limit = engine.model.contextLength - WINDOW_TOKENS;
       for (const context of options.context)
         if (context > limit)
@@ -36,7 +47,7 @@ export function benchCommand(program: Command): void {
       const results = [];
       for (const context of options.context) {
         process.stderr.write(`context ${context} ...\n`);
-        const result = await measure(engine, kernels, config, context);
+        const result = await measure(engine, calibrator, config, context);
         results.push(result);
         if (!options.json)
           process.stdout.write(

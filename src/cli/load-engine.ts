@@ -1,5 +1,4 @@
-import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { existsSync, readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { SingleBar } from 'cli-progress';
@@ -7,7 +6,8 @@ import type { ModelEngine } from '../engine/engine.ts';
 import { loadEngine } from '../engine/load.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import { createReferenceKernels } from '../kernels/reference.ts';
-import { createWasmKernels } from '../kernels/wasm.ts';
+import { selectKernels } from '../kernels/select.ts';
+import type { WasmKernels } from '../kernels/wasm.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import type { EngineOptions } from './engine-options.ts';
@@ -33,14 +33,13 @@ export async function wasmFolder(): Promise<string> {
   return join(PROJECT_ROOT, 'wasm/build');
 }
 
-export async function loadKernels(
-  backend: EngineOptions['backend'],
-  maxBytes = CLI_KERNEL_BYTES,
-): Promise<Kernels> {
-  if (backend === 'reference') return createReferenceKernels({ maxBytes });
+/** The WASM kernels that this Node can run, over a memory of at most `maxBytes`. */
+export async function loadWasmKernels(maxBytes = CLI_KERNEL_BYTES): Promise<WasmKernels> {
   const folder = await wasmFolder();
-  const module = await WebAssembly.compile(await readFile(join(folder, 'adkvc-relaxed.wasm')));
-  return createWasmKernels({ module, variant: 'relaxed', maxBytes });
+  const compile = (variant: string) => (): WebAssembly.Module =>
+    new WebAssembly.Module(readFileSync(join(folder, `adkvc-${variant}.wasm`)));
+  return selectKernels({ modules: { relaxed: compile('relaxed'), plain: compile('plain') }, maxBytes })
+    .kernels;
 }
 
 /** Loads the embedded model's bundle (made on first use) for a command. */
@@ -48,9 +47,16 @@ export async function loadCliEngineParts(
   options: Pick<EngineOptions, 'backend' | 'exact'>,
 ): Promise<CliEngine> {
   const folder = await bundleFolder(options.exact ? 'exact' : 'compact');
-  const kernels = await loadKernels(options.backend);
+  const kernels =
+    options.backend === 'reference'
+      ? createReferenceKernels({ maxBytes: CLI_KERNEL_BYTES })
+      : await loadWasmKernels();
   const bar = process.stderr.isTTY
-    ? new SingleBar({ format: 'loading weights {bar} {percentage}%', stream: process.stderr, clearOnComplete: true })
+    ? new SingleBar({
+        format: 'loading weights {bar} {percentage}%',
+        stream: process.stderr,
+        clearOnComplete: true,
+      })
     : undefined;
   let started = false;
   const engine = await loadEngine({
@@ -67,5 +73,6 @@ export async function loadCliEngineParts(
   return { engine, kernels, host };
 }
 
-export const loadCliEngine = async (options: Pick<EngineOptions, 'backend' | 'exact'>): Promise<ModelEngine> =>
-  (await loadCliEngineParts(options)).engine;
+export const loadCliEngine = async (
+  options: Pick<EngineOptions, 'backend' | 'exact'>,
+): Promise<ModelEngine> => (await loadCliEngineParts(options)).engine;

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import { benchCommand } from './bench.ts';
 import { generateCommand } from './generate.ts';
 import { prepareCommand } from './prepare.ts';
 import { renderCommand } from './render.ts';
@@ -21,6 +22,7 @@ tokenizeCommand(program);
 renderCommand(program);
 scoreCommand(program);
 generateCommand(program);
+benchCommand(program);
 
 // A reader that has seen enough (`| head`) closes the pipe: that is no error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

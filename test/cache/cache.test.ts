@@ -82,17 +82,20 @@ describe.each(Object.keys(POLICIES))('policy %s', (policy) => {
   });
 });
 
-it.each(['adkvc', 'window'])('%s meets its byte budget at every epoch, at most a twenty-fifth below it', (policy) => {
-  // Records of this small shape are few, so their padding is coarse: hence 4 %.
-  const driver = cacheDriver({ policy, ratio: 3, window: 32 });
-  const cache = driver.create();
-  for (let position = 1024; position <= 2048; position += 128) {
-    driver.feedTo(cache, position);
-    const budget = (position * fp16BytesPerToken(SHAPE)) / 3;
-    expect(cache.bytes).toBeLessThanOrEqual(budget);
-    expect(cache.bytes).toBeGreaterThan(budget * 0.96);
-  }
-});
+it.each(['adkvc', 'window'])(
+  '%s meets its byte budget at every epoch, at most a twenty-fifth below it',
+  (policy) => {
+    // Records of this small shape are few, so their padding is coarse: hence 4 %.
+    const driver = cacheDriver({ policy, ratio: 3, window: 32 });
+    const cache = driver.create();
+    for (let position = 1024; position <= 2048; position += 128) {
+      driver.feedTo(cache, position);
+      const budget = (position * fp16BytesPerToken(SHAPE)) / 3;
+      expect(cache.bytes).toBeLessThanOrEqual(budget);
+      expect(cache.bytes).toBeGreaterThan(budget * 0.96);
+    }
+  },
+);
 
 it('adkvc keeps tokens that queries look for more precisely than others', () => {
   const driver = cacheDriver({ policy: 'adkvc', ratio: 6 });

@@ -13,11 +13,18 @@ export const golden = (file: string): any => JSON.parse(readFileSync(sharedPath(
 export function readNpy(file: string): Float32Array {
   const bytes = readFileSync(sharedPath('golden', file)!);
   const header = bytes.readUInt16LE(8);
-  return new Float32Array(bytes.buffer.slice(bytes.byteOffset + 10 + header, bytes.byteOffset + bytes.length));
+  return new Float32Array(
+    bytes.buffer.slice(bytes.byteOffset + 10 + header, bytes.byteOffset + bytes.length),
+  );
 }
 
 /** Weights as stored, float32 arithmetic, a float32 cache: what the goldens compute. */
-export const EXACT_FULL: CacheConfig = { ...DEFAULT_CACHE, policy: 'full', exactBits: 32, arithmetic: 'float' };
+export const EXACT_FULL: CacheConfig = {
+  ...DEFAULT_CACHE,
+  policy: 'full',
+  exactBits: 32,
+  arithmetic: 'float',
+};
 
 export interface Scored {
   readonly nll: number[];

@@ -35,4 +35,3 @@ export const matmulCases: readonly MatmulCase[] = [
 
 /** Element counts and widths of the row operations; odd ones exercise the tails. */
 export const widths = [1, 3, 4, 64, 172, 576, 1536] as const;
-
