@@ -1,5 +1,6 @@
 import { KvCache, worstCaseBytes } from '../cache/cache.ts';
 import { restoreCache } from '../cache/restore.ts';
+import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
 import type { Forward } from '../runtime/forward.ts';
 import type { LoadedModel } from '../runtime/model.ts';
@@ -14,6 +15,9 @@ export interface EngineParts {
 
 /** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
 export const SHARED_CHUNK = 32;
+
+/** Where the host injected no yield (a command of its own process). */
+const macrotask = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 0));
 
 export interface ModelEngine extends Engine {
   createCache(config: KvCache['config']): KvCache;
@@ -32,23 +36,21 @@ export function createEngine(parts: EngineParts): ModelEngine {
   const { loaded, forward, tokenizer, template } = parts;
   const { kernels, config: model, manifest } = loaded;
   const context = { kernels, model, fingerprint: manifest.fingerprint, tierScratch: loaded.tierScratch };
-  let queue: Promise<void> = Promise.resolve();
-  let waiting = 0;
+  /** Chunks that want the workspace, the one that has it first. */
+  const queue: symbol[] = [];
 
-  /** The workspace belongs to one chunk at a time. */
-  async function exclusive<T>(work: () => Promise<T>): Promise<T> {
-    waiting++;
-    const before = queue;
-    let release = (): void => {};
-    queue = new Promise((resolve) => {
-      release = resolve;
-    });
+  /**
+   * The workspace belongs to one chunk at a time, first come first served. Waiters look again after each of their own yields: the promise of
+   * another Durable Object's request must not be awaited (workerd takes that for a hang).
+   */
+  async function exclusive<T>(pause: () => Promise<void>, work: (alone: boolean) => Promise<T>): Promise<T> {
+    const ticket = Symbol('chunk');
+    queue.push(ticket);
     try {
-      await before;
-      return await work();
+      while (queue[0] !== ticket) await pause();
+      return await work(queue.length === 1);
     } finally {
-      waiting--;
-      release();
+      queue.splice(queue.indexOf(ticket), 1);
     }
   }
 
@@ -73,8 +75,8 @@ export function createEngine(parts: EngineParts): ModelEngine {
         );
     for (let at = 0; at < ids.length; ) {
       if (options.signal?.aborted) throw new AbortedError();
-      await exclusive(async () => {
-        const most = waiting > 1 ? SHARED_CHUNK : 128;
+      await exclusive(options.yield ?? macrotask, async (alone) => {
+        const most = alone ? EPOCH : SHARED_CHUNK;
         const rows = Math.min(ids.length - at, cache.room, options.chunk ?? most);
         const begin = at;
         const rowsWanted: number[] = [];
