@@ -1,26 +1,25 @@
 /**
  * How `attend` spends its workspace. It works on tiles of queries (a query is one row and head of a kvHead's group), so that a
- * tile's scores over every cell stay within TARGET bytes; only a single query over more than 250,000 cells would need more.
+ * tile's scores over every cell stay within TARGET bytes; only four queries over more than 125,000 cells would need more.
  */
 export const WORKSPACE_LIMIT = 4_000_000;
 /** Scores beyond this leave the second-level cache, and unpacking is amortised long before. */
 const TARGET = 2_000_000;
 /** Cells unpacked at a time: a tier group of a record, or this many exact slots. */
-export const PIECE_CELLS = 128;
+const PIECE_CELLS = 128;
 
+const pad4 = (n: number): number => (n + 3) & ~3;
 const pad16 = (n: number): number => (n + 15) & ~15;
 
 /** Bytes that do not depend on the tile: unpacked keys or values (float32 at most), scales, mean. */
-export const attendFixedBytes = (headDim: number): number =>
+const fixedBytes = (headDim: number): number =>
   pad16(PIECE_CELLS * headDim * 4) + PIECE_CELLS * 4 + pad16(headDim * 4) + 64;
 
-/**
- * Bytes a query takes: scores, scaled query as float32 and as int16, output, weights of a piece (float32 or int16), and four scalars.
- * @param cells padded cells of all records, plus the exact slots
- */
-export const attendQueryBytes = (headDim: number, cells: number): number =>
-  pad16(cells * 4) + 16 + pad16(headDim * 4) * 2 + pad16(headDim * 2) + PIECE_CELLS * 2 + 16;
+/** Bytes a query takes: scores, scaled query as float32 and as int16, output, weights of a piece, and four scalars. */
+const queryBytes = (headDim: number, cells: number): number =>
+  pad16(cells * 4) + 16 + pad16(headDim * 4) * 2 + pad16(headDim * 2) + PIECE_CELLS * 4 + 16;
 
+/** Contract: kernels.ts. `cells` counts padded cells of a kvHead's records, and the exact part's capacity. */
 export function attendWorkspaceBytes(a: {
   rows: number;
   heads: number;
@@ -28,8 +27,9 @@ export function attendWorkspaceBytes(a: {
   headDim: number;
   cells: number;
 }): number {
-  const queries = a.rows * (a.heads / a.kvHeads);
-  const each = attendQueryBytes(a.headDim, a.cells);
-  const fixed = attendFixedBytes(a.headDim);
-  return fixed + each * Math.max(1, Math.min(queries, Math.floor((TARGET - fixed) / each)));
+  const queries = pad4(a.rows * (a.heads / a.kvHeads));
+  const each = queryBytes(a.headDim, pad4(a.cells));
+  const fixed = fixedBytes(a.headDim);
+  // Queries go by four.
+  return fixed + each * Math.max(4, Math.min(queries, Math.floor((TARGET - fixed) / each) & ~3));
 }

@@ -1,3 +1,4 @@
+import { InvalidInputError } from '../core/errors.ts';
 import {
   type Bits,
   CODEBOOK_UNIT,
@@ -223,5 +224,22 @@ export function writeCode(
   } else {
     const perVector = 8 / bits;
     u8[at + Math.floor(chunk / perVector) * 16 + byte]! |= code << ((chunk % perVector) * bits);
+  }
+}
+
+/** @throws InvalidInputError if a token's new tier is finer than its old one: the bits are gone. */
+export function checkNeverFiner(u8: Uint8Array, record: number, tokens: number, tiers: number): void {
+  for (let t = 0; t < tokens; t++) {
+    const before = (u8[record + TIER_MAP_AT + (t >> 1)]! >> ((t & 1) * 4)) & 15;
+    if (u8[tiers + t]! < before)
+      throw new InvalidInputError(
+        `token ${t} of a record cannot go from tier ${before} to ${u8[tiers + t]}`,
+        'tiers',
+        {
+          token: t,
+          before,
+          after: u8[tiers + t],
+        },
+      );
   }
 }

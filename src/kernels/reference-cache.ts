@@ -1,6 +1,7 @@
 import type { Arena, Ptr } from '../core/arena.ts';
 import { attendWorkspaceBytes } from './attend-workspace.ts';
 import {
+  checkNeverFiner,
   countTiers,
   expNonPositive,
   FINE,
@@ -242,9 +243,9 @@ export function cacheReference(arena: Arena): CacheKernels {
   };
 
   const dot = (a: Float32Array, b: Float32Array): number => {
-    const l = [0, 0, 0, 0];
-    for (let c = 0; c < a.length; c++) l[c & 3] = f(l[c & 3]! + f(a[c]! * b[c]!));
-    return lanes(l);
+    let sum = 0;
+    for (let c = 0; c < a.length; c++) sum = f(sum + f(a[c]! * b[c]!));
+    return sum;
   };
 
   const attend = (a: AttendArgs): void => {
@@ -277,8 +278,7 @@ export function cacheReference(arena: Arena): CacheKernels {
                 for (let c = 0; c < headDim; c++) sum += qi[c]! * x[c]!;
                 scores[p.at + i] = f(f(f(f(sum) * p.kScale[i]!) * qStep) + qMean);
               } else {
-                for (let c = 0; c < headDim; c++) sum = f(sum + f(x[c]! * q[c]!));
-                scores[p.at + i] = sum;
+                scores[p.at + i] = dot(x, q);
               }
             }
           }
@@ -429,6 +429,7 @@ export function cacheReference(arena: Arena): CacheKernels {
     },
 
     recodeRecord(record, tokens, headDim, tiersAt, out, mass, massOut) {
+      checkNeverFiner(u8(), record, tokens, tiersAt);
       const tiers = u8().slice(tiersAt, tiersAt + tokens);
       const before = recordAt(record, tokens, headDim);
       const cells = cellsOf(before.groups, before.tiers);

@@ -1,0 +1,368 @@
+import { productF32, scoresI16, STORE, weighI16, WEIGH } from './dots';
+import { cellsOf, Group, groupAt, groupCells, kBitsOf, meanOffset, openRecord, vBitsOf } from './groups';
+import { FINE, halvesToFloats, largestLane, MAGIC, MAGIC_BITS, pad16, pad4, TINY } from './half';
+import { exponentials } from './softmax';
+import { unpackKeysFloat, unpackLevels, unpackValuesFloat } from './unpack';
+
+/** Exact slots read at a time, and the most cells of a group. */
+const PIECE = 128;
+/** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^20 cannot wrap. */
+const MAX_TILE = 2048;
+const GROUPS: usize = memory.data(512, 16);
+/** Mass of one piece, as sums of MAGIC's bits and integers, modulo 2^32. */
+const MASS: usize = memory.data(512, 16);
+
+// The call's arguments and its tile. Set by attend, so that the steps below need not pass twenty arguments on.
+let headDim: i32 = 0;
+let chunks: i32 = 0;
+/** Queries of the tile: query i is row floor((first + i) / group), head (first + i) mod group of the kvHead's group. */
+let tile: i32 = 0;
+let integer: bool = false;
+/** Areas of the workspace. */
+let panel: usize = 0;
+let scales: usize = 0;
+let mean: usize = 0;
+let params: usize = 0;
+let qFloat: usize = 0;
+let qInteger: usize = 0;
+let sums: usize = 0;
+let weights: usize = 0;
+let scores: usize = 0;
+let ldScores: usize = 0;
+/** Bytes of 4 queries in qFloat; of one query in sums. */
+let ldFloat: usize = 0;
+let ldInteger: usize = 0;
+let ldSums: usize = 0;
+
+function padUp(n: usize): usize {
+  return (n + 15) & ~15;
+}
+export function attendFixedBytes(headDim: i32): usize {
+  return padUp(<usize>(PIECE * headDim * 4)) + PIECE * 4 + padUp(<usize>headDim << 2) + 64;
+}
+export function attendQueryBytes(headDim: i32, cells: i32): usize {
+  return (
+    padUp(<usize>cells << 2) + 16 + padUp(<usize>headDim << 2) * 2 + padUp(<usize>headDim << 1) + PIECE * 4 + 16
+  );
+}
+
+/**
+ * See kernels.ts. `exactMass` is the address of kvHead 0's mass in the exact part, `ldExactMass` the bytes a kvHead.
+ * @returns 0, or the workspace bytes that the smallest tile needs when it does not fit (then nothing is written)
+ */
+export function attend(
+  q: usize,
+  ldQ: i32,
+  rows: i32,
+  heads: i32,
+  kvHeads: i32,
+  dim: i32,
+  scale: f32,
+  segments: usize,
+  segmentCount: i32,
+  exact: usize,
+  exactBits: i32,
+  exactHalf: usize,
+  exactMass: usize,
+  ldExactMass: usize,
+  visible: i32,
+  out: usize,
+  ldOut: i32,
+  mass: bool,
+  integerArithmetic: bool,
+  workspace: usize,
+  workspaceBytes: usize,
+): usize {
+  headDim = dim;
+  chunks = dim >> 2;
+  integer = integerArithmetic;
+  const group = heads / kvHeads;
+  const queries = rows * group;
+  let most = 0;
+  for (let h = 0; h < kvHeads; h++) most = max(most, recordCellsOf(segments, segmentCount, h));
+  const cells = pad4(most + visible + rows - 1);
+  // Tiles of 4 queries share operands: a tile that is no multiple of 4 holds its last operands padded.
+  const fixed = attendFixedBytes(dim);
+  const each = attendQueryBytes(dim, cells);
+  if (workspaceBytes < fixed + each * 4) return fixed + each * 4;
+  const largestTile = <i32>min<usize>(<usize>min(MAX_TILE, pad4(queries)), ((workspaceBytes - fixed) / each) & ~3);
+
+  panel = workspace;
+  scales = panel + padUp(<usize>(PIECE * dim * 4));
+  mean = scales + PIECE * 4;
+  params = mean + padUp(<usize>dim << 2);
+  qFloat = params + (<usize>largestTile << 4);
+  ldFloat = <usize>dim << 4;
+  qInteger = qFloat + (<usize>largestTile >> 2) * ldFloat;
+  ldInteger = <usize>dim << 3;
+  sums = qInteger + padUp((<usize>largestTile >> 2) * ldInteger);
+  ldSums = <usize>dim << 2;
+  weights = sums + <usize>largestTile * ldSums;
+  scores = weights + <usize>largestTile * (PIECE * 4);
+  ldScores = (<usize>cells << 2) + 16;
+
+  for (let h = 0; h < kvHeads; h++) {
+    const recordCells = recordCellsOf(segments, segmentCount, h);
+    const keys = exact + <usize>h * 2 * exactHalf;
+    const values = keys + exactHalf;
+    const slotBytes = <usize>(dim * exactBits) >> 3;
+    const qHead = q + <usize>(h * group) * (<usize>dim << 2);
+    const outHead = out + <usize>(h * group) * (<usize>dim << 2);
+    for (let first = 0; first < queries; first += largestTile) {
+      tile = min(largestTile, queries - first);
+      const slots = visible + (first + tile - 1) / group;
+      const end = recordCells + pad4(slots);
+      loadQueries(qHead, ldQ, group, first, scale);
+
+      // Scores.
+      let cell = 0;
+      for (let s = 0; s < segmentCount; s++) {
+        const block = <usize>load<u32>(segments + (<usize>s << 2));
+        const tokens = load<i32>(block, 4);
+        const record = block + load<u32>(block + 16 + (<usize>h << 2));
+        const found = openRecord(record, record, tokens, dim, GROUPS);
+        halvesToFloats(record + <usize>meanOffset(tokens), dim, mean);
+        if (integer) queryMeans();
+        for (let g = 0; g < found; g++) scoreGroup(groupAt(GROUPS, g), cell);
+        cell += groupCells;
+      }
+      for (let slot = 0; slot < slots; slot += PIECE) {
+        const n = min(PIECE, slots - slot);
+        unpackKeysFloat(exactBits, keys + <usize>slot * slotBytes, n, dim, 0, 0, panel);
+        scoreFloat(cell + slot, pad4(n));
+      }
+
+      // Softmax, unnormalised.
+      for (let i = 0; i < tile; i++) {
+        const row = scores + <usize>i * ldScores;
+        for (let c = recordCells + visible + (first + i) / group; c < end; c++)
+          store<f32>(row + (<usize>c << 2), -Infinity);
+        const inverse = <f32>1 / exponentials(row, end);
+        store<f32>(params + (<usize>i << 4), inverse);
+        store<f32>(params + (<usize>i << 4), inverse * 1048576, 4);
+      }
+
+      // Weighted values and mass.
+      memory.fill(sums, 0, <usize>tile * ldSums);
+      cell = 0;
+      for (let s = 0; s < segmentCount; s++) {
+        const block = <usize>load<u32>(segments + (<usize>s << 2));
+        const tokens = load<i32>(block, 4);
+        const record = block + load<u32>(block + 16 + (<usize>h << 2));
+        const massAt = mass ? massOf(block, h) : 0;
+        const found = openRecord(record, record, tokens, dim, GROUPS);
+        const recordCount = groupCells;
+        for (let g = 0; g < found; g++) {
+          const part = groupAt(GROUPS, g);
+          weighGroup(part, cell + part.cell, mass ? massAt + (<usize>part.cell << 2) : 0);
+        }
+        cell += recordCount;
+      }
+      for (let slot = 0; slot < slots; slot += PIECE) {
+        const n = min(PIECE, slots - slot);
+        floatWeights(cell + slot, n, mass);
+        unpackValuesFloat(exactBits, values + <usize>slot * slotBytes, n, dim, 0, panel);
+        productF32(WEIGH, tile, panel, chunks, n, weights, PIECE * 16, sums, ldSums);
+        if (mass) addMass(exactMass + <usize>h * ldExactMass + (<usize>slot << 2), pad4(n));
+      }
+
+      for (let i = 0; i < tile; i++) {
+        const inverse = v128.load32_splat(params + (<usize>i << 4));
+        const from = sums + <usize>i * ldSums;
+        const to = outHead + queryOffset(first + i, group, ldOut);
+        for (let c: usize = 0; c < ldSums; c += 16) v128.store(to + c, f32x4.mul(v128.load(from + c), inverse));
+      }
+    }
+  }
+  return 0;
+}
+
+// @ts-ignore: decorator
+@inline
+function queryOffset(query: i32, group: i32, ld: i32): usize {
+  return ((<usize>(query / group) * <usize>ld) << 2) + (<usize>(query % group) * (<usize>headDim << 2));
+}
+
+function recordCellsOf(segments: usize, count: i32, kvHead: i32): i32 {
+  let cells = 0;
+  for (let s = 0; s < count; s++) {
+    const block = <usize>load<u32>(segments + (<usize>s << 2));
+    cells += cellsOf(block + load<u32>(block + 16 + (<usize>kvHead << 2)));
+  }
+  return cells;
+}
+
+/** A record's mass section: after storedBytes, kvHead by kvHead. */
+function massOf(block: usize, kvHead: i32): usize {
+  let at = block + load<u32>(block, 8);
+  for (let h = 0; h < kvHead; h++)
+    at += <usize>pad16(cellsOf(block + load<u32>(block + 16 + (<usize>h << 2))) << 2);
+  return at;
+}
+
+/** Scaled queries, interleaved by 4: f32 [channel][4], and 15-bit integers [chunk][4][0, 2, 1, 3]. params: [0] the integers' step. */
+function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): void {
+  const by = f32x4.splat(scale);
+  const magic = v128.load(MAGIC);
+  const absolute = i32x4.splat(0x7fffffff);
+  for (let i = 0; i < tile; i++) {
+    const from = q + queryOffset(first + i, group, ldQ);
+    const lane = <usize>(i & 3);
+    let p = qFloat + <usize>(i >> 2) * ldFloat + (lane << 2);
+    let top = f32x4.splat(0);
+    for (let c: usize = 0; c < ldSums; c += 16) {
+      const x = f32x4.mul(v128.load(from + c), by);
+      top = f32x4.pmax(top, v128.and(x, absolute));
+      v128.store32_lane(p, x, 0);
+      v128.store32_lane(p, x, 1, 16);
+      v128.store32_lane(p, x, 2, 32);
+      v128.store32_lane(p, x, 3, 48);
+      p += 64;
+    }
+    const largest = largestLane(top);
+    const fine = largest >= TINY;
+    store<f32>(params + (<usize>i << 4), fine ? largest / FINE : 0);
+    if (!integer) continue;
+    const inverse = f32x4.splat(fine ? FINE / largest : 0);
+    p = qInteger + <usize>(i >> 2) * ldInteger + (lane << 3);
+    for (let c: usize = 0; c < ldSums; c += 16) {
+      const x = f32x4.add(f32x4.mul(f32x4.mul(v128.load(from + c), by), inverse), magic);
+      v128.store64_lane(p, v128.shuffle<i16>(x, x, 0, 4, 2, 6, 0, 4, 2, 6), 0);
+      p += 32;
+    }
+  }
+}
+
+/** params: [1] query . mean, in channel order. Lanes are queries; the operands of a last incomplete four are not read for others. */
+function queryMeans(): void {
+  for (let i = 0; i < tile; i += 4) {
+    let sum = f32x4.splat(0);
+    let p = qFloat + <usize>(i >> 2) * ldFloat;
+    const m = mean;
+    for (let c: usize = 0; c < ldSums; c += 4) {
+      sum = f32x4.add(sum, f32x4.mul(v128.load(p), v128.load32_splat(m + c)));
+      p += 16;
+    }
+    const to = params + (<usize>i << 4);
+    v128.store32_lane(to, sum, 0, 4);
+    v128.store32_lane(to, sum, 1, 20);
+    v128.store32_lane(to, sum, 2, 36);
+    v128.store32_lane(to, sum, 3, 52);
+  }
+}
+
+function scoreFloat(cell: i32, n4: i32): void {
+  productF32(STORE, tile, panel, n4 >> 2, headDim, qFloat, ldFloat, scores + (<usize>cell << 2), ldScores);
+}
+
+function scoreGroup(g: Group, base: i32): void {
+  const bits = kBitsOf(g.id);
+  const cell = base + g.cell;
+  if (g.kScale) halvesToFloats(g.kScale, g.n4, scales);
+  if (bits > 8 || !integer) {
+    unpackKeysFloat(bits, g.k, g.n, headDim, scales, mean, panel);
+    scoreFloat(cell, g.n4);
+  } else {
+    unpackLevels(bits, g.k, g.n4 >> 2, headDim, panel, 32, <usize>chunks << 5);
+    scoresI16(
+      tile,
+      panel,
+      g.n4 >> 2,
+      chunks,
+      qInteger,
+      ldInteger,
+      scores + (<usize>cell << 2),
+      ldScores,
+      scales,
+      params,
+    );
+  }
+  for (let c = cell + g.n; c < cell + g.n4; c++)
+    for (let i = 0; i < tile; i++) store<f32>(scores + <usize>i * ldScores + (<usize>c << 2), -Infinity);
+}
+
+function weighGroup(g: Group, cell: i32, massAt: usize): void {
+  const bits = vBitsOf(g.id);
+  const blocks = g.n4 >> 2;
+  if (g.vScale) halvesToFloats(g.vScale, g.n4, scales);
+  if (bits > 8 || !integer) {
+    floatWeights(cell, g.n4, massAt != 0);
+    unpackValuesFloat(bits, g.v, g.n4, headDim, scales, panel);
+    productF32(WEIGH, tile, panel, chunks, g.n4, weights, PIECE * 16, sums, ldSums);
+  } else {
+    integerWeights(cell, blocks, massAt != 0);
+    unpackLevels(bits, g.v, blocks, headDim, panel, <usize>blocks << 5, 32);
+    weighI16(tile, panel, chunks, blocks, weights, PIECE * 8, sums, ldSums, params);
+  }
+  if (massAt) addMass(massAt, g.n4);
+}
+
+/** Weights of n cells, f32 [cell][4 queries]; n need not be a multiple of 4. */
+function floatWeights(cell: i32, n: i32, mass: bool): void {
+  const magic = v128.load(MAGIC);
+  if (mass) memory.fill(MASS, 0, <usize>pad4(n) << 2);
+  for (let i = 0; i < tile; i++) {
+    let from = scores + <usize>i * ldScores + (<usize>cell << 2);
+    let to = weights + <usize>(i >> 2) * (PIECE * 16) + (<usize>(i & 3) << 2);
+    const toMass = v128.load32_splat(params + (<usize>i << 4), 4);
+    for (let c = 0; c < n; c += 4) {
+      const w = v128.load(from);
+      v128.store32_lane(to, w, 0);
+      v128.store32_lane(to, w, 1, 16);
+      v128.store32_lane(to, w, 2, 32);
+      v128.store32_lane(to, w, 3, 48);
+      if (mass) countMass(MASS + (<usize>c << 2), w, toMass, magic);
+      from += 16;
+      to += 64;
+    }
+  }
+}
+
+/** Weights times value scales as 15-bit integers of the group's largest, [block][4 queries][0, 2, 1, 3]; params: [2] their step. */
+function integerWeights(cell: i32, blocks: i32, mass: bool): void {
+  const magic = v128.load(MAGIC);
+  const bytes = <usize>blocks << 4;
+  if (mass) memory.fill(MASS, 0, bytes);
+  for (let i = 0; i < tile; i++) {
+    const from = scores + <usize>i * ldScores + (<usize>cell << 2);
+    let to = weights + <usize>(i >> 2) * (PIECE * 8) + (<usize>(i & 3) << 3);
+    const toMass = v128.load32_splat(params + (<usize>i << 4), 4);
+    let top = f32x4.splat(0);
+    if (mass) {
+      for (let c: usize = 0; c < bytes; c += 16) {
+        const w = v128.load(from + c);
+        top = f32x4.pmax(top, f32x4.mul(w, v128.load(scales + c)));
+        countMass(MASS + c, w, toMass, magic);
+      }
+    } else {
+      for (let c: usize = 0; c < bytes; c += 16)
+        top = f32x4.pmax(top, f32x4.mul(v128.load(from + c), v128.load(scales + c)));
+    }
+    const largest = largestLane(top);
+    const fine = largest >= TINY;
+    const inverse = f32x4.splat(fine ? FINE / largest : 0);
+    store<f32>(params + (<usize>i << 4), fine ? largest / FINE : 0, 8);
+    for (let c: usize = 0; c < bytes; c += 16) {
+      const w = f32x4.mul(f32x4.mul(v128.load(from + c), v128.load(scales + c)), inverse);
+      const x = f32x4.add(w, magic);
+      v128.store64_lane(to, v128.shuffle<i16>(x, x, 0, 4, 2, 6, 0, 4, 2, 6), 0);
+      to += 32;
+    }
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function countMass(at: usize, weight: v128, toMass: v128, magic: v128): void {
+  v128.store(at, i32x4.add(v128.load(at), f32x4.add(f32x4.mul(weight, toMass), magic)));
+}
+
+/** Adds a piece's mass of the tile's queries to the cells' u32, saturating. */
+function addMass(to: usize, cells: i32): void {
+  const offset = i32x4.splat(-tile * MAGIC_BITS);
+  for (let c: usize = 0; c < <usize>cells << 2; c += 16) {
+    const held = v128.load(to + c);
+    const sum = i32x4.add(held, i32x4.add(v128.load(MASS + c), offset));
+    v128.store(to + c, v128.or(sum, i32x4.lt_u(sum, held)));
+  }
+}

@@ -1,0 +1,273 @@
+/**
+ * The two products of attention, for scores and for weighted values alike: for up to 4 queries and every `outer`,
+ * four lanes of sum over `inner` of a[outer][inner] * b[inner][query].
+ *   scores           outer = 4 tokens (a lane is a token), inner = channels
+ *   weighted values  outer = 4 channels (a lane is a channel), inner = tokens
+ * Operands are interleaved by 4 queries whatever their number, so a query's sum does not depend on its company.
+ */
+
+/** What becomes of a sum. */
+export const STORE = 0;
+export const SCORE = 1;
+export const WEIGH = 2;
+
+/**
+ * Parameters of a query that the sums are finished with, f32 x 4, 16 bytes a query:
+ *   SCORE  out = (sum * keyScale[lane]) * [0] + [1]
+ *   WEIGH  out += sum * [2]
+ */
+// @ts-ignore: decorator
+@inline
+function finish(mode: i32, sum: v128, out: usize, keyScales: v128, query: usize): void {
+  if (mode == SCORE)
+    v128.store(
+      out,
+      f32x4.add(
+        f32x4.mul(f32x4.mul(f32x4.convert_i32x4_s(sum), keyScales), v128.load32_splat(query)),
+        v128.load32_splat(query, 4),
+      ),
+    );
+  else
+    v128.store(
+      out,
+      f32x4.add(v128.load(out), f32x4.mul(f32x4.convert_i32x4_s(sum), v128.load32_splat(query, 8))),
+    );
+}
+
+// @ts-ignore: decorator
+@inline
+function mac16(sum: v128, a: v128, b: v128): v128 {
+  return i32x4.add(sum, i32x4.dot_i16x8_s(a, b));
+}
+
+/**
+ * Integer sums, exact. a [outer][inner]: 32 bytes, the 16-bit pairs (0, 2) of four lanes, then the pairs (1, 3).
+ * b [inner][4 queries]: 8 bytes, 16-bit elements 0, 2, 1, 3.
+ */
+// @ts-ignore: decorator
+@inline
+function dotsI16(
+  nq: i32,
+  mode: i32,
+  a: usize,
+  outer: i32,
+  inner: i32,
+  b: usize,
+  out: usize,
+  ldOut: usize,
+  keyScales: usize,
+  queries: usize,
+): void {
+  const row = <usize>inner << 5;
+  for (let o = 0; o < outer; o += 2) {
+    const two = o + 1 < outer;
+    let p0 = a;
+    let p1 = two ? a + row : a;
+    let x = b;
+    let s00 = i32x4.splat(0);
+    let s01 = i32x4.splat(0);
+    let s10 = i32x4.splat(0);
+    let s11 = i32x4.splat(0);
+    let s20 = i32x4.splat(0);
+    let s21 = i32x4.splat(0);
+    let s30 = i32x4.splat(0);
+    let s31 = i32x4.splat(0);
+    for (let i = 0; i < inner; i++) {
+      const a0 = v128.load(p0);
+      const a1 = v128.load(p1);
+      const c0 = v128.load(p0, 16);
+      const c1 = v128.load(p1, 16);
+      let y = v128.load32_splat(x);
+      s00 = mac16(s00, a0, y);
+      s01 = mac16(s01, a1, y);
+      y = v128.load32_splat(x, 4);
+      s00 = mac16(s00, c0, y);
+      s01 = mac16(s01, c1, y);
+      if (nq > 1) {
+        y = v128.load32_splat(x, 8);
+        s10 = mac16(s10, a0, y);
+        s11 = mac16(s11, a1, y);
+        y = v128.load32_splat(x, 12);
+        s10 = mac16(s10, c0, y);
+        s11 = mac16(s11, c1, y);
+      }
+      if (nq > 2) {
+        y = v128.load32_splat(x, 16);
+        s20 = mac16(s20, a0, y);
+        s21 = mac16(s21, a1, y);
+        y = v128.load32_splat(x, 20);
+        s20 = mac16(s20, c0, y);
+        s21 = mac16(s21, c1, y);
+      }
+      if (nq > 3) {
+        y = v128.load32_splat(x, 24);
+        s30 = mac16(s30, a0, y);
+        s31 = mac16(s31, a1, y);
+        y = v128.load32_splat(x, 28);
+        s30 = mac16(s30, c0, y);
+        s31 = mac16(s31, c1, y);
+      }
+      p0 += 32;
+      p1 += 32;
+      x += 32;
+    }
+    const scales0 = mode == SCORE ? v128.load(keyScales) : i32x4.splat(0);
+    finish(mode, s00, out, scales0, queries);
+    if (nq > 1) finish(mode, s10, out + ldOut, scales0, queries + 16);
+    if (nq > 2) finish(mode, s20, out + ldOut * 2, scales0, queries + 32);
+    if (nq > 3) finish(mode, s30, out + ldOut * 3, scales0, queries + 48);
+    if (two) {
+      const scales1 = mode == SCORE ? v128.load(keyScales, 16) : i32x4.splat(0);
+      finish(mode, s01, out + 16, scales1, queries);
+      if (nq > 1) finish(mode, s11, out + ldOut + 16, scales1, queries + 16);
+      if (nq > 2) finish(mode, s21, out + ldOut * 2 + 16, scales1, queries + 32);
+      if (nq > 3) finish(mode, s31, out + ldOut * 3 + 16, scales1, queries + 48);
+    }
+    a += row << 1;
+    out += 32;
+    if (mode == SCORE) keyScales += 32;
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function macF32(sum: v128, a: v128, b: v128): v128 {
+  return f32x4.add(sum, f32x4.mul(a, b));
+}
+// @ts-ignore: decorator
+@inline
+function finishFloat(mode: i32, sum: v128, out: usize): void {
+  v128.store(out, mode == STORE ? sum : f32x4.add(v128.load(out), sum));
+}
+
+/** Float sums, each in the order of `inner` from 0. a [outer][inner]: 16 bytes. b [inner][4 queries] f32. STORE or WEIGH (out += sum). */
+// @ts-ignore: decorator
+@inline
+function dotsF32(
+  nq: i32,
+  mode: i32,
+  a: usize,
+  outer: i32,
+  inner: i32,
+  b: usize,
+  out: usize,
+  ldOut: usize,
+): void {
+  const row = <usize>inner << 4;
+  for (let o = 0; o < outer; o += 2) {
+    const two = o + 1 < outer;
+    let p0 = a;
+    let p1 = two ? a + row : a;
+    let x = b;
+    let s00 = f32x4.splat(0);
+    let s01 = f32x4.splat(0);
+    let s10 = f32x4.splat(0);
+    let s11 = f32x4.splat(0);
+    let s20 = f32x4.splat(0);
+    let s21 = f32x4.splat(0);
+    let s30 = f32x4.splat(0);
+    let s31 = f32x4.splat(0);
+    for (let i = 0; i < inner; i++) {
+      const a0 = v128.load(p0);
+      const a1 = v128.load(p1);
+      let y = v128.load32_splat(x);
+      s00 = macF32(s00, a0, y);
+      s01 = macF32(s01, a1, y);
+      if (nq > 1) {
+        y = v128.load32_splat(x, 4);
+        s10 = macF32(s10, a0, y);
+        s11 = macF32(s11, a1, y);
+      }
+      if (nq > 2) {
+        y = v128.load32_splat(x, 8);
+        s20 = macF32(s20, a0, y);
+        s21 = macF32(s21, a1, y);
+      }
+      if (nq > 3) {
+        y = v128.load32_splat(x, 12);
+        s30 = macF32(s30, a0, y);
+        s31 = macF32(s31, a1, y);
+      }
+      p0 += 16;
+      p1 += 16;
+      x += 16;
+    }
+    finishFloat(mode, s00, out);
+    if (nq > 1) finishFloat(mode, s10, out + ldOut);
+    if (nq > 2) finishFloat(mode, s20, out + ldOut * 2);
+    if (nq > 3) finishFloat(mode, s30, out + ldOut * 3);
+    if (two) {
+      finishFloat(mode, s01, out + 16);
+      if (nq > 1) finishFloat(mode, s11, out + ldOut + 16);
+      if (nq > 2) finishFloat(mode, s21, out + ldOut * 2 + 16);
+      if (nq > 3) finishFloat(mode, s31, out + ldOut * 3 + 16);
+    }
+    a += row << 1;
+    out += 32;
+  }
+}
+
+/** Scores of all `queries`: operands of each 4 queries `ldB` bytes apart, outputs `ldOut` bytes a query. */
+export function scoresI16(
+  queries: i32,
+  a: usize,
+  outer: i32,
+  inner: i32,
+  b: usize,
+  ldB: usize,
+  out: usize,
+  ldOut: usize,
+  keyScales: usize,
+  params: usize,
+): void {
+  for (; queries >= 4; queries -= 4) {
+    dotsI16(4, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
+    b += ldB;
+    out += ldOut << 2;
+    params += 64;
+  }
+  if (queries == 3) dotsI16(3, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
+  else if (queries == 2) dotsI16(2, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
+  else if (queries == 1) dotsI16(1, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
+}
+export function weighI16(
+  queries: i32,
+  a: usize,
+  outer: i32,
+  inner: i32,
+  b: usize,
+  ldB: usize,
+  out: usize,
+  ldOut: usize,
+  params: usize,
+): void {
+  for (; queries >= 4; queries -= 4) {
+    dotsI16(4, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
+    b += ldB;
+    out += ldOut << 2;
+    params += 64;
+  }
+  if (queries == 3) dotsI16(3, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
+  else if (queries == 2) dotsI16(2, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
+  else if (queries == 1) dotsI16(1, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
+}
+export function productF32(
+  mode: i32,
+  queries: i32,
+  a: usize,
+  outer: i32,
+  inner: i32,
+  b: usize,
+  ldB: usize,
+  out: usize,
+  ldOut: usize,
+): void {
+  for (; queries >= 4; queries -= 4) {
+    dotsF32(4, mode, a, outer, inner, b, out, ldOut);
+    b += ldB;
+    out += ldOut << 2;
+  }
+  if (queries == 3) dotsF32(3, mode, a, outer, inner, b, out, ldOut);
+  else if (queries == 2) dotsF32(2, mode, a, outer, inner, b, out, ldOut);
+  else if (queries == 1) dotsF32(1, mode, a, outer, inner, b, out, ldOut);
+}

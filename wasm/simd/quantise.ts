@@ -1,0 +1,107 @@
+import { lanes, largestLane, MAGIC, TINY, toF16 } from './half';
+import { codeMask, levelTable, lookUp } from './unpack';
+
+/** Sums of adjacent positive levels (twice the midpoints), 8 for each of 1 to 4 bits; 127 never passes. */
+const THRESHOLDS: usize = memory.data<u8>([
+  127, 127, 127, 127, 127, 127, 127, 127,
+  52, 127, 127, 127, 127, 127, 127, 127,
+  29, 61, 101, 127, 127, 127, 127, 127,
+  12, 24, 36, 49, 64, 82, 107, 127,
+]);
+/** Twice CODEBOOK_UNIT. */
+const UNITS: usize = memory.data<f32>([
+  <f32>((2 * 40) / 0.7978846),
+  <f32>(2 * 26.4831),
+  <f32>(2 * 28.8825),
+  <f32>(2 * 22.312),
+]);
+
+/**
+ * Quantiser U; TypeScript twin: cache-math.ts. x f32 [headDim], zero up to the next multiple of 16; codes u8, likewise padded.
+ * @returns the scale's binary16 bits
+ */
+export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
+  const end = x + (<usize>headDim << 2);
+  const absolute = i32x4.splat(0x7fffffff);
+  let squares = f32x4.splat(0);
+  let top = f32x4.splat(0);
+  for (let p = x; p < end; p += 16) {
+    const v = v128.load(p);
+    squares = f32x4.add(squares, f32x4.mul(v, v));
+    top = f32x4.pmax(top, v128.and(v, absolute));
+  }
+  const xx = lanes(squares);
+  if (!(xx >= TINY && xx < Infinity)) {
+    memory.fill(codes, 0, headDim);
+    return 0;
+  }
+  let products = f32x4.splat(0);
+  const magic = v128.load(MAGIC);
+  if (bits == 8) {
+    const inverse = f32x4.splat(127 / largestLane(top));
+    for (let p = x; p < end; p += 64) {
+      const a = integers(p, inverse, magic);
+      const b = integers(p + 16, inverse, magic);
+      const c = integers(p + 32, inverse, magic);
+      const d = integers(p + 48, inverse, magic);
+      const levels = i8x16.narrow_i16x8_s(i16x8.narrow_i32x4_s(a, b), i16x8.narrow_i32x4_s(c, d));
+      v128.store(codes, levels);
+      products = addProducts(products, p, levels);
+      codes += 16;
+    }
+  } else {
+    const inverse = f32x4.splat(load<f32>(UNITS + (<usize>(bits - 1) << 2)) / sqrt<f32>(xx / <f32>headDim));
+    const table = levelTable(bits);
+    const thresholds = THRESHOLDS + (<usize>(bits - 1) << 3);
+    const count = (1 << (bits - 1)) - 1;
+    const last = codeMask(bits);
+    const half = i8x16.shr_u(last, 1);
+    for (let p = x; p < end; p += 64) {
+      // |x| in half units, rounded up: more than an integer threshold exactly when |x| is.
+      const a = i8x16.narrow_i16x8_s(
+        i16x8.narrow_i32x4_s(ceilings(p, inverse, absolute, magic), ceilings(p + 16, inverse, absolute, magic)),
+        i16x8.narrow_i32x4_s(ceilings(p + 32, inverse, absolute, magic), ceilings(p + 48, inverse, absolute, magic)),
+      );
+      const positive = i8x16.narrow_i16x8_s(
+        i16x8.narrow_i32x4_s(isPositive(p), isPositive(p + 16)),
+        i16x8.narrow_i32x4_s(isPositive(p + 32), isPositive(p + 48)),
+      );
+      let code = half;
+      for (let t = 0; t < count; t++)
+        code = i8x16.add(code, i8x16.gt_s(a, v128.load8_splat(thresholds + <usize>t)));
+      code = v128.xor(code, v128.and(positive, last));
+      v128.store(codes, code);
+      products = addProducts(products, p, lookUp(table, code));
+      codes += 16;
+    }
+  }
+  return toF16(xx / lanes(products));
+}
+
+// @ts-ignore: decorator
+@inline
+function integers(p: usize, inverse: v128, magic: v128): v128 {
+  return i32x4.sub(f32x4.add(f32x4.mul(v128.load(p), inverse), magic), magic);
+}
+// @ts-ignore: decorator
+@inline
+function ceilings(p: usize, inverse: v128, absolute: v128, magic: v128): v128 {
+  const a = f32x4.ceil(f32x4.mul(v128.and(v128.load(p), absolute), inverse));
+  return i32x4.sub(f32x4.add(a, magic), magic);
+}
+// @ts-ignore: decorator
+@inline
+function isPositive(p: usize): v128 {
+  return f32x4.gt(v128.load(p), f32x4.splat(0));
+}
+/** sum + x * level, 16 channels in order. */
+// @ts-ignore: decorator
+@inline
+function addProducts(sum: v128, x: usize, levels: v128): v128 {
+  const low = i16x8.extend_low_i8x16_s(levels);
+  const high = i16x8.extend_high_i8x16_s(levels);
+  sum = f32x4.add(sum, f32x4.mul(v128.load(x), f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(low))));
+  sum = f32x4.add(sum, f32x4.mul(v128.load(x, 16), f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(low))));
+  sum = f32x4.add(sum, f32x4.mul(v128.load(x, 32), f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(high))));
+  return f32x4.add(sum, f32x4.mul(v128.load(x, 48), f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(high))));
+}
