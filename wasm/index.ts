@@ -1,3 +1,4 @@
+export * from './index.cache';
 export { activationI8, activationI8H64 } from './simd/activation';
 export * from './simd/calibrate';
 export * from './simd/embed';

@@ -1,7 +1,7 @@
 import { Arena } from '../core/arena.ts';
 import type { Kernels } from './kernels.ts';
 import { wasmMemory } from './memory.ts';
-import { cacheReference } from './reference-cache.ts';
+import { type CacheExports, cacheWasm } from './wasm-cache.ts';
 import { type DenseExports, denseWasm } from './wasm-dense.ts';
 
 export type WasmVariant = 'relaxed' | 'plain';
@@ -36,7 +36,9 @@ export function createWasmKernels({ module, variant, maxBytes }: WasmKernelsOpti
     throw new Error(`the WASM kernels aborted at ${line}:${column}`);
   };
   const instance = new WebAssembly.Instance(module, { env: { memory: memory.memory, abort } });
-  const exports = instance.exports as unknown as DenseExports & CalibrationExports & { heapBase(): number };
+  const exports = instance.exports as unknown as DenseExports &
+    CacheExports &
+    CalibrationExports & { heapBase(): number };
   const arena = new Arena(memory, exports.heapBase());
   return {
     name: 'wasm',
@@ -45,6 +47,6 @@ export function createWasmKernels({ module, variant, maxBytes }: WasmKernelsOpti
     arena,
     calibration: { dotPeak: exports.dotPeak, q4Stream: exports.q4Stream },
     ...denseWasm(exports),
-    ...cacheReference(arena),
+    ...cacheWasm(exports, arena),
   };
 }
