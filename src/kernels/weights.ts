@@ -47,7 +47,8 @@ export interface SourceMatrix {
 }
 
 const pad16 = (bytes: number): number => Math.ceil(bytes / 16) * 16;
-const SOURCE_BLOCK: Readonly<Record<SourceType, { elements: number; bytes: number }>> = {
+/** Elements and bytes of one block. Source: ggml-common.h (block_q4_0, block_q4_1, block_q8_0). */
+export const SOURCE_BLOCK: Readonly<Record<SourceType, { elements: number; bytes: number }>> = {
   F32: { elements: 1, bytes: 4 },
   F16: { elements: 1, bytes: 2 },
   Q8_0: { elements: 32, bytes: 34 },
