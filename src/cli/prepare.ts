@@ -15,7 +15,7 @@ export function prepareCommand(program: Command): void {
     .description('turns a model into the bundle that the other commands run')
     .option(
       '--model <path>',
-      'GGUF file of the llama family, or folder of an ONNX export (default: the embedded model)',
+      'GGUF file, or folder with safetensors or ONNX, of the llama family (default: the embedded model)',
     )
     .option('--out <dir>', 'folder of the bundle (default: where the other commands look for it)')
     .option('--exact', 'keep every weight as stored instead of the compact form')

@@ -1,7 +1,7 @@
 import type { WeightForm } from '../kernels/kernels.ts';
+import type { SourceType } from '../kernels/weights.ts';
 import type { Manifest } from '../runtime/manifest.ts';
 import type { WeightSpec } from './llama-graph.ts';
-import type { SourceType } from './source.ts';
 
 export type BundleForm = Manifest['weightForm'];
 

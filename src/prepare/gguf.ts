@@ -3,7 +3,7 @@ import { type FileHandle, open, stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { GGMLQuantizationType, gguf } from '@huggingface/gguf';
 import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
-import { SOURCE_BLOCKS, type SourceType } from './source.ts';
+import { SOURCE_BLOCK, type SourceType } from '../kernels/weights.ts';
 
 export interface GgufTensor {
   readonly name: string;
@@ -105,13 +105,13 @@ async function parse(path: string, file: string, bytes: number) {
   const tensors = new Map<string, GgufTensor>();
   for (const info of parsed.tensorInfos) {
     const type = GGMLQuantizationType[info.dtype] ?? `type ${info.dtype}`;
-    if (!(type in SOURCE_BLOCKS))
+    if (!(type in SOURCE_BLOCK))
       throw new UnsupportedModelError(
-        `${file}: tensor ${info.name} has type ${type}; supported are ${Object.keys(SOURCE_BLOCKS).join(', ')}`,
+        `${file}: tensor ${info.name} has type ${type}; supported are ${Object.keys(SOURCE_BLOCK).join(', ')}`,
         { file, tensor: info.name, type },
       );
     const shape = info.shape.map(Number).reverse();
-    const block = SOURCE_BLOCKS[type as SourceType];
+    const block = SOURCE_BLOCK[type as SourceType];
     const k = shape.at(-1) ?? 0;
     if (shape.length === 0 || shape.some((d) => d < 1) || k % block.elements !== 0)
       throw new UnsupportedModelError(

@@ -2,7 +2,7 @@ import type { ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { DEFAULT_GENERATION, EMBEDDED_MODEL } from './embedded-model.ts';
 import { type GgufFile, type GgufMetadata, openGguf } from './gguf.ts';
-import { EMBEDDING, FINAL_NORM, llamaWeights, OUTPUT } from './llama-graph.ts';
+import { checkShape, EMBEDDING, FINAL_NORM, llamaWeights, OUTPUT } from './llama-graph.ts';
 import { type ModelSource, type SourceTensor, sourceRowBytes, unpermuteRows } from './source.ts';
 import { tokenizerJsonFromGguf } from './tokenizer-json.ts';
 
@@ -92,8 +92,7 @@ function readConfig({ metadata, file }: GgufFile): ModelConfig {
     rmsEps: metadata.number('llama.attention.layer_norm_rms_epsilon'),
     attentionScale: 1 / Math.sqrt(headDim),
   };
-  if (heads % kvHeads !== 0) refuse(`${heads} query heads do not divide among ${kvHeads} key/value heads`);
-  if (headDim % 4 !== 0) refuse(`the head size ${headDim} is not a multiple of 4`);
+  checkShape(config, refuse);
   if (size('llama.attention.value_length', headDim) !== headDim)
     refuse('keys and values of different sizes are not supported (llama.attention.value_length)');
   if (size('llama.vocab_size', config.vocab) !== config.vocab)

@@ -24,6 +24,14 @@ export interface WeightSpec {
   readonly shape: readonly number[];
 }
 
+/** Shapes that no kernel computes, whatever file they came from. */
+export function checkShape(c: ModelConfig, refuse: (message: string) => never): void {
+  if (c.heads % c.kvHeads !== 0)
+    refuse(`${c.heads} query heads do not divide among ${c.kvHeads} key/value heads`);
+  // The cache packs four channels at a time, and rotary pairs are half a head apart.
+  if (c.headDim % 4 !== 0) refuse(`the head size ${c.headDim} is not a multiple of 4`);
+}
+
 /** Every weight the graph needs, in the order in which it is first used. */
 export function llamaWeights(c: ModelConfig, tied: boolean): WeightSpec[] {
   const weights: WeightSpec[] = [{ name: EMBEDDING, role: 'embedding', shape: [c.vocab, c.hidden] }];

@@ -1,20 +1,9 @@
 import type { ModelConfig } from '../core/config.ts';
-import type { SourceType } from '../kernels/weights.ts';
-
-export type { SourceType } from '../kernels/weights.ts';
-
-/** Elements and bytes of one block. Source: ggml-common.h (block_q4_0, block_q4_1, block_q8_0). */
-export const SOURCE_BLOCKS: Readonly<Record<SourceType, { elements: number; bytes: number }>> = {
-  F32: { elements: 1, bytes: 4 },
-  F16: { elements: 1, bytes: 2 },
-  Q8_0: { elements: 32, bytes: 34 },
-  Q4_0: { elements: 32, bytes: 18 },
-  Q4_1: { elements: 32, bytes: 20 },
-};
+import { SOURCE_BLOCK, type SourceType } from '../kernels/weights.ts';
 
 /** Bytes of one row of k elements; k must be a multiple of the block's elements. */
 export const sourceRowBytes = (type: SourceType, k: number): number => {
-  const block = SOURCE_BLOCKS[type];
+  const block = SOURCE_BLOCK[type];
   return (k / block.elements) * block.bytes;
 };
 

@@ -15,15 +15,38 @@ const isolated = (pattern: string) => ({
   behavior: 'Isolated',
   invert: false,
 });
-const BYTE_LEVEL = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: false };
+
+/** Pre-tokenizers by GGUF's name, as the models' own tokenizer.json files say them. */
+const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizerJson>> = {
+  smollm: {
+    type: 'Sequence',
+    pretokenizers: [
+      { type: 'Digits', individual_digits: true },
+      { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true },
+    ],
+  },
+};
+
+interface PreTokenizerJson {
+  readonly type: string;
+  readonly [option: string]: unknown;
+}
 
 /**
- * Pre-tokenizers by GGUF's name. SmolLM2's own tokenizer.json says Digits(individual_digits) then ByteLevel with its regex. Both are
- * written out as Split here, since readers disagree on what a digit is (U+0664 and U+00B2 are).
+ * A pre-tokenizer with Digits and ByteLevel's own pattern written out as Split, since readers disagree on what a digit or a space is: U+0664 and U+00B2
+ * are digits, U+0085 is a space and U+FEFF is none.
  */
-const PRE_TOKENIZERS: Readonly<Record<string, object>> = {
-  smollm: { type: 'Sequence', pretokenizers: [isolated('\\p{N}'), isolated(GPT2), BYTE_LEVEL] },
-};
+export function spellOutPreTokenizer(json: PreTokenizerJson | null): PreTokenizerJson | null {
+  if (json === null) return null;
+  const steps = (json.type === 'Sequence' ? (json.pretokenizers as PreTokenizerJson[]) : [json]).flatMap(
+    (step): PreTokenizerJson[] => {
+      if (step.type === 'Digits') return [isolated(step.individual_digits ? '\\p{N}' : '\\p{N}+')];
+      if (step.type !== 'ByteLevel' || step.use_regex === false || step.add_prefix_space) return [step];
+      return [isolated(GPT2), { ...step, use_regex: false }];
+    },
+  );
+  return { type: 'Sequence', pretokenizers: steps };
+}
 
 /**
  * A HuggingFace tokenizer.json from the tables of a GGUF file.
@@ -92,7 +115,7 @@ export function tokenizerJsonFromGguf(
     padding: null,
     added_tokens: added,
     normalizer: null,
-    pre_tokenizer: preTokenizer,
+    pre_tokenizer: spellOutPreTokenizer(preTokenizer),
     post_processor: null,
     decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {

@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs';
 import { floatToHalf } from '../../src/core/half.ts';
-import type { SourceType } from '../../src/prepare/source.ts';
+import type { SourceType } from '../../src/kernels/weights.ts';
 
 /** A tiny llama model with random weights. Everything has a default; the same options give the same bytes. */
 export interface TinyOptions {
