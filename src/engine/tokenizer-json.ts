@@ -61,7 +61,38 @@ export type TokenizerJson = v.InferOutput<typeof tokenizerJsonSchema>;
 /** @throws UnsupportedModelError naming the part of the tokenizer.json that is not supported */
 export function parseTokenizerJson(json: unknown): TokenizerJson {
   const parsed = v.safeParse(tokenizerJsonSchema, json);
-  if (parsed.success) return parsed.output;
+  if (parsed.success)
+    return { ...parsed.output, pre_tokenizer: spellOutPreTokenizer(parsed.output.pre_tokenizer) };
   const issue = parsed.issues[0];
   throw new UnsupportedModelError(`tokenizer.json: ${v.getDotPath(issue) ?? 'root'}: ${issue.message}`);
+}
+
+/** GPT-2's pattern; `\s` is Unicode White_Space here, which JavaScript's own is not (U+FEFF, U+0085). */
+const GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+const isolated = (pattern: string) => ({
+  type: 'Split',
+  pattern: { Regex: pattern },
+  behavior: 'Isolated',
+  invert: false,
+});
+
+interface PreTokenizerJson {
+  readonly type: string;
+  readonly [option: string]: unknown;
+}
+
+/**
+ * A pre-tokenizer with Digits and ByteLevel's own pattern written out as Split, since readers disagree on what a digit or a space is: U+0664 and U+00B2
+ * are digits, U+0085 is a space and U+FEFF is none.
+ */
+function spellOutPreTokenizer(json: PreTokenizerJson | null): PreTokenizerJson | null {
+  if (json === null) return null;
+  const steps = (json.type === 'Sequence' ? (json.pretokenizers as PreTokenizerJson[]) : [json]).flatMap(
+    (step): PreTokenizerJson[] => {
+      if (step.type === 'Digits') return [isolated(step.individual_digits ? '\\p{N}' : '\\p{N}+')];
+      if (step.type !== 'ByteLevel' || step.use_regex === false || step.add_prefix_space) return [step];
+      return [isolated(GPT2), { ...step, use_regex: false }];
+    },
+  );
+  return { type: 'Sequence', pretokenizers: steps };
 }

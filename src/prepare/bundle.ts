@@ -3,6 +3,7 @@ import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promis
 import { basename, dirname, join, resolve } from 'node:path';
 import * as v from 'valibot';
 import { UnsupportedModelError } from '../core/errors.ts';
+import { createTokenizer } from '../engine/tokenizer.ts';
 import type { WeightForm } from '../kernels/kernels.ts';
 import { packWeight } from '../kernels/weights.ts';
 import { MANIFEST_FORMAT, MANIFEST_VERSION, type Manifest, manifestSchema } from '../runtime/manifest.ts';
@@ -41,6 +42,8 @@ export async function writeBundle(
       { file: source.source.file, sha256: source.source.sha256, expected },
     );
   const wanted = { sha256: source.source.sha256, form: options.form };
+  // Refused now rather than when a host loads it.
+  createTokenizer(source.tokenizer);
   const existing = await completeBundle(out, wanted);
   if (existing) return { manifest: existing, written: false };
 

@@ -4,12 +4,10 @@ import { basename, join, resolve } from 'node:path';
 import * as v from 'valibot';
 import type { ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
-import { createTokenizer } from '../engine/tokenizer.ts';
 import { DEFAULT_GENERATION } from './embedded-model.ts';
 import { checkShape, EMBEDDING, FINAL_NORM, llamaWeights, OUTPUT } from './llama-graph.ts';
 import { openSafetensors, type SafeTensors } from './safetensors.ts';
 import type { ModelSource, SourceTensor } from './source.ts';
-import { spellOutPreTokenizer } from './tokenizer-json.ts';
 
 const size = v.pipe(v.number(), v.integer(), v.minValue(1));
 const id = v.pipe(v.number(), v.integer(), v.minValue(0));
@@ -209,15 +207,7 @@ function mapTensors(weights: SafeTensors, model: ModelConfig, tied: boolean): So
 }
 
 function readTokenizer(text: string | undefined): Record<string, unknown> {
-  const json = check(
-    'tokenizer.json',
-    v.looseObject({ pre_tokenizer: v.nullable(v.looseObject({ type: v.string() })) }),
-    text,
-  );
-  const tokenizer = { ...json, pre_tokenizer: spellOutPreTokenizer(json.pre_tokenizer) };
-  // Refused now rather than when a host loads it.
-  createTokenizer(tokenizer);
-  return tokenizer;
+  return check('tokenizer.json', v.record(v.string(), v.unknown()), text);
 }
 
 /** Whether the tokenizer's post-processor puts a token in front of every text. */

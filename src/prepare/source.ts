@@ -1,6 +1,8 @@
 import type { ModelConfig } from '../core/config.ts';
 import { SOURCE_BLOCK, type SourceType } from '../kernels/weights.ts';
 
+export type { SourceType } from '../kernels/weights.ts';
+
 /** Bytes of one row of k elements; k must be a multiple of the block's elements. */
 export const sourceRowBytes = (type: SourceType, k: number): number => {
   const block = SOURCE_BLOCK[type];

@@ -7,17 +7,8 @@ const UNKNOWN = 2;
 const CONTROL = 3;
 const USER_DEFINED = 4;
 
-/** GPT-2's pattern; `\s` is Unicode White_Space here, which JavaScript's own is not (U+FEFF, U+0085). */
-const GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-const isolated = (pattern: string) => ({
-  type: 'Split',
-  pattern: { Regex: pattern },
-  behavior: 'Isolated',
-  invert: false,
-});
-
 /** Pre-tokenizers by GGUF's name, as the models' own tokenizer.json files say them. */
-const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizerJson>> = {
+const PRE_TOKENIZERS: Readonly<Record<string, object>> = {
   smollm: {
     type: 'Sequence',
     pretokenizers: [
@@ -26,27 +17,6 @@ const PRE_TOKENIZERS: Readonly<Record<string, PreTokenizerJson>> = {
     ],
   },
 };
-
-interface PreTokenizerJson {
-  readonly type: string;
-  readonly [option: string]: unknown;
-}
-
-/**
- * A pre-tokenizer with Digits and ByteLevel's own pattern written out as Split, since readers disagree on what a digit or a space is: U+0664 and U+00B2
- * are digits, U+0085 is a space and U+FEFF is none.
- */
-export function spellOutPreTokenizer(json: PreTokenizerJson | null): PreTokenizerJson | null {
-  if (json === null) return null;
-  const steps = (json.type === 'Sequence' ? (json.pretokenizers as PreTokenizerJson[]) : [json]).flatMap(
-    (step): PreTokenizerJson[] => {
-      if (step.type === 'Digits') return [isolated(step.individual_digits ? '\\p{N}' : '\\p{N}+')];
-      if (step.type !== 'ByteLevel' || step.use_regex === false || step.add_prefix_space) return [step];
-      return [isolated(GPT2), { ...step, use_regex: false }];
-    },
-  );
-  return { type: 'Sequence', pretokenizers: steps };
-}
 
 /**
  * A HuggingFace tokenizer.json from the tables of a GGUF file.
@@ -115,7 +85,7 @@ export function tokenizerJsonFromGguf(
     padding: null,
     added_tokens: added,
     normalizer: null,
-    pre_tokenizer: spellOutPreTokenizer(preTokenizer),
+    pre_tokenizer: preTokenizer,
     post_processor: null,
     decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {

@@ -1,4 +1,4 @@
-import { cpSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
@@ -111,7 +111,6 @@ describe('a HuggingFace folder', () => {
     ['heads', edit('config.json', { num_key_value_heads: 3 }), /do not divide/],
     ['no config', () => rmSync(join(folder, 'config.json')), /config\.json is missing/],
     ['no tokenizer', () => rmSync(join(folder, 'tokenizer.json')), /tokenizer\.json is missing/],
-    ['no weights', () => rmSync(join(folder, 'model.safetensors')), /model\.safetensors is missing/],
     ['bad JSON', () => writeFileSync(join(folder, 'config.json'), '{'), /config\.json is not valid JSON/],
     [
       'tokenizer',
@@ -140,6 +139,23 @@ describe('a HuggingFace folder', () => {
     const error = await openModel(folder).catch((e: unknown) => e);
     expect(error).toBeInstanceOf(UnsupportedModelError);
     expect((error as Error).message).toMatch(message);
+  });
+
+  test('a tokenizer that cannot be used is refused before anything is written', async () => {
+    writeTinyFolder(folder);
+    edit('tokenizer.json', { model: { type: 'WordPiece', vocab: {} } })();
+    const source = await openModel(folder);
+    await expect(writeBundle(source, `${folder}-out`, { form: 'exact' })).rejects.toThrow(
+      /tokenizer\.json: model/,
+    );
+    expect(existsSync(`${folder}-out`)).toBe(false);
+    await source.close();
+  });
+
+  test('one of several weight files missing', async () => {
+    writeTinyFolder(folder, { files: 2 });
+    rmSync(join(folder, 'model-00002-of-00002.safetensors'));
+    await expect(openModel(folder)).rejects.toThrow(/model-00002-of-00002\.safetensors is missing/);
   });
 
   test('a type that no kernel reads', async () => {
