@@ -243,13 +243,13 @@ function byteTokens(ids: ReadonlyMap<string, number>): Int32Array {
   );
 }
 
-/** GPT-2's alphabet: each byte as a printable character. Source: openai/gpt-2, src/encoder.py (bytes_to_unicode). */
-function byteAlphabet(): Map<string, number> {
-  const alphabet = new Map<string, number>();
+/** GPT-2's alphabet: the byte of each printable character that stands for one, else -1. Source: openai/gpt-2, src/encoder.py (bytes_to_unicode). */
+function byteAlphabet(): Int16Array {
+  const alphabet = new Int16Array(512).fill(-1);
   let shifted = 256;
   for (let byte = 0; byte < 256; byte++) {
     const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    alphabet.set(String.fromCharCode(printable ? byte : shifted++), byte);
+    alphabet[printable ? byte : shifted++] = byte;
   }
   return alphabet;
 }
@@ -264,9 +264,13 @@ function tokenDecoder(
     const alphabet = byteAlphabet();
     return (token, id) => {
       if (added.has(id)) return encoder.encode(token);
-      const bytes = Array.from(token, (character) => alphabet.get(character));
-      if (bytes.some((byte) => byte === undefined)) return encoder.encode(token);
-      return Uint8Array.from(bytes as number[]);
+      const bytes = new Uint8Array(token.length);
+      for (let i = 0; i < token.length; i++) {
+        const byte = alphabet[token.charCodeAt(i)] ?? -1;
+        if (byte < 0) return encoder.encode(token);
+        bytes[i] = byte;
+      }
+      return bytes;
     };
   }
   const replaces = decoder.decoders.filter((d) => d.type === 'Replace');
