@@ -3,13 +3,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { InvalidInputError, UnsupportedModelError } from '../../src/core/errors.ts';
+import { loadEngine } from '../../src/engine/load.ts';
 import { createTemplate } from '../../src/engine/template.ts';
 import { createTokenizer } from '../../src/engine/tokenizer.ts';
+import { createReferenceKernels } from '../../src/kernels/reference.ts';
 import { unpackWeight } from '../../src/kernels/weights.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
 import { openModel } from '../../src/prepare/open-model.ts';
 import { verifyBundle } from '../../src/prepare/verify.ts';
+import { EXACT_FULL, golden, score } from '../helpers/golden.ts';
 import { describeShared, sharedPath } from '../helpers/shared.ts';
 import { writeTinyFolder } from '../helpers/tiny-folder.ts';
 
@@ -190,6 +193,25 @@ describeShared('stories260K', () => {
       InvalidInputError,
     );
     await source.close();
+  });
+
+  test('computes the golden likelihoods from its exact bundle', async () => {
+    const source = await openModel(sharedPath('models', 'stories260K-hf')!);
+    await writeBundle(source, folder, { form: 'exact' });
+    await source.close();
+    const engine = await loadEngine({
+      source: folderSource(folder),
+      kernels: createReferenceKernels({ maxBytes: 64e6 }),
+    });
+    const { prompts } = golden('stories260K.json') as { prompts: { ids: number[]; nll: number[] }[] };
+    for (const { ids, nll } of prompts) {
+      const scored = await score(engine, EXACT_FULL, ids);
+      expect(scored.nll).toHaveLength(nll.length);
+      // The golden file's tolerance for float32 logits.
+      scored.nll.forEach((value, i) => {
+        expect(Math.abs(value - nll[i]!)).toBeLessThan(1e-4);
+      });
+    }
   });
 
   test('becomes a bundle in both forms', async () => {
