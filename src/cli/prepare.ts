@@ -26,9 +26,14 @@ export function prepareCommand(program: Command): void {
         out: resolve(options.out ?? defaultBundleFolder(form)),
         ...(options.model === undefined ? {} : { model: resolve(options.model) }),
       });
-      const bytes = manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0);
-      process.stdout.write(
-        `${JSON.stringify({ folder, model: manifest.model.name, weightForm: form, weightBytes: bytes, fingerprint: manifest.fingerprint, written })}\n`,
-      );
+      const answer = {
+        folder,
+        model: manifest.model.name,
+        weightForm: form,
+        weightBytes: manifest.shards.reduce((sum, shard) => sum + shard.bytes, 0),
+        fingerprint: manifest.fingerprint,
+        written,
+      };
+      process.stdout.write(`${JSON.stringify(answer)}\n`);
     });
 }

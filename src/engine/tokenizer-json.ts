@@ -82,8 +82,8 @@ interface PreTokenizerJson {
 }
 
 /**
- * A pre-tokenizer with Digits and ByteLevel's own pattern written out as Split, since readers disagree on what a digit or a space is: U+0664 and U+00B2
- * are digits, U+0085 is a space and U+FEFF is none.
+ * A pre-tokenizer with Digits and ByteLevel's own pattern written out as Split, since readers disagree on what a digit or a
+ * space is: U+0664 and U+00B2 are digits, U+0085 is a space and U+FEFF is none.
  */
 function spellOutPreTokenizer(json: PreTokenizerJson | null): PreTokenizerJson | null {
   if (json === null) return null;

@@ -8,7 +8,6 @@ export interface CliResult {
   stdout: string;
   stderr: string;
   /** Standard output, line by line as JSON. */
-  // biome-ignore lint/suspicious/noExplicitAny: tests look at answers of every shape
   lines: any[];
 }
 
