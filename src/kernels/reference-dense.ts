@@ -290,9 +290,11 @@ function readQ6h(
     shifts[g] = -f((zeros[g]! / 4) * scales[g]!);
     const plane = at + 16 + (lane >> 2) * 192 + (lane & 3) * 4;
     for (let c = 0; c < 64; c++) {
-      const four = w.getUint8(plane + (c >> 3) * 16 + (c & 3));
-      const two = (w.getUint8(plane + 128 + (c >> 4) * 16 + (c & 3)) >> (((c >> 2) & 3) * 2)) & 3;
-      codes[g * 64 + c] = (c & 4 ? four >> 4 : four & 15) | (two << 4);
+      const set = plane + (c >> 4) * 48 + (c & 3);
+      const step = (c >> 2) & 3;
+      const two = (j: number) => w.getUint8(set + j * 16) >> 6;
+      codes[g * 64 + c] =
+        step < 3 ? w.getUint8(set + step * 16) & 63 : (two(0) << 4) | (two(1) << 2) | two(2);
     }
   }
   return zeros;

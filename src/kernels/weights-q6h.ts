@@ -4,10 +4,9 @@ const BLOCK = 400;
 const HEADER = 32;
 const GROUP = 64;
 const groupBytes = (k: number): number => HEADER + (k / GROUP) * BLOCK;
-const planeAt = (row: number): number => 16 + (row >> 2) * 192;
-const lowAt = (row: number, c: number): number => planeAt(row) + (c >> 3) * 16 + (row & 3) * 4 + (c & 3);
-const highAt = (row: number, c: number): number =>
-  planeAt(row) + 128 + (c >> 4) * 16 + (row & 3) * 4 + (c & 3);
+/** The byte of channel c in vector j of its set. */
+const byteAt = (row: number, c: number, j: number): number =>
+  16 + (row >> 2) * 192 + (c >> 4) * 48 + j * 16 + (row & 3) * 4 + (c & 3);
 
 /** Orthonormal Hadamard matrix of 64 (Sylvester's order) times x[at..at+63], in place; its own inverse. */
 export function hadamard64(x: Float64Array | Float32Array, at: number): void {
@@ -70,8 +69,9 @@ export function packQ6h(
       out[at + 8 + lane] = zero;
       for (let c = 0; c < GROUP; c++) {
         const code = encode(x[g * GROUP + c]!, scale, zero);
-        out[at + lowAt(lane, c)]! |= c & 4 ? (code & 15) << 4 : code & 15;
-        out[at + highAt(lane, c)]! |= (code >> 4) << (((c >> 2) & 3) * 2);
+        const step = (c >> 2) & 3;
+        if (step < 3) out[at + byteAt(lane, c, step)]! |= code;
+        else for (let j = 0; j < 3; j++) out[at + byteAt(lane, c, j)]! |= ((code >> (4 - 2 * j)) & 3) << 6;
       }
     }
   }
@@ -115,9 +115,11 @@ export function unpackQ6h(bytes: Uint8Array, n: number, k: number, out: Float32A
       const scale = gridValue(grid, bytes[at + lane]!);
       const zero = bytes[at + 8 + lane]! / 4;
       for (let c = 0; c < GROUP; c++) {
-        const low = bytes[at + lowAt(lane, c)]!;
-        const high = (bytes[at + highAt(lane, c)]! >> (((c >> 2) & 3) * 2)) & 3;
-        x[g * GROUP + c] = scale * ((c & 4 ? low >> 4 : low & 15) + 16 * high - zero);
+        const step = (c >> 2) & 3;
+        let code = 0;
+        if (step < 3) code = bytes[at + byteAt(lane, c, step)]! & 63;
+        else for (let j = 0; j < 3; j++) code = code * 4 + (bytes[at + byteAt(lane, c, j)]! >> 6);
+        x[g * GROUP + c] = scale * (code - zero);
       }
       hadamard64(x, g * GROUP);
     }

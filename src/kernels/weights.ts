@@ -32,9 +32,9 @@ import { packQ6h, unpackQ6h } from './weights-q6h.ts';
  *   k/64 blocks of 400 bytes:
  *     u8 scale[8], u8 zero[8]                            value = scale * (code - zero / 4), code 0..63
  *     for rows 0..3, then for rows 4..7:
- *       8 vectors of the lower 4 bits; vector v: low nibbles channels 8v..8v+3, high nibbles 8v+4..8v+7
- *       4 vectors of the upper 2 bits; vector v: channels 16v + 4j .. 16v + 4j + 3 at bits 2j, j = 0..3
- *       byte = (row % 4) * 4 + channel % 4
+ *       4 sets of 3 vectors; set s holds channels 16s..16s+15, byte = (row % 4) * 4 + channel % 4.
+ *       Vector j: low 6 bits channels 16s+4j..16s+4j+3, upper 2 bits two bits of channels 16s+12..16s+15:
+ *       bits 5 and 4 in vector 0, 3 and 2 in vector 1, 1 and 0 in vector 2
  */
 export type SourceType = 'F32' | 'F16' | 'Q8_0' | 'Q4_0' | 'Q4_1';
 

@@ -23,10 +23,15 @@ export const matmulCases: readonly MatmulCase[] = [
   { form: 'q6h', type: 'Q8_0', n: 64, k: 576, rows: ROWS },
   { form: 'q6h', type: 'F32', n: 13, k: 64, rows: ROWS },
   { form: 'q6h', type: 'Q8_0', n: 1, k: 128, rows: ROWS },
+  // Wider than a panel of 1024 channels, with 3 and 5 rows in the last group: sums wait in the output between panels.
+  { form: 'q4r', type: 'Q4_1', n: 11, k: 1536, rows: ROWS },
+  { form: 'q6h', type: 'Q8_0', n: 13, k: 2112, rows: ROWS },
   { form: 'q4_1', type: 'Q4_1', n: 48, k: 576, rows: ROWS },
   { form: 'q4_1', type: 'Q4_0', n: 7, k: 96, rows: ROWS },
   { form: 'q8_0', type: 'Q8_0', n: 48, k: 576, rows: ROWS },
+  { form: 'q4_1', type: 'Q4_1', n: 11, k: 1536, rows: ROWS },
   { form: 'q8_0', type: 'Q8_0', n: 5, k: 32, rows: ROWS },
+  { form: 'q8_0', type: 'Q8_0', n: 13, k: 1056, rows: ROWS },
   // The tiny models' widths.
   { form: 'f32', type: 'F32', n: 172, k: 64, rows: ROWS },
   { form: 'f32', type: 'F32', n: 64, k: 172, rows: ROWS },

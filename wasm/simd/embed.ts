@@ -93,9 +93,12 @@ export function embedQ6h(table: usize, k: i32, ids: usize, count: i32, out: usiz
       const zero = <f32>load<u8>(at + 8 + lane) * <f32>0.25;
       const codes = at + 16 + (lane >> 2) * 192 + (lane & 3) * 4;
       for (let c: usize = 0; c < 64; c++) {
-        const four = <i32>load<u8>(codes + (c >> 3) * 16 + (c & 3));
-        const two = (<i32>load<u8>(codes + 128 + (c >> 4) * 16 + (c & 3)) >> (<i32>((c >> 2) & 3) << 1)) & 3;
-        const code = (c & 4 ? four >> 4 : four & 15) | (two << 4);
+        const set = codes + (c >> 4) * 48 + (c & 3);
+        const step = (c >> 2) & 3;
+        const code =
+          step < 3
+            ? <i32>load<u8>(set + (step << 4)) & 63
+            : ((<i32>load<u8>(set) >> 6) << 4) | ((<i32>load<u8>(set, 16) >> 6) << 2) | (<i32>load<u8>(set, 32) >> 6);
         f32.store(out + c * 4, scale * (<f32>code - zero));
       }
       hadamard64(out);

@@ -68,23 +68,50 @@ export function storeLanes4(out: usize, valid: i32, value: v128): void {
   }
 }
 
-const masks: usize = memory.data<u8>(
-  [
-    15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48,
-    48, 48, 48,
-  ],
-  16,
-);
+/*
+ * Masks are loaded, not constants: V8 makes a vector constant anew at each use, in three instructions, but keeps a loaded value.
+ */
+const masks: usize = memory.data<u32>([0x0f0f0f0f, 0x3f3f3f3f, 0x30303030, 0x0c0c0c0c, 0x03030303]);
 
-/** 15 in every byte. Loaded, not a constant: V8 makes a constant anew at each use, in three instructions, but keeps a loaded value. */
+/** 15 in every byte. */
 // @ts-ignore: decorator
 @inline
 export function nibbleMask(): v128 {
-  return v128.load(masks);
+  return v128.load32_splat(masks);
 }
-/** 0x30 in every byte: where the upper two of six bits belong. */
+/** 63 in every byte. */
 // @ts-ignore: decorator
 @inline
-export function upperMask(): v128 {
-  return v128.load(masks, 16);
+export function sixMask(): v128 {
+  return v128.load32_splat(masks, 4);
+}
+/** Bits 5 and 4 (j = 0), 3 and 2 (j = 1) or 1 and 0 (j = 2) of every byte. */
+// @ts-ignore: decorator
+@inline
+export function pairMask(j: i32): v128 {
+  return v128.load32_splat(masks + 8 + (j << 2));
+}
+
+/**
+ * A panel: up to PANEL channels of 8 output rows, unpacked once and used by all activation rows. It stays in the first-level cache.
+ * The kernels of one instance run one at a time, so they share it.
+ */
+export const PANEL: i32 = 1024;
+export const panel: usize = memory.data(10240, 16);
+
+/** Up to 8 lanes of sums that a former panel left in the output. */
+// @ts-ignore: decorator
+@inline
+export function loadLow(out: usize, valid: i32): v128 {
+  if (valid >= 4) return v128.load(out);
+  memory.copy(tail, out, <usize>valid << 2);
+  return v128.load(tail);
+}
+// @ts-ignore: decorator
+@inline
+export function loadHigh(out: usize, valid: i32): v128 {
+  if (valid >= 8) return v128.load(out, 16);
+  if (valid <= 4) return f32x4.splat(0);
+  memory.copy(tail, out + 16, <usize>(valid - 4) << 2);
+  return v128.load(tail);
 }

@@ -1,5 +1,17 @@
 import { dotPairs } from './dot';
-import { activationStride, gridOrigin, gridStep, highFloats, lowFloats, nibbleMask, storeLanes8 } from './lanes';
+import {
+  PANEL,
+  activationStride,
+  gridOrigin,
+  gridStep,
+  highFloats,
+  loadHigh,
+  loadLow,
+  lowFloats,
+  nibbleMask,
+  panel,
+  storeLanes8,
+} from './lanes';
 
 /**
  * out [rows, n] = activation x weight transposed, weight in form q4r (layout: src/kernels/weights.ts).
@@ -18,21 +30,24 @@ export function matmulQ4r(
   const stride = activationStride(k, 5);
   const groupBytes: usize = 64 + <usize>(k >> 5) * 144;
   const outStride = <usize>ldOut << 2;
+  const quads = rows & ~3;
   for (let row = 0; row < n; row += 8) {
     const valid = n - row;
-    let x = activation;
-    let to = out;
-    let left = rows;
-    for (; left >= 4; left -= 4) {
-      fourRows(x, stride, weight, k, to, outStride, valid);
-      x += stride << 2;
-      to += outStride << 2;
+    for (let from = 0; quads > 0 && from < k; from += PANEL) {
+      const channels = min(PANEL, k - from);
+      unpack(weight, from, channels);
+      let x = activation + from;
+      let pair = activation + k + ((from >> 5) << 3);
+      let to = out;
+      for (let left = quads; left > 0; left -= 4) {
+        fourRows(x, pair, stride, channels, to, outStride, valid, from > 0);
+        x += stride << 2;
+        pair += stride << 2;
+        to += outStride << 2;
+      }
     }
-    for (; left > 0; left--) {
-      oneRow(x, weight, k, to, valid);
-      x += stride;
-      to += outStride;
-    }
+    for (let r = quads; r < rows; r++)
+      oneRow(activation + <usize>r * stride, weight, k, out + <usize>r * outStride, valid);
     weight += groupBytes;
     out += 32;
   }
@@ -110,27 +125,57 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   storeLanes8(out, valid, sum0, sum1);
 }
 
-/** Four activation rows at once: each code is unpacked once for all of them. */
-function fourRows(
-  x0: usize,
-  stride: usize,
-  weight: usize,
-  k: i32,
-  out: usize,
-  outStride: usize,
-  valid: i32,
-): void {
+/** One block of 32 channels in the panel: scales of 8 rows, minima of 8 rows, then (rows 0..3, rows 4..7) codes of each 4 channels. */
+const BLOCK: usize = 64 + 256;
+
+function unpack(weight: usize, from: i32, channels: i32): void {
   const scaleGrid0 = v128.load(weight);
   const scaleGrid1 = v128.load(weight, 16);
   const minimumGrid0 = v128.load(weight, 32);
   const minimumGrid1 = v128.load(weight, 48);
-  weight += 64;
-  let x1 = x0 + stride;
-  let x2 = x1 + stride;
-  let x3 = x2 + stride;
-  let toPair = <usize>k;
-  const end = x0 + toPair;
   const mask = nibbleMask();
+  let at = weight + 64 + <usize>(from >> 5) * 144;
+  let to = panel;
+  for (; channels > 0; channels -= 32) {
+    const bytes = v128.load(at);
+    const scales = i16x8.extend_low_i8x16_u(bytes);
+    const minima = i16x8.extend_high_i8x16_u(bytes);
+    v128.store(to, f32x4.mul(f32x4.add(lowFloats(scales), gridOrigin(scaleGrid0)), gridStep(scaleGrid0)));
+    v128.store(to, f32x4.mul(f32x4.add(highFloats(scales), gridOrigin(scaleGrid1)), gridStep(scaleGrid1)), 16);
+    v128.store(to, f32x4.mul(f32x4.add(lowFloats(minima), gridOrigin(minimumGrid0)), gridStep(minimumGrid0)), 32);
+    v128.store(to, f32x4.mul(f32x4.add(highFloats(minima), gridOrigin(minimumGrid1)), gridStep(minimumGrid1)), 48);
+    let codes = to + 64;
+    for (let v = at + 16; v < at + 80; v += 16) {
+      const a = v128.load(v);
+      const b = v128.load(v, 64);
+      v128.store(codes, low(a, mask));
+      v128.store(codes, low(b, mask), 16);
+      v128.store(codes, high(a, mask), 32);
+      v128.store(codes, high(b, mask), 48);
+      codes += 64;
+    }
+    at += 144;
+    to += BLOCK;
+  }
+}
+
+/** Four activation rows against the panel. `more`: the output holds sums to add to. */
+function fourRows(
+  x0: usize,
+  pair: usize,
+  stride: usize,
+  channels: i32,
+  out: usize,
+  outStride: usize,
+  valid: i32,
+  more: bool,
+): void {
+  const x1 = x0 + stride;
+  const x2 = x1 + stride;
+  const x3 = x2 + stride;
+  const out1 = out + outStride;
+  const out2 = out1 + outStride;
+  const out3 = out2 + outStride;
   let sum00 = f32x4.splat(0);
   let sum01 = f32x4.splat(0);
   let sum10 = f32x4.splat(0);
@@ -139,72 +184,73 @@ function fourRows(
   let sum21 = f32x4.splat(0);
   let sum30 = f32x4.splat(0);
   let sum31 = f32x4.splat(0);
-  while (x0 < end) {
-    let d00 = i32x4.splat(0);
-    let d01 = i32x4.splat(0);
-    let d10 = i32x4.splat(0);
-    let d11 = i32x4.splat(0);
-    let d20 = i32x4.splat(0);
-    let d21 = i32x4.splat(0);
-    let d30 = i32x4.splat(0);
-    let d31 = i32x4.splat(0);
-    for (let v = 0; v < 4; v++) {
-      const a = v128.load(weight, 16);
-      const b = v128.load(weight, 80);
-      const aLow = low(a, mask);
-      const aHigh = high(a, mask);
-      const bLow = low(b, mask);
-      const bHigh = high(b, mask);
-      let p = v128.load32_splat(x0);
-      let q = v128.load32_splat(x0, 4);
-      d00 = i16x8.add(i16x8.add(d00, dotPairs(p, aLow)), dotPairs(q, aHigh));
-      d01 = i16x8.add(i16x8.add(d01, dotPairs(p, bLow)), dotPairs(q, bHigh));
-      p = v128.load32_splat(x1);
-      q = v128.load32_splat(x1, 4);
-      d10 = i16x8.add(i16x8.add(d10, dotPairs(p, aLow)), dotPairs(q, aHigh));
-      d11 = i16x8.add(i16x8.add(d11, dotPairs(p, bLow)), dotPairs(q, bHigh));
-      p = v128.load32_splat(x2);
-      q = v128.load32_splat(x2, 4);
-      d20 = i16x8.add(i16x8.add(d20, dotPairs(p, aLow)), dotPairs(q, aHigh));
-      d21 = i16x8.add(i16x8.add(d21, dotPairs(p, bLow)), dotPairs(q, bHigh));
-      p = v128.load32_splat(x3);
-      q = v128.load32_splat(x3, 4);
-      d30 = i16x8.add(i16x8.add(d30, dotPairs(p, aLow)), dotPairs(q, aHigh));
-      d31 = i16x8.add(i16x8.add(d31, dotPairs(p, bLow)), dotPairs(q, bHigh));
-      x0 += 8;
-      x1 += 8;
-      x2 += 8;
-      x3 += 8;
-      weight += 16;
+  if (more) {
+    sum00 = loadLow(out, valid);
+    sum01 = loadHigh(out, valid);
+    sum10 = loadLow(out1, valid);
+    sum11 = loadHigh(out1, valid);
+    sum20 = loadLow(out2, valid);
+    sum21 = loadHigh(out2, valid);
+    sum30 = loadLow(out3, valid);
+    sum31 = loadHigh(out3, valid);
+  }
+  let at: usize = 0;
+  let w = panel;
+  while (at < <usize>channels) {
+    let d00 = i16x8.splat(0);
+    let d01 = i16x8.splat(0);
+    let d10 = i16x8.splat(0);
+    let d11 = i16x8.splat(0);
+    let d20 = i16x8.splat(0);
+    let d21 = i16x8.splat(0);
+    let d30 = i16x8.splat(0);
+    let d31 = i16x8.splat(0);
+    const scales = w;
+    for (const end = w + 256; w < end; w += 64) {
+      const a0 = v128.load(w, 64);
+      const b0 = v128.load(w, 80);
+      const a1 = v128.load(w, 96);
+      const b1 = v128.load(w, 112);
+      let p = v128.load32_splat(x0 + at);
+      let q = v128.load32_splat(x0 + at, 4);
+      d00 = i16x8.add(i16x8.add(d00, dotPairs(p, a0)), dotPairs(q, a1));
+      d01 = i16x8.add(i16x8.add(d01, dotPairs(p, b0)), dotPairs(q, b1));
+      p = v128.load32_splat(x1 + at);
+      q = v128.load32_splat(x1 + at, 4);
+      d10 = i16x8.add(i16x8.add(d10, dotPairs(p, a0)), dotPairs(q, a1));
+      d11 = i16x8.add(i16x8.add(d11, dotPairs(p, b0)), dotPairs(q, b1));
+      p = v128.load32_splat(x2 + at);
+      q = v128.load32_splat(x2 + at, 4);
+      d20 = i16x8.add(i16x8.add(d20, dotPairs(p, a0)), dotPairs(q, a1));
+      d21 = i16x8.add(i16x8.add(d21, dotPairs(p, b0)), dotPairs(q, b1));
+      p = v128.load32_splat(x3 + at);
+      q = v128.load32_splat(x3 + at, 4);
+      d30 = i16x8.add(i16x8.add(d30, dotPairs(p, a0)), dotPairs(q, a1));
+      d31 = i16x8.add(i16x8.add(d31, dotPairs(p, b0)), dotPairs(q, b1));
+      at += 8;
     }
-    const bytes = v128.load(weight - 64);
-    const scales = i16x8.extend_low_i8x16_u(bytes);
-    const minima = i16x8.extend_high_i8x16_u(bytes);
-    const scale0 = f32x4.mul(f32x4.add(lowFloats(scales), gridOrigin(scaleGrid0)), gridStep(scaleGrid0));
-    const scale1 = f32x4.mul(f32x4.add(highFloats(scales), gridOrigin(scaleGrid1)), gridStep(scaleGrid1));
-    const minimum0 = f32x4.mul(f32x4.add(lowFloats(minima), gridOrigin(minimumGrid0)), gridStep(minimumGrid0));
-    const minimum1 = f32x4.mul(f32x4.add(highFloats(minima), gridOrigin(minimumGrid1)), gridStep(minimumGrid1));
-    // x has moved on by 32 bytes, the pairs by 8 a block.
-    toPair -= 32;
-    const p0 = x0 + toPair;
-    const p1 = x1 + toPair;
-    const p2 = x2 + toPair;
-    const p3 = x3 + toPair;
-    sum00 = combine(sum00, widen(d00), scale0, minimum0, p0);
-    sum01 = combine(sum01, widen(d01), scale1, minimum1, p0);
-    sum10 = combine(sum10, widen(d10), scale0, minimum0, p1);
-    sum11 = combine(sum11, widen(d11), scale1, minimum1, p1);
-    sum20 = combine(sum20, widen(d20), scale0, minimum0, p2);
-    sum21 = combine(sum21, widen(d21), scale1, minimum1, p2);
-    sum30 = combine(sum30, widen(d30), scale0, minimum0, p3);
-    sum31 = combine(sum31, widen(d31), scale1, minimum1, p3);
-    toPair += 8;
-    weight += 80;
+    w += 64;
+    const scale0 = v128.load(scales);
+    const scale1 = v128.load(scales, 16);
+    const minimum0 = v128.load(scales, 32);
+    const minimum1 = v128.load(scales, 48);
+    const pair1 = pair + stride;
+    const pair2 = pair1 + stride;
+    const pair3 = pair2 + stride;
+    sum00 = combine(sum00, widen(d00), scale0, minimum0, pair);
+    sum01 = combine(sum01, widen(d01), scale1, minimum1, pair);
+    sum10 = combine(sum10, widen(d10), scale0, minimum0, pair1);
+    sum11 = combine(sum11, widen(d11), scale1, minimum1, pair1);
+    sum20 = combine(sum20, widen(d20), scale0, minimum0, pair2);
+    sum21 = combine(sum21, widen(d21), scale1, minimum1, pair2);
+    sum30 = combine(sum30, widen(d30), scale0, minimum0, pair3);
+    sum31 = combine(sum31, widen(d31), scale1, minimum1, pair3);
+    pair += 8;
   }
   storeLanes8(out, valid, sum00, sum01);
-  storeLanes8(out + outStride, valid, sum10, sum11);
-  storeLanes8(out + (outStride << 1), valid, sum20, sum21);
-  storeLanes8(out + outStride * 3, valid, sum30, sum31);
+  storeLanes8(out1, valid, sum10, sum11);
+  storeLanes8(out2, valid, sum20, sum21);
+  storeLanes8(out3, valid, sum30, sum31);
 }
 
 // @ts-ignore: decorator

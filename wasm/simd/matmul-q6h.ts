@@ -1,5 +1,18 @@
 import { dotPairs } from './dot';
-import { activationStride, gridOrigin, gridStep, highFloats, lowFloats, nibbleMask, storeLanes8, upperMask } from './lanes';
+import {
+  PANEL,
+  activationStride,
+  gridOrigin,
+  gridStep,
+  highFloats,
+  loadHigh,
+  loadLow,
+  lowFloats,
+  pairMask,
+  panel,
+  sixMask,
+  storeLanes8,
+} from './lanes';
 
 /**
  * out [rows, n] = rotated activation x weight transposed, weight in form q6h (layout: src/kernels/weights.ts).
@@ -18,36 +31,37 @@ export function matmulQ6h(
   const stride = activationStride(k, 6);
   const groupBytes: usize = 32 + <usize>(k >> 6) * 400;
   const outStride = <usize>ldOut << 2;
+  const quads = rows & ~3;
   for (let row = 0; row < n; row += 8) {
     const valid = n - row;
-    let x = activation;
-    let to = out;
-    let left = rows;
-    for (; left >= 4; left -= 4) {
-      fourRows(x, stride, weight, k, to, outStride, valid);
-      x += stride << 2;
-      to += outStride << 2;
+    for (let from = 0; quads > 0 && from < k; from += PANEL) {
+      const channels = min(PANEL, k - from);
+      unpack(weight, from, channels);
+      let x = activation + from;
+      let pair = activation + k + ((from >> 6) << 3);
+      let to = out;
+      for (let left = quads; left > 0; left -= 4) {
+        fourRows(x, pair, stride, channels, to, outStride, valid, from > 0);
+        x += stride << 2;
+        pair += stride << 2;
+        to += outStride << 2;
+      }
     }
-    for (; left > 0; left--) {
-      oneRow(x, weight, k, to, valid);
-      x += stride;
-      to += outStride;
-    }
+    for (let r = quads; r < rows; r++)
+      oneRow(activation + <usize>r * stride, weight, k, out + <usize>r * outStride, valid);
     weight += groupBytes;
     out += 32;
   }
 }
 
-/** Codes of channels 8v..8v+3 (`low`) or 8v+4..8v+7 (`high`): four bits of one plane, two of the other, already at bits 4 and 5. */
+/** Codes of a set's channels 12..15, put together from the upper bits of its three vectors. */
 // @ts-ignore: decorator
 @inline
-function low(four: v128, two: v128, mask: v128, upper: v128): v128 {
-  return v128.or(v128.and(four, mask), v128.and(two, upper));
-}
-// @ts-ignore: decorator
-@inline
-function high(four: v128, two: v128, mask: v128, upper: v128): v128 {
-  return v128.or(v128.and(i16x8.shr_u(four, 4), mask), v128.and(two, upper));
+function fourth(a: v128, b: v128, c: v128, m0: v128, m1: v128, m2: v128): v128 {
+  return v128.or(
+    v128.or(v128.and(i16x8.shr_u(a, 2), m0), v128.and(i16x8.shr_u(b, 4), m1)),
+    v128.and(i16x8.shr_u(c, 6), m2),
+  );
 }
 
 /** sum + the dots of 8 channels for 4 output rows. */
@@ -74,8 +88,10 @@ function shiftOf(scale: v128, zero: v128): v128 {
 function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   const grid0 = v128.load(weight);
   const grid1 = v128.load(weight, 16);
-  const mask = nibbleMask();
-  const upper = upperMask();
+  const six = sixMask();
+  const m0 = pairMask(0);
+  const m1 = pairMask(1);
+  const m2 = pairMask(2);
   weight += 32;
   let pair = x + <usize>k;
   const end = pair;
@@ -84,25 +100,23 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   while (x < end) {
     let d0 = i32x4.splat(0);
     let d1 = i32x4.splat(0);
-    let four = weight + 16;
-    let two = weight + 144;
+    let set = weight + 16;
     for (const stop = x + 64; x < stop; x += 16) {
-      let p = v128.load32_splat(x);
-      let q = v128.load32_splat(x, 4);
-      const a = v128.load(two);
-      const b = v128.load(two, 192);
-      let c = v128.load(four);
-      d0 = dot8(d0, p, q, low(c, i16x8.shl(a, 4), mask, upper), high(c, i16x8.shl(a, 2), mask, upper));
-      c = v128.load(four, 192);
-      d1 = dot8(d1, p, q, low(c, i16x8.shl(b, 4), mask, upper), high(c, i16x8.shl(b, 2), mask, upper));
-      p = v128.load32_splat(x, 8);
-      q = v128.load32_splat(x, 12);
-      c = v128.load(four, 16);
-      d0 = dot8(d0, p, q, low(c, a, mask, upper), high(c, i16x8.shr_u(a, 2), mask, upper));
-      c = v128.load(four, 208);
-      d1 = dot8(d1, p, q, low(c, b, mask, upper), high(c, i16x8.shr_u(b, 2), mask, upper));
-      four += 32;
-      two += 16;
+      const x0 = v128.load32_splat(x);
+      const x1 = v128.load32_splat(x, 4);
+      const x2 = v128.load32_splat(x, 8);
+      const x3 = v128.load32_splat(x, 12);
+      let a = v128.load(set);
+      let b = v128.load(set, 16);
+      let c = v128.load(set, 32);
+      d0 = dot8(d0, x0, x1, v128.and(a, six), v128.and(b, six));
+      d0 = dot8(d0, x2, x3, v128.and(c, six), fourth(a, b, c, m0, m1, m2));
+      a = v128.load(set, 192);
+      b = v128.load(set, 208);
+      c = v128.load(set, 224);
+      d1 = dot8(d1, x0, x1, v128.and(a, six), v128.and(b, six));
+      d1 = dot8(d1, x2, x3, v128.and(c, six), fourth(a, b, c, m0, m1, m2));
+      set += 48;
     }
     const bytes = v128.load(weight);
     const scales = i16x8.extend_low_i8x16_u(bytes);
@@ -117,26 +131,63 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   storeLanes8(out, valid, sum0, sum1);
 }
 
-/** Four activation rows at once: each code is unpacked once for all of them. */
+/** One group of 64 channels in the panel: scales of 8 rows, shifts of 8 rows, then (rows 0..3, rows 4..7) codes of each 4 channels. */
+const GROUP: usize = 64 + 512;
+
+function unpack(weight: usize, from: i32, channels: i32): void {
+  const grid0 = v128.load(weight);
+  const grid1 = v128.load(weight, 16);
+  const six = sixMask();
+  const m0 = pairMask(0);
+  const m1 = pairMask(1);
+  const m2 = pairMask(2);
+  let at = weight + 32 + <usize>(from >> 6) * 400;
+  let to = panel;
+  for (; channels > 0; channels -= 64) {
+    const bytes = v128.load(at);
+    const scales = i16x8.extend_low_i8x16_u(bytes);
+    const zeros = i16x8.extend_high_i8x16_u(bytes);
+    const scale0 = f32x4.mul(f32x4.add(lowFloats(scales), gridOrigin(grid0)), gridStep(grid0));
+    const scale1 = f32x4.mul(f32x4.add(highFloats(scales), gridOrigin(grid1)), gridStep(grid1));
+    v128.store(to, scale0);
+    v128.store(to, scale1, 16);
+    v128.store(to, shiftOf(scale0, lowFloats(zeros)), 32);
+    v128.store(to, shiftOf(scale1, highFloats(zeros)), 48);
+    let codes = to + 64;
+    for (let set = at + 16; set < at + 208; set += 48) {
+      for (let rows: usize = 0; rows < 2; rows++) {
+        const a = v128.load(set + rows * 192);
+        const b = v128.load(set + rows * 192, 16);
+        const c = v128.load(set + rows * 192, 32);
+        v128.store(codes + rows * 16, v128.and(a, six));
+        v128.store(codes + rows * 16, v128.and(b, six), 32);
+        v128.store(codes + rows * 16, v128.and(c, six), 64);
+        v128.store(codes + rows * 16, fourth(a, b, c, m0, m1, m2), 96);
+      }
+      codes += 128;
+    }
+    at += 400;
+    to += GROUP;
+  }
+}
+
+/** Four activation rows against the panel. `more`: the output holds sums to add to. */
 function fourRows(
   x0: usize,
+  pair: usize,
   stride: usize,
-  weight: usize,
-  k: i32,
+  channels: i32,
   out: usize,
   outStride: usize,
   valid: i32,
+  more: bool,
 ): void {
-  const grid0 = v128.load(weight);
-  const grid1 = v128.load(weight, 16);
-  const mask = nibbleMask();
-  const upper = upperMask();
-  weight += 32;
-  let x1 = x0 + stride;
-  let x2 = x1 + stride;
-  let x3 = x2 + stride;
-  let toPair = <usize>k;
-  const end = x0 + toPair;
+  const x1 = x0 + stride;
+  const x2 = x1 + stride;
+  const x3 = x2 + stride;
+  const out1 = out + outStride;
+  const out2 = out1 + outStride;
+  const out3 = out2 + outStride;
   let sum00 = f32x4.splat(0);
   let sum01 = f32x4.splat(0);
   let sum10 = f32x4.splat(0);
@@ -145,7 +196,19 @@ function fourRows(
   let sum21 = f32x4.splat(0);
   let sum30 = f32x4.splat(0);
   let sum31 = f32x4.splat(0);
-  while (x0 < end) {
+  if (more) {
+    sum00 = loadLow(out, valid);
+    sum01 = loadHigh(out, valid);
+    sum10 = loadLow(out1, valid);
+    sum11 = loadHigh(out1, valid);
+    sum20 = loadLow(out2, valid);
+    sum21 = loadHigh(out2, valid);
+    sum30 = loadLow(out3, valid);
+    sum31 = loadHigh(out3, valid);
+  }
+  let at: usize = 0;
+  let w = panel;
+  while (at < <usize>channels) {
     let d00 = i32x4.splat(0);
     let d01 = i32x4.splat(0);
     let d10 = i32x4.splat(0);
@@ -154,71 +217,50 @@ function fourRows(
     let d21 = i32x4.splat(0);
     let d30 = i32x4.splat(0);
     let d31 = i32x4.splat(0);
-    let four = weight + 16;
-    let two = weight + 144;
-    for (let v = 0; v < 8; v++) {
-      // Odd vectors use the upper half of a byte of the two-bit plane.
-      let twoA = v128.load(two);
-      let twoB = v128.load(two, 192);
-      if (v & 1) {
-        twoA = i16x8.shr_u(twoA, 4);
-        twoB = i16x8.shr_u(twoB, 4);
-        two += 16;
-      }
-      const a = v128.load(four);
-      const b = v128.load(four, 192);
-      const aLow = low(a, i16x8.shl(twoA, 4), mask, upper);
-      const aHigh = high(a, i16x8.shl(twoA, 2), mask, upper);
-      const bLow = low(b, i16x8.shl(twoB, 4), mask, upper);
-      const bHigh = high(b, i16x8.shl(twoB, 2), mask, upper);
-      let p = v128.load32_splat(x0);
-      let q = v128.load32_splat(x0, 4);
-      d00 = dot8(d00, p, q, aLow, aHigh);
-      d01 = dot8(d01, p, q, bLow, bHigh);
-      p = v128.load32_splat(x1);
-      q = v128.load32_splat(x1, 4);
-      d10 = dot8(d10, p, q, aLow, aHigh);
-      d11 = dot8(d11, p, q, bLow, bHigh);
-      p = v128.load32_splat(x2);
-      q = v128.load32_splat(x2, 4);
-      d20 = dot8(d20, p, q, aLow, aHigh);
-      d21 = dot8(d21, p, q, bLow, bHigh);
-      p = v128.load32_splat(x3);
-      q = v128.load32_splat(x3, 4);
-      d30 = dot8(d30, p, q, aLow, aHigh);
-      d31 = dot8(d31, p, q, bLow, bHigh);
-      x0 += 8;
-      x1 += 8;
-      x2 += 8;
-      x3 += 8;
-      four += 16;
+    const scales = w;
+    for (const end = w + 512; w < end; w += 64) {
+      const a0 = v128.load(w, 64);
+      const b0 = v128.load(w, 80);
+      const a1 = v128.load(w, 96);
+      const b1 = v128.load(w, 112);
+      let p = v128.load32_splat(x0 + at);
+      let q = v128.load32_splat(x0 + at, 4);
+      d00 = dot8(d00, p, q, a0, a1);
+      d01 = dot8(d01, p, q, b0, b1);
+      p = v128.load32_splat(x1 + at);
+      q = v128.load32_splat(x1 + at, 4);
+      d10 = dot8(d10, p, q, a0, a1);
+      d11 = dot8(d11, p, q, b0, b1);
+      p = v128.load32_splat(x2 + at);
+      q = v128.load32_splat(x2 + at, 4);
+      d20 = dot8(d20, p, q, a0, a1);
+      d21 = dot8(d21, p, q, b0, b1);
+      p = v128.load32_splat(x3 + at);
+      q = v128.load32_splat(x3 + at, 4);
+      d30 = dot8(d30, p, q, a0, a1);
+      d31 = dot8(d31, p, q, b0, b1);
+      at += 8;
     }
-    const bytes = v128.load(weight);
-    const scales = i16x8.extend_low_i8x16_u(bytes);
-    const zeros = i16x8.extend_high_i8x16_u(bytes);
-    const scale0 = f32x4.mul(f32x4.add(lowFloats(scales), gridOrigin(grid0)), gridStep(grid0));
-    const scale1 = f32x4.mul(f32x4.add(highFloats(scales), gridOrigin(grid1)), gridStep(grid1));
-    const shift0 = shiftOf(scale0, lowFloats(zeros));
-    const shift1 = shiftOf(scale1, highFloats(zeros));
-    // x has moved on by 64 bytes, the pairs by 8 a group.
-    toPair -= 64;
-    const p0 = x0 + toPair;
-    const p1 = x1 + toPair;
-    const p2 = x2 + toPair;
-    const p3 = x3 + toPair;
-    sum00 = combine(sum00, d00, scale0, shift0, p0);
-    sum01 = combine(sum01, d01, scale1, shift1, p0);
-    sum10 = combine(sum10, d10, scale0, shift0, p1);
-    sum11 = combine(sum11, d11, scale1, shift1, p1);
-    sum20 = combine(sum20, d20, scale0, shift0, p2);
-    sum21 = combine(sum21, d21, scale1, shift1, p2);
-    sum30 = combine(sum30, d30, scale0, shift0, p3);
-    sum31 = combine(sum31, d31, scale1, shift1, p3);
-    toPair += 8;
-    weight += 400;
+    w += 64;
+    const scale0 = v128.load(scales);
+    const scale1 = v128.load(scales, 16);
+    const shift0 = v128.load(scales, 32);
+    const shift1 = v128.load(scales, 48);
+    const pair1 = pair + stride;
+    const pair2 = pair1 + stride;
+    const pair3 = pair2 + stride;
+    sum00 = combine(sum00, d00, scale0, shift0, pair);
+    sum01 = combine(sum01, d01, scale1, shift1, pair);
+    sum10 = combine(sum10, d10, scale0, shift0, pair1);
+    sum11 = combine(sum11, d11, scale1, shift1, pair1);
+    sum20 = combine(sum20, d20, scale0, shift0, pair2);
+    sum21 = combine(sum21, d21, scale1, shift1, pair2);
+    sum30 = combine(sum30, d30, scale0, shift0, pair3);
+    sum31 = combine(sum31, d31, scale1, shift1, pair3);
+    pair += 8;
   }
   storeLanes8(out, valid, sum00, sum01);
-  storeLanes8(out + outStride, valid, sum10, sum11);
-  storeLanes8(out + (outStride << 1), valid, sum20, sum21);
-  storeLanes8(out + outStride * 3, valid, sum30, sum31);
+  storeLanes8(out1, valid, sum10, sum11);
+  storeLanes8(out2, valid, sum20, sum21);
+  storeLanes8(out3, valid, sum30, sum31);
 }
