@@ -3,6 +3,7 @@ export { activationI8, activationI8H64 } from './simd/activation';
 export * from './simd/calibrate';
 export * from './simd/embed';
 export * from './simd/matmul-exact';
+export * from './simd/matmul-f32';
 export * from './simd/matmul-q4r';
 export * from './simd/matmul-q6h';
 export { add, mul, rmsNorm, rope, sigmoid, siluMul } from './simd/rows';

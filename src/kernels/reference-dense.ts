@@ -202,12 +202,9 @@ function rowProduct(
     const x = new Float32Array(buffer, activation + r * k * 4, k);
     let sum = 0;
     for (let b = 0; b < k; b += 32) {
-      let [even, odd] = [0, 0];
-      for (let i = b; i < b + 32; i += 2) {
-        even = f(even + f(x[i]! * values[i]!));
-        odd = f(odd + f(x[i + 1]! * values[i + 1]!));
-      }
-      sum = f(sum + f(even + odd));
+      let block = 0;
+      for (let i = b; i < b + 32; i++) block = f(block + f(x[i]! * values[i]!));
+      sum = f(sum + block);
     }
     return sum;
   };

@@ -58,16 +58,6 @@ export function storeLanes8(out: usize, valid: i32, low: v128, high: v128): void
     memory.copy(out, tail, <usize>valid << 2);
   }
 }
-// @ts-ignore: decorator
-@inline
-export function storeLanes4(out: usize, valid: i32, value: v128): void {
-  if (valid >= 4) v128.store(out, value);
-  else {
-    v128.store(tail, value);
-    memory.copy(out, tail, <usize>valid << 2);
-  }
-}
-
 /*
  * Masks are loaded, not constants: V8 makes a vector constant anew at each use, in three instructions, but keeps a loaded value.
  */
