@@ -5,15 +5,15 @@
 export const WORKSPACE_LIMIT = 4_000_000;
 /** Scores beyond this leave the second-level cache, and unpacking is amortised long before. */
 const TARGET = 2_000_000;
-/** Cells unpacked at a time: a tier group of a record, or this many exact slots. */
+/** The most cells of a tier group. */
 const PIECE_CELLS = 128;
 
 const pad4 = (n: number): number => (n + 3) & ~3;
 const pad16 = (n: number): number => (n + 15) & ~15;
 
-/** Bytes that do not depend on the tile: unpacked keys or values (float32 at most), scales, mean. */
+/** Bytes that do not depend on the tile: unpacked keys or values (128 cells of int16 or 64 of float32), scales, mean. */
 const fixedBytes = (headDim: number): number =>
-  pad16(PIECE_CELLS * headDim * 4) + PIECE_CELLS * 4 + pad16(headDim * 4) + 64;
+  pad16(PIECE_CELLS * headDim * 2) + PIECE_CELLS * 4 + pad16(headDim * 4) + 64;
 
 /** Bytes a query takes: scores, scaled query as float32 and as int16, output, weights of a piece, and four scalars. */
 const queryBytes = (headDim: number, cells: number): number =>

@@ -49,8 +49,10 @@ export type CacheKernels = Pick<
 >;
 
 const f = Math.fround;
-/** Cells whose weighted values are summed before they join the running output: a record, or this many exact slots. */
+/** Exact slots read together; the cells of a block of the softmax's sum. */
 const PIECE = 128;
+/** Float values are summed by so many cells before they join the running output. */
+const FLOAT_PIECE = 64;
 
 /** Cells that are read together: one tier group of a record, or up to PIECE exact slots. */
 interface Piece {
@@ -243,9 +245,9 @@ export function cacheReference(arena: Arena): CacheKernels {
   };
 
   const dot = (a: Float32Array, b: Float32Array): number => {
-    let sum = 0;
-    for (let c = 0; c < a.length; c++) sum = f(sum + f(a[c]! * b[c]!));
-    return sum;
+    const l = [0, 0, 0, 0];
+    for (let c = 0; c < a.length; c++) l[c & 3] = f(l[c & 3]! + f(a[c]! * b[c]!));
+    return lanes(l);
   };
 
   const attend = (a: AttendArgs): void => {
@@ -322,11 +324,13 @@ export function cacheReference(arena: Arena): CacheKernels {
   const addWeighted = (p: Piece, w: Float32Array, out: Float32Array): void => {
     const headDim = out.length;
     if (!p.vScale) {
-      for (let c = 0; c < headDim; c++) {
-        let sum = 0;
-        for (let i = 0; i < w.length; i++) sum = f(sum + f(p.v[i * headDim + c]! * w[i]!));
-        out[c] = f(out[c]! + sum);
-      }
+      for (let first = 0; first < w.length; first += FLOAT_PIECE)
+        for (let c = 0; c < headDim; c++) {
+          let sum = 0;
+          for (let i = first; i < Math.min(first + FLOAT_PIECE, w.length); i++)
+            sum = f(sum + f(p.v[i * headDim + c]! * w[i]!));
+          out[c] = f(out[c]! + sum);
+        }
       return;
     }
     const scaled = w.map((x, i) => f(x * p.vScale![i]!));

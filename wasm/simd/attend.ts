@@ -1,11 +1,13 @@
-import { productF32, scoresI16, STORE, weighI16, WEIGH } from './dots';
-import { cellsOf, Group, groupAt, groupCells, kBitsOf, meanOffset, openRecord, vBitsOf } from './groups';
-import { FINE, halvesToFloats, largestLane, MAGIC, MAGIC_BITS, pad16, pad4, TINY } from './half';
+import { scoresF32, scoresI16, weighF32, weighI16 } from './dots';
+import { cellsOf, Group, groupAt, groupCells, halfBlockBytes, kBitsOf, meanOffset, openRecord, vBitsOf } from './groups';
+import { FINE, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad16, pad4, TINY } from './half';
 import { exponentials } from './softmax';
-import { unpackKeysFloat, unpackLevels, unpackValuesFloat } from './unpack';
+import { decodeRows, unpackLevels } from './unpack';
 
-/** Exact slots read at a time, and the most cells of a group. */
+/** The most cells of a group: its weights are made at once. */
 const PIECE = 128;
+/** Float values are summed by so many cells before they join the output; two such panels fill the first-level cache. */
+const FLOAT_PIECE = 64;
 /** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^20 cannot wrap. */
 const MAX_TILE = 2048;
 const GROUPS: usize = memory.data(512, 16);
@@ -29,8 +31,7 @@ let sums: usize = 0;
 let weights: usize = 0;
 let scores: usize = 0;
 let ldScores: usize = 0;
-/** Bytes of 4 queries in qFloat; of one query in sums. */
-let ldFloat: usize = 0;
+/** Bytes of 4 queries in qInteger; of one query in qFloat and sums. */
 let ldInteger: usize = 0;
 let ldSums: usize = 0;
 
@@ -38,7 +39,7 @@ function padUp(n: usize): usize {
   return (n + 15) & ~15;
 }
 export function attendFixedBytes(headDim: i32): usize {
-  return padUp(<usize>(PIECE * headDim * 4)) + PIECE * 4 + padUp(<usize>headDim << 2) + 64;
+  return padUp(<usize>(FLOAT_PIECE * headDim * 4)) + PIECE * 4 + padUp(<usize>headDim << 2) + 64;
 }
 export function attendQueryBytes(headDim: i32, cells: i32): usize {
   return (
@@ -88,15 +89,14 @@ export function attend(
   const largestTile = <i32>min<usize>(<usize>min(MAX_TILE, pad4(queries)), ((workspaceBytes - fixed) / each) & ~3);
 
   panel = workspace;
-  scales = panel + padUp(<usize>(PIECE * dim * 4));
+  scales = panel + padUp(<usize>(FLOAT_PIECE * dim * 4));
   mean = scales + PIECE * 4;
   params = mean + padUp(<usize>dim << 2);
   qFloat = params + (<usize>largestTile << 4);
-  ldFloat = <usize>dim << 4;
-  qInteger = qFloat + (<usize>largestTile >> 2) * ldFloat;
+  ldSums = <usize>dim << 2;
+  qInteger = qFloat + <usize>largestTile * ldSums;
   ldInteger = <usize>dim << 3;
   sums = qInteger + padUp((<usize>largestTile >> 2) * ldInteger);
-  ldSums = <usize>dim << 2;
   weights = sums + <usize>largestTile * ldSums;
   scores = weights + <usize>largestTile * (PIECE * 4);
   ldScores = (<usize>cells << 2) + 16;
@@ -126,11 +126,7 @@ export function attend(
         for (let g = 0; g < found; g++) scoreGroup(groupAt(GROUPS, g), cell);
         cell += groupCells;
       }
-      for (let slot = 0; slot < slots; slot += PIECE) {
-        const n = min(PIECE, slots - slot);
-        unpackKeysFloat(exactBits, keys + <usize>slot * slotBytes, n, dim, 0, 0, panel);
-        scoreFloat(cell + slot, pad4(n));
-      }
+      scoreFloats(exactBits, keys, slots, cell);
 
       // Softmax, unnormalised.
       for (let i = 0; i < tile; i++) {
@@ -161,8 +157,7 @@ export function attend(
       for (let slot = 0; slot < slots; slot += PIECE) {
         const n = min(PIECE, slots - slot);
         floatWeights(cell + slot, n, mass);
-        unpackValuesFloat(exactBits, values + <usize>slot * slotBytes, n, dim, 0, panel);
-        productF32(WEIGH, tile, panel, chunks, n, weights, PIECE * 16, sums, ldSums);
+        weighFloats(exactBits, values + <usize>slot * slotBytes, n);
         if (mass) addMass(exactMass + <usize>h * ldExactMass + (<usize>slot << 2), pad4(n));
       }
 
@@ -200,99 +195,121 @@ function massOf(block: usize, kvHead: i32): usize {
   return at;
 }
 
-/** Scaled queries, interleaved by 4: f32 [channel][4], and 15-bit integers [chunk][4][0, 2, 1, 3]. params: [0] the integers' step. */
+/** Scaled queries: f32 [query][headDim], and 15-bit integers [4 queries][chunk][query][0, 2, 1, 3]. params: [0] the integers' step. */
 function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): void {
   const by = f32x4.splat(scale);
   const magic = v128.load(MAGIC);
   const absolute = i32x4.splat(0x7fffffff);
   for (let i = 0; i < tile; i++) {
     const from = q + queryOffset(first + i, group, ldQ);
-    const lane = <usize>(i & 3);
-    let p = qFloat + <usize>(i >> 2) * ldFloat + (lane << 2);
+    const floats = qFloat + <usize>i * ldSums;
     let top = f32x4.splat(0);
     for (let c: usize = 0; c < ldSums; c += 16) {
       const x = f32x4.mul(v128.load(from + c), by);
       top = f32x4.pmax(top, v128.and(x, absolute));
-      v128.store32_lane(p, x, 0);
-      v128.store32_lane(p, x, 1, 16);
-      v128.store32_lane(p, x, 2, 32);
-      v128.store32_lane(p, x, 3, 48);
-      p += 64;
+      v128.store(floats + c, x);
     }
+    if (!integer) continue;
     const largest = largestLane(top);
     const fine = largest >= TINY;
     store<f32>(params + (<usize>i << 4), fine ? largest / FINE : 0);
-    if (!integer) continue;
     const inverse = f32x4.splat(fine ? FINE / largest : 0);
-    p = qInteger + <usize>(i >> 2) * ldInteger + (lane << 3);
+    let p = qInteger + <usize>(i >> 2) * ldInteger + (<usize>(i & 3) << 3);
     for (let c: usize = 0; c < ldSums; c += 16) {
-      const x = f32x4.add(f32x4.mul(f32x4.mul(v128.load(from + c), by), inverse), magic);
+      const x = f32x4.add(f32x4.mul(v128.load(floats + c), inverse), magic);
       v128.store64_lane(p, v128.shuffle<i16>(x, x, 0, 4, 2, 6, 0, 4, 2, 6), 0);
       p += 32;
     }
   }
 }
 
-/** params: [1] query . mean, in channel order. Lanes are queries; the operands of a last incomplete four are not read for others. */
+/** params: [1] query . mean. */
 function queryMeans(): void {
-  for (let i = 0; i < tile; i += 4) {
+  for (let i = 0; i < tile; i++) {
+    const q = qFloat + <usize>i * ldSums;
     let sum = f32x4.splat(0);
-    let p = qFloat + <usize>(i >> 2) * ldFloat;
-    const m = mean;
-    for (let c: usize = 0; c < ldSums; c += 4) {
-      sum = f32x4.add(sum, f32x4.mul(v128.load(p), v128.load32_splat(m + c)));
-      p += 16;
-    }
-    const to = params + (<usize>i << 4);
-    v128.store32_lane(to, sum, 0, 4);
-    v128.store32_lane(to, sum, 1, 20);
-    v128.store32_lane(to, sum, 2, 36);
-    v128.store32_lane(to, sum, 3, 52);
+    for (let c: usize = 0; c < ldSums; c += 16)
+      sum = f32x4.add(sum, f32x4.mul(v128.load(q + c), v128.load(mean + c)));
+    store<f32>(params + (<usize>i << 4), lanes(sum), 4);
   }
 }
 
-function scoreFloat(cell: i32, n4: i32): void {
-  productF32(STORE, tile, panel, n4 >> 2, headDim, qFloat, ldFloat, scores + (<usize>cell << 2), ldScores);
+/** Scores of n cells held as f32 or f16 rows. */
+function scoreFloats(bits: i32, rows: usize, n: i32, cell: i32): void {
+  const bytes = <usize>(headDim * bits) >> 3;
+  for (let first = 0; first < n; first += FLOAT_PIECE) {
+    const count = min(FLOAT_PIECE, n - first);
+    let from = rows + <usize>first * bytes;
+    if (bits == 16) {
+      halvesToFloats(from, count * headDim, panel);
+      from = panel;
+    }
+    scoresF32(tile, from, count, headDim, qFloat, scores + (<usize>(cell + first) << 2), ldScores);
+  }
 }
 
 function scoreGroup(g: Group, base: i32): void {
   const bits = kBitsOf(g.id);
   const cell = base + g.cell;
-  if (g.kScale) halvesToFloats(g.kScale, g.n4, scales);
-  if (bits > 8 || !integer) {
-    unpackKeysFloat(bits, g.k, g.n, headDim, scales, mean, panel);
-    scoreFloat(cell, g.n4);
-  } else {
-    unpackLevels(bits, g.k, g.n4 >> 2, headDim, panel, 32, <usize>chunks << 5);
-    scoresI16(
-      tile,
-      panel,
-      g.n4 >> 2,
-      chunks,
-      qInteger,
-      ldInteger,
-      scores + (<usize>cell << 2),
-      ldScores,
-      scales,
-      params,
-    );
+  if (bits > 8) scoreFloats(bits, g.k, g.n, cell);
+  else {
+    halvesToFloats(g.kScale, g.n4, scales);
+    const blockBytes = <usize>halfBlockBytes(bits, headDim);
+    if (integer) {
+      const blocks = g.n4 >> 2;
+      const to = scores + (<usize>cell << 2);
+      unpackLevels(bits, g.k, blocks, headDim, panel, 32, <usize>chunks << 5);
+      scoresI16(tile, panel, blocks, chunks, qInteger, ldInteger, to, ldScores, scales, params);
+    } else
+      for (let first = 0; first < g.n; first += FLOAT_PIECE) {
+        const count = min(FLOAT_PIECE, g.n - first);
+        const from = g.k + <usize>(first >> 2) * blockBytes;
+        decodeRows(true, bits, from, count, headDim, scales + (<usize>first << 2), mean, panel);
+        scoresF32(tile, panel, count, headDim, qFloat, scores + (<usize>(cell + first) << 2), ldScores);
+      }
   }
-  for (let c = cell + g.n; c < cell + g.n4; c++)
-    for (let i = 0; i < tile; i++) store<f32>(scores + <usize>i * ldScores + (<usize>c << 2), -Infinity);
+  for (let i = 0; i < tile; i++) {
+    const row = scores + <usize>i * ldScores;
+    for (let c = cell + g.n; c < cell + g.n4; c++) store<f32>(row + (<usize>c << 2), -Infinity);
+  }
+}
+
+/** Adds n cells held as f32 or f16 rows, weighed by `weights`. */
+function weighFloats(bits: i32, rows: usize, n: i32): void {
+  const bytes = <usize>(headDim * bits) >> 3;
+  for (let first = 0; first < n; first += FLOAT_PIECE) {
+    const count = min(FLOAT_PIECE, n - first);
+    let from = rows + <usize>first * bytes;
+    if (bits == 16) {
+      halvesToFloats(from, count * headDim, panel);
+      from = panel;
+    }
+    weighF32(tile, from, count, headDim, weights + (<usize>first << 4), PIECE * 16, sums, ldSums);
+  }
 }
 
 function weighGroup(g: Group, cell: i32, massAt: usize): void {
   const bits = vBitsOf(g.id);
   const blocks = g.n4 >> 2;
-  if (g.vScale) halvesToFloats(g.vScale, g.n4, scales);
-  if (bits > 8 || !integer) {
+  if (bits > 8) {
     floatWeights(cell, g.n4, massAt != 0);
-    unpackValuesFloat(bits, g.v, g.n4, headDim, scales, panel);
-    productF32(WEIGH, tile, panel, chunks, g.n4, weights, PIECE * 16, sums, ldSums);
+    weighFloats(bits, g.v, g.n);
   } else {
-    integerWeights(cell, blocks, massAt != 0);
-    unpackLevels(bits, g.v, blocks, headDim, panel, <usize>blocks << 5, 32);
-    weighI16(tile, panel, chunks, blocks, weights, PIECE * 8, sums, ldSums, params);
+    halvesToFloats(g.vScale, g.n4, scales);
+    if (integer) {
+      integerWeights(cell, blocks, massAt != 0);
+      unpackLevels(bits, g.v, blocks, headDim, panel, <usize>blocks << 5, 32);
+      weighI16(tile, panel, chunks, blocks, weights, PIECE * 8, sums, ldSums, params);
+    } else {
+      floatWeights(cell, g.n4, massAt != 0);
+      const blockBytes = <usize>halfBlockBytes(bits, headDim);
+      for (let first = 0; first < g.n; first += FLOAT_PIECE) {
+        const count = min(FLOAT_PIECE, g.n - first);
+        const from = g.v + <usize>(first >> 2) * blockBytes;
+        decodeRows(false, bits, from, count, headDim, scales + (<usize>first << 2), 0, panel);
+        weighF32(tile, panel, count, headDim, weights + (<usize>first << 4), PIECE * 16, sums, ldSums);
+      }
+    }
   }
   if (massAt) addMass(massAt, g.n4);
 }

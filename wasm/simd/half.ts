@@ -33,18 +33,20 @@ export function toF16x4(x: v128): v128 {
   const normal = i32x4.shr_u(i32x4.add(i32x4.add(a, i32x4.splat(0xfff - 0x38000000)), odd), 13);
   return v128.or(sign, v128.bitselect(small, normal, i32x4.lt_s(a, i32x4.splat(0x38800000))));
 }
-/** Binary16 bits in i32 lanes -> f32; as fromF16. */
+const HALF_MASK: usize = memory.data<u32>([0x8fffe000, 0x8fffe000, 0x8fffe000, 0x8fffe000], 16);
+const HALF_UNIT: usize = memory.data<u32>([0x77800000, 0x77800000, 0x77800000, 0x77800000], 16);
+/** Four binary16 values -> f32; as fromF16. `mask` and `unit` are HALF_MASK and 2^112, loaded once by the caller. */
 // @ts-ignore: decorator
 @inline
-export function fromF16x4(h: v128): v128 {
-  const a = f32x4.mul(i32x4.shl(v128.and(h, i32x4.splat(0x7fff)), 13), i32x4.splat(0x77800000));
-  return v128.or(a, i32x4.shl(v128.and(h, i32x4.splat(0x8000)), 16));
+function loadHalves(at: usize, mask: v128, unit: v128): v128 {
+  // Sign-extended, so that the shift leaves the sign in place above three copies that the mask clears.
+  return f32x4.mul(v128.and(i32x4.shl(v128.load16x4_s(at), 13), mask), unit);
 }
 /** Loads 4 floats held as 16 or 32 bits. */
 // @ts-ignore: decorator
 @inline
 export function loadFloats(at: usize, bits: i32): v128 {
-  return bits == 32 ? v128.load(at) : fromF16x4(v128.load16x4_u(at));
+  return bits == 32 ? v128.load(at) : loadHalves(at, v128.load(HALF_MASK), v128.load(HALF_UNIT));
 }
 /** Stores the low halves of 4 i32 lanes. */
 // @ts-ignore: decorator
@@ -82,9 +84,13 @@ export function pad16(n: i32): i32 {
 
 /** count (a multiple of 4) binary16 values -> f32. */
 export function halvesToFloats(from: usize, count: i32, to: usize): void {
-  for (let i = 0; i < count; i += 4) {
-    v128.store(to, fromF16x4(v128.load16x4_u(from)));
-    from += 8;
-    to += 16;
+  const mask = v128.load(HALF_MASK);
+  const unit = v128.load(HALF_UNIT);
+  for (; count >= 8; count -= 8) {
+    v128.store(to, loadHalves(from, mask, unit));
+    v128.store(to, loadHalves(from + 8, mask, unit), 16);
+    from += 16;
+    to += 32;
   }
+  if (count) v128.store(to, loadHalves(from, mask, unit));
 }

@@ -1,5 +1,4 @@
 import { halfBlockBytes } from './groups';
-import { loadFloats } from './half';
 
 /** Levels of CODEBOOKS (src/kernels/layout.ts), 16 bytes for each of 1 to 4 bits. */
 const LEVELS: usize = memory.data<i8>(
@@ -107,33 +106,60 @@ function unpack2(from: usize, chunks: i32, to: usize, stride: usize): void {
 function unpack1(from: usize, chunks: i32, to: usize, stride: usize): void {
   const table = levelTable(1);
   const mask = codeMask(1);
-  for (let c = 0; c < chunks; c++) {
-    const x = v128.load(from + (<usize>(c >> 3) << 4));
-    put(to, lookUp(table, v128.and(i16x8.shr_u(x, c & 7), mask)));
-    to += stride;
+  for (; chunks > 0; chunks -= 8) {
+    const x = v128.load(from);
+    put(to, lookUp(table, v128.and(x, mask)));
+    if (chunks > 1) put(to + stride, lookUp(table, v128.and(i16x8.shr_u(x, 1), mask)));
+    if (chunks > 2) put(to + stride * 2, lookUp(table, v128.and(i16x8.shr_u(x, 2), mask)));
+    if (chunks > 3) put(to + stride * 3, lookUp(table, v128.and(i16x8.shr_u(x, 3), mask)));
+    if (chunks > 4) put(to + stride * 4, lookUp(table, v128.and(i16x8.shr_u(x, 4), mask)));
+    if (chunks > 5) put(to + stride * 5, lookUp(table, v128.and(i16x8.shr_u(x, 5), mask)));
+    if (chunks > 6) put(to + stride * 6, lookUp(table, v128.and(i16x8.shr_u(x, 6), mask)));
+    if (chunks > 7) put(to + stride * 7, lookUp(table, v128.and(i16x8.shr_u(x, 7), mask)));
+    from += 16;
+    to += stride << 3;
   }
 }
+/** 8 chunks at a time: two vectors of low bits and one of high bits. */
 function unpack3(from: usize, chunks: i32, to: usize, stride: usize): void {
   const table = levelTable(3);
   const low = codeMask(2);
-  const high = i8x16.splat(4);
-  const highs = from + (<usize>((chunks + 3) >> 2) << 4);
-  for (let c = 0; c < chunks; c++) {
-    const x = i16x8.shr_u(v128.load(from + (<usize>(c >> 2) << 4)), (c & 3) << 1);
-    const y = i16x8.shl(i16x8.shr_u(v128.load(highs + (<usize>(c >> 3) << 4)), c & 7), 2);
-    put(to, lookUp(table, v128.or(v128.and(x, low), v128.and(y, high))));
-    to += stride;
+  const high = codeMask(1);
+  let highs = from + (<usize>((chunks + 3) >> 2) << 4);
+  for (; chunks > 0; chunks -= 8) {
+    const x = v128.load(from);
+    const y = v128.load(highs);
+    put(to, code3(table, x, y, low, high));
+    if (chunks > 1) put(to + stride, code3(table, i16x8.shr_u(x, 2), i16x8.shr_u(y, 1), low, high));
+    if (chunks > 2) put(to + stride * 2, code3(table, i16x8.shr_u(x, 4), i16x8.shr_u(y, 2), low, high));
+    if (chunks > 3) put(to + stride * 3, code3(table, i16x8.shr_u(x, 6), i16x8.shr_u(y, 3), low, high));
+    if (chunks > 4) {
+      const z = v128.load(from, 16);
+      put(to + stride * 4, code3(table, z, i16x8.shr_u(y, 4), low, high));
+      if (chunks > 5) put(to + stride * 5, code3(table, i16x8.shr_u(z, 2), i16x8.shr_u(y, 5), low, high));
+      if (chunks > 6) put(to + stride * 6, code3(table, i16x8.shr_u(z, 4), i16x8.shr_u(y, 6), low, high));
+      if (chunks > 7) put(to + stride * 7, code3(table, i16x8.shr_u(z, 6), i16x8.shr_u(y, 7), low, high));
+    }
+    from += 32;
+    highs += 16;
+    to += stride << 3;
   }
+}
+// @ts-ignore: decorator
+@inline
+function code3(table: v128, x: v128, y: v128, low: v128, high: v128): v128 {
+  return lookUp(table, v128.or(v128.and(x, low), i16x8.shl(v128.and(y, high), 2)));
 }
 
 /** Levels of one block as unpackLevels leaves them; headDim <= 512. */
 const BLOCK: usize = memory.data(4096, 16);
 
 /**
- * Keys of up to 128 cells as float vectors [block][channel], 4 tokens a vector. Packed: scale * level + mean, scales f32 [cells].
- * Floats: cells n .. of the last block are not read and become 0.
+ * Decodes n packed cells of at most 8 bits into rows [n][headDim] f32: scale * level, keys plus `mean`.
+ * scales f32 [cells]; rows up to the next multiple of 4 are written.
  */
-export function unpackKeysFloat(
+export function decodeRows(
+  keys: bool,
   bits: i32,
   from: usize,
   n: i32,
@@ -144,69 +170,7 @@ export function unpackKeysFloat(
 ): void {
   const chunks = headDim >> 2;
   const bytes = <usize>halfBlockBytes(bits, headDim);
-  for (let first = 0; first < n; first += 4) {
-    if (bits <= 8) {
-      unpackLevels(bits, from, 1, headDim, BLOCK, 32, 0);
-      const scale = v128.load(scales + (<usize>first << 2));
-      for (let c = 0; c < chunks; c++) {
-        const even = v128.load(BLOCK + (<usize>c << 5));
-        const odd = v128.load(BLOCK + (<usize>c << 5), 16);
-        const m = mean + (<usize>c << 4);
-        v128.store(to, keyOf(i32x4.shr_s(i32x4.shl(even, 16), 16), scale, m));
-        v128.store(to, keyOf(i32x4.shr_s(i32x4.shl(odd, 16), 16), scale, m + 4), 16);
-        v128.store(to, keyOf(i32x4.shr_s(even, 16), scale, m + 8), 32);
-        v128.store(to, keyOf(i32x4.shr_s(odd, 16), scale, m + 12), 48);
-        to += 64;
-      }
-    } else {
-      const row = bytes >> 2;
-      const left = n - first;
-      const step = <usize>bits >> 1;
-      let p = from;
-      for (let c = 0; c < chunks; c++) {
-        const a = loadFloats(p, bits);
-        const b = left > 1 ? loadFloats(p + row, bits) : i32x4.splat(0);
-        const d = left > 2 ? loadFloats(p + row * 2, bits) : i32x4.splat(0);
-        const e = left > 3 ? loadFloats(p + row * 3, bits) : i32x4.splat(0);
-        const ab = v128.shuffle<f32>(a, b, 0, 4, 1, 5);
-        const de = v128.shuffle<f32>(d, e, 0, 4, 1, 5);
-        v128.store(to, v128.shuffle<f32>(ab, de, 0, 1, 4, 5));
-        v128.store(to, v128.shuffle<f32>(ab, de, 2, 3, 6, 7), 16);
-        const abHigh = v128.shuffle<f32>(a, b, 2, 6, 3, 7);
-        const deHigh = v128.shuffle<f32>(d, e, 2, 6, 3, 7);
-        v128.store(to, v128.shuffle<f32>(abHigh, deHigh, 0, 1, 4, 5), 32);
-        v128.store(to, v128.shuffle<f32>(abHigh, deHigh, 2, 3, 6, 7), 48);
-        p += step;
-        to += 64;
-      }
-    }
-    from += bytes;
-  }
-}
-// @ts-ignore: decorator
-@inline
-function keyOf(level: v128, scale: v128, mean: usize): v128 {
-  return f32x4.add(f32x4.mul(scale, f32x4.convert_i32x4_s(level)), v128.load32_splat(mean));
-}
-
-/** Values of n cells as float vectors [chunk][n], 4 channels a vector. Packed: scale * level (then n is a multiple of 4). */
-export function unpackValuesFloat(bits: i32, from: usize, n: i32, headDim: i32, scales: usize, to: usize): void {
-  const chunks = headDim >> 2;
-  const ld = <usize>n << 4;
-  if (bits > 8) {
-    const step = <usize>bits >> 1;
-    for (let t = 0; t < n; t++) {
-      let p = to;
-      for (let c = 0; c < chunks; c++) {
-        v128.store(p, loadFloats(from, bits));
-        from += step;
-        p += ld;
-      }
-      to += 16;
-    }
-    return;
-  }
-  const bytes = <usize>halfBlockBytes(bits, headDim);
+  const row = <usize>headDim << 2;
   for (let first = 0; first < n; first += 4) {
     unpackLevels(bits, from, 1, headDim, BLOCK, 32, 0);
     const s0 = v128.load32_splat(scales);
@@ -217,14 +181,39 @@ export function unpackValuesFloat(bits: i32, from: usize, n: i32, headDim: i32, 
     for (let c = 0; c < chunks; c++) {
       const even = v128.load(BLOCK + (<usize>c << 5));
       const odd = v128.load(BLOCK + (<usize>c << 5), 16);
-      v128.store(p, f32x4.mul(s0, f32x4.convert_i32x4_s(i32x4.shr_s(i32x4.shl(even, 16), 16))));
-      v128.store(p, f32x4.mul(s1, f32x4.convert_i32x4_s(i32x4.shr_s(i32x4.shl(odd, 16), 16))), 16);
-      v128.store(p, f32x4.mul(s2, f32x4.convert_i32x4_s(i32x4.shr_s(even, 16))), 32);
-      v128.store(p, f32x4.mul(s3, f32x4.convert_i32x4_s(i32x4.shr_s(odd, 16))), 48);
-      p += ld;
+      let m = f32x4.splat(0);
+      let x0: v128;
+      let x1: v128;
+      let x2: v128;
+      let x3: v128;
+      if (keys) {
+        // i32 lanes are tokens: bring each token's 4 channels together.
+        const low = v128.shuffle<i16>(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+        const high = v128.shuffle<i16>(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
+        x0 = i32x4.extend_low_i16x8_s(low);
+        x1 = i32x4.extend_high_i16x8_s(low);
+        x2 = i32x4.extend_low_i16x8_s(high);
+        x3 = i32x4.extend_high_i16x8_s(high);
+        m = v128.load(mean + (<usize>c << 4));
+      } else {
+        // i32 lanes are channels already; elements 0, 2 and 1, 3 are tokens.
+        x0 = i32x4.shr_s(i32x4.shl(even, 16), 16);
+        x1 = i32x4.shr_s(i32x4.shl(odd, 16), 16);
+        x2 = i32x4.shr_s(even, 16);
+        x3 = i32x4.shr_s(odd, 16);
+      }
+      x0 = f32x4.mul(s0, f32x4.convert_i32x4_s(x0));
+      x1 = f32x4.mul(s1, f32x4.convert_i32x4_s(x1));
+      x2 = f32x4.mul(s2, f32x4.convert_i32x4_s(x2));
+      x3 = f32x4.mul(s3, f32x4.convert_i32x4_s(x3));
+      v128.store(p, keys ? f32x4.add(x0, m) : x0);
+      v128.store(p + row, keys ? f32x4.add(x1, m) : x1);
+      v128.store(p + row * 2, keys ? f32x4.add(x2, m) : x2);
+      v128.store(p + row * 3, keys ? f32x4.add(x3, m) : x3);
+      p += 16;
     }
     from += bytes;
-    to += 64;
+    to += row << 2;
     scales += 16;
   }
 }
