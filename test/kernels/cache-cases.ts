@@ -63,7 +63,7 @@ export const ATTEND_CASES: readonly CacheCase[] = [
     ...smol,
     segments: [60, 1, 127, 128].map((tokens) => ({ tokens, tier: mixed(1) })),
     visible: 4,
-    rows: 60,
+    rows: 26,
     bits: 16,
   },
   {

@@ -14,9 +14,9 @@ import {
   TIERS,
   tierNamed,
 } from '../../src/kernels/layout.ts';
-import { type CacheKernels, cacheReference } from '../../src/kernels/reference-cache.ts';
-import { plainArena } from '../helpers/plain-memory.ts';
+import type { CacheKernels } from '../../src/kernels/reference-cache.ts';
 import { f32At, normals, put, TIER_NAMES, u8At, u32At } from './cache-cases.ts';
+import { CACHE_IMPLEMENTATIONS, type CacheImplementation } from './cache-implementations.ts';
 
 const GUARD = 64;
 
@@ -27,16 +27,7 @@ interface Held {
   readonly k: Float32Array;
   readonly v: Float32Array;
 }
-const IMPLEMENTATIONS = [
-  {
-    name: 'reference',
-    make: () => {
-      const arena = plainArena(8e6);
-      return { arena, kernels: cacheReference(arena) };
-    },
-  },
-];
-type Make = (typeof IMPLEMENTATIONS)[number]['make'];
+type Make = CacheImplementation['make'];
 
 /** An exact part of `tokens` slots after 3 others; keys have a mean, some vectors are zero or tiny. */
 function hold(make: Make, tokens: number, headDim: number, bits: 16 | 32, kvHeads = 2): Held {
@@ -167,7 +158,7 @@ describe('float16', () => {
   });
 });
 
-describe.each(IMPLEMENTATIONS)('records ($name)', ({ make }) => {
+describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
   const shapes = [
     [64, 60, 16],
     [64, 128, 16],
@@ -417,7 +408,7 @@ describe.each(IMPLEMENTATIONS)('records ($name)', ({ make }) => {
   });
 });
 
-describe.each(IMPLEMENTATIONS)('exact part and rotation ($name)', ({ make }) => {
+describe.each(CACHE_IMPLEMENTATIONS)('exact part and rotation ($name)', ({ make }) => {
   it.each([16, 32] as const)(
     'f%i: appends at a slot, moves keys, values and mass down, leaves the rest',
     (bits) => {
