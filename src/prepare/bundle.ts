@@ -7,6 +7,8 @@ import { createTokenizer } from '../engine/tokenizer.ts';
 import type { WeightForm } from '../kernels/kernels.ts';
 import { packWeight } from '../kernels/weights.ts';
 import { MANIFEST_FORMAT, MANIFEST_VERSION, type Manifest, manifestSchema } from '../runtime/manifest.ts';
+import { claimDecoder, partition } from '../runtime/partition.ts';
+import { stageModel } from '../runtime/stage-model.ts';
 import { type BundleForm, chooseForm } from './forms.ts';
 import { llamaGraph, llamaWeights } from './llama-graph.ts';
 import { encodeOnnx } from './onnx.ts';
@@ -84,6 +86,7 @@ export async function readBundleManifest(folder: string): Promise<Manifest | und
   if (!manifest) return undefined;
   const files: { file: string; bytes?: number }[] = [
     ...manifest.shards,
+    ...(manifest.stages ?? []),
     { file: manifest.graph.file },
     { file: manifest.tokenizer.file },
   ];
@@ -118,7 +121,9 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
     if (!form) throw new UnsupportedModelError(`${source.source.file}: weight ${name} is missing`);
     return form;
   };
-  const graph = llamaGraph(config, tied, formOf);
+  const graph = llamaGraph(config, tied, formOf, source.activation);
+  // Refuses here what nobody could run later.
+  const stages = partition(graph, claimDecoder);
 
   const total = source.tensors.reduce((sum, t) => sum + t.bytes, 0);
   let done = 0;
@@ -144,6 +149,14 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
   await writeFile(folder, 'tokenizer.json', tokenizer);
   const onnx = encodeOnnx(graph, { tensors, shards: written.map((s) => s.file) }, config);
   await writeFile(folder, 'model.onnx', onnx);
+
+  const stageFiles: NonNullable<Manifest['stages']> = [];
+  for (const stage of stages.filter(({ kind }) => kind === 'ort')) {
+    const file = `stage-${stageFiles.length}.onnx`;
+    const data = stageModel(stage, (name) => tensors[name]!.shape);
+    await writeFile(folder, file, data);
+    stageFiles.push({ file, bytes: data.length, sha256: sha256(data), outputs: [...stage.outputs] });
+  }
 
   const decides = {
     graph: {
@@ -181,6 +194,7 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
       JSON.stringify({ ...decides, shape, shards: written.map((s) => s.sha256), tokenizerSha256 }),
     ),
     graph: { file: 'model.onnx', ...decides.graph },
+    ...(stageFiles.length > 0 ? { stages: stageFiles } : {}),
     tensors,
     shards: written,
     tokenizer: { file: 'tokenizer.json', sha256: tokenizerSha256 },

@@ -57,6 +57,9 @@ export function llamaWeights(c: ModelConfig, tied: boolean): WeightSpec[] {
   return weights;
 }
 
+/** An operator of one operand and no weights. */
+export type Activation = Pick<GraphNode, 'op' | 'domain' | 'attributes'>;
+
 /** Bits and group size of a form's codes, as MatMulNBits names them. */
 const CODES: Readonly<Record<Exclude<WeightForm, 'f32'>, { bits: number; block_size: number }>> = {
   q4_1: { bits: 4, block_size: 32 },
@@ -69,8 +72,14 @@ const CODES: Readonly<Record<Exclude<WeightForm, 'f32'>, { bits: number; block_s
  * The decoder as a graph: operators and order as documented in runtime/graph.ts.
  * @param formOf the form of each weight: it decides between MatMul and MatMulNBits
  * @param tied the output product reads the embedding table
+ * @param activation what the gate goes through in place of SiLU; no kernel claims it, so onnxruntime runs it
  */
-export function llamaGraph(c: ModelConfig, tied: boolean, formOf: (weight: string) => WeightForm): Graph {
+export function llamaGraph(
+  c: ModelConfig,
+  tied: boolean,
+  formOf: (weight: string) => WeightForm,
+  activation?: Activation,
+): Graph {
   const nodes: GraphNode[] = [];
   const node = (
     name: string,
@@ -122,9 +131,10 @@ export function llamaGraph(c: ModelConfig, tied: boolean, formOf: (weight: strin
     const h2 = norm(at('ffn_norm'), x, w('ffn_norm'));
     const gate = matmul(at('gate'), h2, w('gate_proj'), c.ffn, c.hidden);
     const up = matmul(at('up'), h2, w('up_proj'), c.ffn, c.hidden);
-    const sigmoid = node(at('sigmoid'), 'Sigmoid', [gate]);
-    const silu = node(at('silu'), 'Mul', [gate, sigmoid]);
-    const gated = node(at('gated'), 'Mul', [silu, up]);
+    const activated = activation
+      ? node(at('activation'), activation.op, [gate], activation.attributes, activation.domain)
+      : node(at('silu'), 'Mul', [gate, node(at('sigmoid'), 'Sigmoid', [gate])]);
+    const gated = node(at('gated'), 'Mul', [activated, up]);
     const down = matmul(at('down'), gated, w('down_proj'), c.hidden, c.ffn);
     x = node(at('ffn_residual'), 'Add', [x, down]);
   }

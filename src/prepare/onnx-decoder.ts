@@ -1,6 +1,6 @@
 import type { ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
-import type { LayerWeight } from './llama-graph.ts';
+import type { Activation, LayerWeight } from './llama-graph.ts';
 import { type Attention, readAttention } from './onnx-attention.ts';
 import type { OnnxFile } from './onnx-file.ts';
 import { type Linear, type Norm, OnnxView, type Stream } from './onnx-view.ts';
@@ -13,6 +13,8 @@ export interface OnnxDecoder {
   readonly output: OnnxMatrix;
   readonly finalNorm: OnnxMatrix;
   readonly layers: readonly Readonly<Record<LayerWeight, OnnxMatrix>>[];
+  /** What the gate goes through; undefined: SiLU. */
+  readonly activation: Activation | undefined;
   /** Rows of q and k are ordered for interleaved rotary pairs. */
   readonly interleaved: boolean;
   /** Whether the output matrix holds the very values of the embedding. */
@@ -27,6 +29,7 @@ interface Layer {
   readonly gate: Linear;
   readonly up: Linear;
   readonly down: Linear;
+  readonly activation: Activation | undefined;
 }
 
 /**
@@ -67,7 +70,7 @@ export function readDecoder(model: OnnxFile): OnnxDecoder {
 function readLayer(view: OnnxView, stream: Stream): { layer: Layer; before: string } {
   const end = typeof stream === 'string' ? stream : stream.b;
   const ffn = residual(view, stream, (term) => feedForward(view, term));
-  if (!ffn) return refuseAt(view, end, 'a feed-forward part, x + down(silu(gate(h)) * up(h))');
+  if (!ffn) return refuseAt(view, end, 'a feed-forward part, x + down(activation(gate(h)) * up(h))');
   const ffnNorm = expected(
     view,
     ffn.part.gate.x,
@@ -110,27 +113,55 @@ function residual<T>(
   return undefined;
 }
 
-/** down(silu(gate) * up) */
-function feedForward(view: OnnxView, name: string): { gate: Linear; up: Linear; down: Linear } | undefined {
+/** down(activation(gate) * up) */
+function feedForward(
+  view: OnnxView,
+  name: string,
+): Pick<Layer, 'gate' | 'up' | 'down' | 'activation'> | undefined {
   const down = view.linear(name);
   const gated = down && view.producer(down.x);
   if (!down || gated?.op !== 'Mul') return undefined;
-  const sides = view.operands(gated, (input) => silu(view, input) !== undefined);
+  const sides = view.operands(gated, (input) => activated(view, input) !== undefined);
   if (!sides) return undefined;
-  const gate = view.linear(silu(view, sides[0])!);
+  const { x, activation } = activated(view, sides[0])!;
+  const gate = view.linear(x);
   const up = view.linear(sides[1]);
-  return gate && up && { gate, up, down };
+  return gate && up && { gate, up, down, activation };
 }
 
-/** The value g whose g * sigmoid(g) this is. */
-function silu(view: OnnxView, name: string): string | undefined {
+/**
+ * Activations that a gate may have in place of SiLU, by their names in the operator set that bundles are written in: one operand each, so
+ * that onnxruntime runs them between stages of kernels.
+ */
+const ACTIVATIONS: ReadonlySet<string> = new Set([
+  ...['Celu', 'Elu', 'HardSwish', 'LeakyRelu', 'Relu', 'Softplus', 'Tanh'],
+  ...['com.microsoft::Gelu', 'com.microsoft::FastGelu', 'com.microsoft::QuickGelu'],
+]);
+
+/** The value that goes through an activation, and through which; undefined stands for SiLU, g * sigmoid(g). */
+function activated(
+  view: OnnxView,
+  name: string,
+): { x: string; activation: Activation | undefined } | undefined {
   const node = view.producer(name);
-  if (node?.op === 'com.microsoft::QuickGelu')
-    return node.attributes.get('alpha') === 1 ? node.inputs[0] : undefined;
-  if (node?.op !== 'Mul') return undefined;
+  if (!node) return undefined;
+  const attributes = Object.fromEntries(node.attributes);
+  const [x, ...others] = node.inputs.filter((input) => input !== '');
+  if (node.op === 'com.microsoft::QuickGelu' && attributes.alpha === 1)
+    return { x: x!, activation: undefined };
+  if (node.op === 'Gelu') {
+    const op = attributes.approximate === 'tanh' ? 'FastGelu' : 'Gelu';
+    return { x: x!, activation: { op, domain: 'com.microsoft', attributes: {} } };
+  }
+  if (ACTIVATIONS.has(node.op) && others.length === 0) {
+    const [domain, op] = node.op.includes('::') ? node.op.split('::') : ['', node.op];
+    return { x: x!, activation: { op: op!, domain: domain!, attributes } };
+  }
+  if (node.op !== 'Mul') return undefined;
   const sides = view.operands(node, (input) => view.producer(input)?.op === 'Sigmoid');
   const sigmoid = sides && view.producer(sides[0]);
-  return sigmoid && view.strip(sigmoid.inputs[0]!) === view.strip(sides[1]) ? sides[1] : undefined;
+  if (!sigmoid || view.strip(sigmoid.inputs[0]!) !== view.strip(sides[1])) return undefined;
+  return { x: sides[1], activation: undefined };
 }
 
 function expected<T>(view: OnnxView, name: string, found: T | undefined, what: string): T {
@@ -163,10 +194,14 @@ function assemble(
       attention.theta !== theta ||
       attention.interleaved !== first.attention.interleaved ||
       attention.scale !== first.attention.scale ||
+      JSON.stringify(layer.activation) !== JSON.stringify(first.activation) ||
       layer.attnNorm.epsilon !== epsilon ||
       layer.ffnNorm.epsilon !== epsilon
     )
-      view.refuse(attention.node, 'differs from the other layers in heads, scale, rotation or epsilon');
+      view.refuse(
+        attention.node,
+        'differs from the other layers in heads, scale, rotation, activation or epsilon',
+      );
   }
   const plain = 1 / Math.sqrt(heads.headDim);
   return {
@@ -198,6 +233,7 @@ function assemble(
         down_proj: layer.down.weight,
       };
     }),
+    activation: first.activation,
     interleaved: first.attention.interleaved,
     tied: () => sameValues(embedding, output.weight),
   };

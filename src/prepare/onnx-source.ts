@@ -59,6 +59,7 @@ export async function openOnnx(path: string): Promise<ModelSource> {
   return {
     config: shape,
     tied,
+    ...(decoder.activation ? { activation: decoder.activation } : {}),
     tensors: llamaWeights(shape, tied).map((spec) => sourceTensor(spec.name, spec.shape, decoder, name)),
     tokenizer,
     chatTemplate: await chatTemplate(folder, tokenizerConfig),

@@ -1,5 +1,6 @@
 import type { ModelConfig } from '../core/config.ts';
 import { SOURCE_BLOCK, type SourceType } from '../kernels/weights.ts';
+import type { Activation } from './llama-graph.ts';
 
 export type { SourceType } from '../kernels/weights.ts';
 
@@ -30,6 +31,8 @@ export interface ModelSource {
   /** In the order in which they are written. The tied output matrix is no tensor of its own. */
   readonly tensors: readonly SourceTensor[];
   readonly tied: boolean;
+  /** What the feed-forward part applies to its gate; absent: SiLU. */
+  readonly activation?: Activation;
   /** A HuggingFace tokenizer.json, parsed. */
   readonly tokenizer: Record<string, unknown>;
   readonly chatTemplate: string | null;

@@ -1,9 +1,37 @@
 import { CorruptDataError } from '../core/errors.ts';
 import { unpackWeight } from '../kernels/weights.ts';
 import type { ForeignStage } from './forward.ts';
+import type { BundleSource } from './manifest.ts';
 import type { LoadedModel } from './model.ts';
 import type { OrtRunner, OrtStage, OrtTensor } from './ort.ts';
 import type { Stage } from './partition.ts';
+
+/**
+ * What loadEngine calls for the stages that no kernel claimed: their models come from the bundle, and `runner` is not touched before.
+ * @example loadEngine({ source, kernels, foreign: foreignFromBundle(source, createOrtRunner({ wasm })) })
+ */
+export const foreignFromBundle =
+  (source: BundleSource, runner: OrtRunner) =>
+  async (model: LoadedModel, stages: readonly Stage[]): Promise<ReadonlyMap<number, ForeignStage>> => {
+    const models: Uint8Array[] = [];
+    for (const { file, bytes } of model.manifest.stages ?? [])
+      models.push(await readAll(source, file, bytes));
+    return (await loadForeignStages(model, stages, models, runner)).stages;
+  };
+
+async function readAll(source: BundleSource, file: string, bytes: number): Promise<Uint8Array> {
+  const all = new Uint8Array(bytes);
+  let at = 0;
+  for await (const piece of source.stream(file)) {
+    if (at + piece.length <= bytes) all.set(piece, at);
+    at += piece.length;
+  }
+  if (at !== bytes)
+    throw new CorruptDataError(
+      `${source.describe}: ${file} has ${at} bytes, its manifest says ${bytes}; prepare the model again`,
+    );
+  return all;
+}
 
 export interface ForeignStages {
   /** By index into the stage list, as Forward wants them. */

@@ -31,6 +31,7 @@ export function interpret(
 
 const UNARY: Readonly<Record<string, (x: number) => number>> = {
   Sigmoid: (x) => 1 / (1 + Math.exp(-x)),
+  Relu: (x) => Math.max(0, x),
   Softplus: (x) => Math.log1p(Math.exp(x)),
   Tanh: Math.tanh,
 };
