@@ -1,0 +1,55 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { ModelEngine } from '../../src/engine/engine.ts';
+import { loadEngine } from '../../src/engine/load.ts';
+import { createReferenceKernels } from '../../src/kernels/reference.ts';
+import { writeBundle } from '../../src/prepare/bundle.ts';
+import { folderSource } from '../../src/prepare/folder-source.ts';
+import { openModel } from '../../src/prepare/open-model.ts';
+import { foreignFromBundle, loadForeignStages } from '../../src/runtime/foreign.ts';
+import type { LoadedModel } from '../../src/runtime/model.ts';
+import { createOrtRunner, type OrtRunner } from '../../src/runtime/ort.ts';
+import { ortWasmInNode } from '../../src/runtime/ort-node.ts';
+import { type Claims, claimDecoder, type Stage } from '../../src/runtime/partition.ts';
+
+export interface PreparedOptions {
+  readonly maxBytes: number;
+  readonly claims?: Claims;
+  readonly runner?: OrtRunner;
+  /** Models of the stages that no kernel claims; by default those that the bundle holds. */
+  readonly models?: (stages: readonly Stage[], model: LoadedModel) => readonly Uint8Array[];
+}
+
+/** Prepares models in their exact form into folders of their own, and loads them on the reference kernels. */
+export function preparedEngines() {
+  const folders: string[] = [];
+  return {
+    async prepare(path: string, options: PreparedOptions): Promise<ModelEngine> {
+      const folder = mkdtempSync(join(tmpdir(), 'adkvc-prepared-'));
+      folders.push(folder);
+      const bundle = join(folder, 'bundle');
+      const model = await openModel(path);
+      try {
+        await writeBundle(model, bundle, { form: 'exact' });
+      } finally {
+        await model.close();
+      }
+      const { maxBytes, claims = claimDecoder, models } = options;
+      const runner = options.runner ?? createOrtRunner({ wasm: ortWasmInNode });
+      const source = folderSource(bundle);
+      return loadEngine({
+        source,
+        kernels: createReferenceKernels({ maxBytes }),
+        claims,
+        foreign: models
+          ? async (loaded, stages) =>
+              (await loadForeignStages(loaded, stages, models(stages, loaded), runner)).stages
+          : foreignFromBundle(source, runner),
+      });
+    },
+    dispose(): void {
+      for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
