@@ -1,7 +1,9 @@
+import type { ModelConfig } from '../../src/core/config.ts';
 import type { Graph, GraphNode } from '../../src/runtime/graph.ts';
 import type { Value } from './graph-interpreter.ts';
 
 export interface TinyDecoder {
+  readonly config: ModelConfig;
   readonly graph: Graph;
   readonly weights: Readonly<Record<string, Value>>;
   readonly shapeOf: (name: string) => readonly number[];
@@ -14,7 +16,20 @@ export interface TinyDecoder {
  * feed-forward part has Sigmoid, to put an operator into the graph that no kernel claims.
  */
 export function tinyDecoder(gate = 'Sigmoid'): TinyDecoder {
-  const [layers, hidden, heads, kvHeads, headDim, ffn, vocab] = [2, 32, 4, 2, 16, 48, 40];
+  const config: ModelConfig = {
+    ...{
+      name: 'tiny',
+      architecture: 'llama',
+      layers: 2,
+      hidden: 32,
+      heads: 4,
+      kvHeads: 2,
+      headDim: 16,
+      ffn: 48,
+    },
+    ...{ vocab: 40, contextLength: 256, ropeTheta: 10_000, rmsEps: 1e-5, attentionScale: 0.25 },
+  };
+  const { layers, hidden, heads, kvHeads, headDim, ffn, vocab } = config;
   const random = mulberry32(7);
   const weights: Record<string, Value> = {};
   const weight = (name: string, dims: number[], centre = 0): string => {
@@ -35,8 +50,7 @@ export function tinyDecoder(gate = 'Sigmoid'): TinyDecoder {
     nodes.push({ name: `${output}/${op}`, op, domain, inputs, outputs: [output], attributes });
     return output;
   };
-  const product = (x: string, w: string, output: string): string =>
-    node('MatMulNBits', [x, w], output, { K: 1, N: 1, bits: 4, block_size: 32 }, 'com.microsoft');
+  const product = (x: string, w: string, output: string): string => node('MatMul', [x, w], output);
   const norm = (x: string, name: string, output: string): string =>
     node('SimplifiedLayerNormalization', [x, weight(name, [hidden], 1)], output, { epsilon: 1e-5, axis: -1 });
 
@@ -59,6 +73,7 @@ export function tinyDecoder(gate = 'Sigmoid'): TinyDecoder {
   // Tied: the embedding table is the output matrix.
   product(norm(x, 'final_norm', 'normed'), 'embed_tokens', 'logits');
   return {
+    config,
     graph: { inputs: ['input_ids'], outputs: ['logits'], nodes },
     weights,
     shapeOf: (name) => weights[name]!.dims,

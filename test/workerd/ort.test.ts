@@ -1,18 +1,28 @@
 import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm';
 import { describe, expect, it } from 'vitest';
+import { createWasmKernels } from '../../src/kernels/wasm.ts';
 import { createOrtRunner } from '../../src/runtime/ort.ts';
 import { claimAttentionOnly, claimDecoder, partition } from '../../src/runtime/partition.ts';
-import { interpret } from '../helpers/graph-interpreter.ts';
-import { largestDifference, runStages } from '../helpers/run-stages.ts';
-import { tinyDecoder } from '../helpers/tiny-decoder.ts';
+import plain from '../../wasm/build/adkvc-plain.wasm';
+import { interpret, type Value } from '../helpers/graph-interpreter.ts';
+import { bundleLogits, memoryBundle } from '../helpers/memory-bundle.ts';
+import { largestDifference } from '../helpers/run-stages.ts';
+import { type TinyDecoder, tinyDecoder } from '../helpers/tiny-decoder.ts';
 import encoded from './fixtures/stages.json' with { type: 'json' };
 
 const IDS = [3, 1, 4, 1, 5, 39, 0];
 /** Lowered in Node, where test/runtime/ort.test.ts writes and checks them: as in a bundle, a Worker reads models and makes none. */
 const decode = (models: string[]): Uint8Array[] =>
   models.map((model) => Uint8Array.from(atob(model), (c) => c.charCodeAt(0)));
+const expected = (decoder: TinyDecoder): Float64Array => {
+  const values = new Map<string, Value>([
+    ['input_ids', { dims: [IDS.length], data: Float64Array.from(IDS) }],
+  ]);
+  interpret(decoder.graph.nodes, values, decoder);
+  return values.get('logits')!.data;
+};
 
-describe('onnxruntime-web inside workerd', () => {
+describe('onnxruntime-web inside workerd, beside the WASM kernels', () => {
   it('is not instantiated for a decoder that the kernels claim', async () => {
     const decoder = tinyDecoder();
     let asked = 0;
@@ -22,9 +32,9 @@ describe('onnxruntime-web inside workerd', () => {
         return wasm;
       },
     });
-    const stages = partition(decoder.graph, claimDecoder);
-    const values = await runStages(decoder, stages, [], IDS, runner);
-    expect(values.get('logits')!.dims).toEqual([IDS.length, 40]);
+    const kernels = createWasmKernels({ module: plain, variant: 'plain', maxBytes: 32e6 });
+    const logits = await bundleLogits(memoryBundle(decoder, []), kernels, claimDecoder, runner, IDS);
+    expect(largestDifference(logits, expected(decoder))).toBeLessThan(1e-5);
     expect([asked, runner.heapBytes()]).toEqual([0, 0]);
   });
 
@@ -34,18 +44,23 @@ describe('onnxruntime-web inside workerd', () => {
       tinyDecoder('Softplus'),
       claimDecoder,
       encoded.softplus,
+      ['kernels', 'ort', 'kernels', 'ort', 'kernels'],
     ],
-    ['runs everything but attention', tinyDecoder(), claimAttentionOnly, encoded.attentionOnly],
-  ] as const)('%s: logits within 1e-5 of float64', async (_, decoder, claims, models) => {
-    const stages = partition(decoder.graph, claims);
-    expect(stages).toHaveLength(5);
+    [
+      'runs everything but attention',
+      tinyDecoder(),
+      claimAttentionOnly,
+      encoded.attentionOnly,
+      ['ort', 'kernels', 'ort', 'kernels', 'ort'],
+    ],
+  ] as const)('%s: logits within 1e-5 of float64', async (_, decoder, claims, models, kinds) => {
+    expect(partition(decoder.graph, claims).map((stage) => stage.kind)).toEqual(kinds);
     const runner = createOrtRunner({ wasm: () => wasm });
-    const logits = (await runStages(decoder, stages, decode(models), IDS, runner)).get('logits')!;
-
-    const values = new Map([['input_ids', { dims: [IDS.length], data: Float64Array.from(IDS) }]]);
-    interpret(decoder.graph.nodes, values, decoder);
-    expect(largestDifference(logits.data, values.get('logits')!.data)).toBeLessThan(1e-5);
-    // An isolate has 128 MB: the heap is what the ledger counts for it.
+    const kernels = createWasmKernels({ module: plain, variant: 'plain', maxBytes: 32e6 });
+    const source = memoryBundle(decoder, decode([...models]));
+    const logits = await bundleLogits(source, kernels, claims, runner, IDS);
+    expect(largestDifference(logits, expected(decoder))).toBeLessThan(1e-5);
+    // An isolate has 128 MB: this is what the ledger counts for the heap.
     expect(runner.heapBytes()).toBe(16 * 2 ** 20);
   });
 });
