@@ -9,6 +9,9 @@ import { createReferenceKernels } from '../kernels/reference.ts';
 import { selectKernels } from '../kernels/select.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
 import { folderSource } from '../prepare/folder-source.ts';
+import { foreignFromBundle } from '../runtime/foreign.ts';
+import { createOrtRunner } from '../runtime/ort.ts';
+import { ortWasmInNode } from '../runtime/ort-node.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import type { EngineOptions } from './engine-options.ts';
 
@@ -59,9 +62,11 @@ export async function loadCliEngineParts(
       })
     : undefined;
   let started = false;
+  const source = folderSource(folder);
   const engine = await loadEngine({
-    source: folderSource(folder),
+    source,
     kernels,
+    foreign: foreignFromBundle(source, createOrtRunner({ wasm: ortWasmInNode })),
     onProgress: (done, total) => {
       if (!started) bar?.start(total, 0);
       started = true;

@@ -155,7 +155,7 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
     const file = `stage-${stageFiles.length}.onnx`;
     const data = stageModel(stage, (name) => tensors[name]!.shape);
     await writeFile(folder, file, data);
-    stageFiles.push({ file, bytes: data.length, sha256: sha256(data), outputs: [...stage.outputs] });
+    stageFiles.push({ file, bytes: data.length, sha256: sha256(data) });
   }
 
   const decides = {

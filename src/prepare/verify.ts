@@ -15,7 +15,7 @@ export async function verifyBundle(source: BundleSource): Promise<Manifest> {
       `${source.describe}: manifest.json is malformed: ${v.summarize(parsed.issues)}`,
     );
   const manifest = parsed.output;
-  for (const shard of manifest.shards) {
+  for (const shard of [...manifest.shards, ...(manifest.stages ?? [])]) {
     const { bytes, sha256 } = await digest(source, shard.file);
     if (bytes !== shard.bytes)
       throw new CorruptDataError(

@@ -53,7 +53,7 @@ export const manifestSchema = v.object({
    * ONNX models of the stages that onnxruntime runs on WASM, in the order of partition(graph, claimDecoder); absent where the
    * kernels claim every node. Their weights are external, by name: hosts need no protobuf, and no weight is stored twice.
    */
-  stages: v.optional(v.array(v.object({ file: v.string(), bytes, sha256, outputs: v.array(v.string()) }))),
+  stages: v.optional(v.array(v.object({ file: v.string(), bytes, sha256 }))),
   /** Weight name -> form, logical shape [n, k] (or [dim]), and its place. A tensor may be shared (tied embedding). Never spans two shards unless `parts` has several. */
   tensors: v.record(
     v.string(),

@@ -48,7 +48,7 @@ export function memoryBundle(decoder: TinyDecoder, models: readonly Uint8Array[]
     fingerprint: NO_SHA256,
     graph: { file: 'model.onnx', ...decoder.graph },
     stages: models.map((model, i) => ({
-      ...{ file: `stage-${i}.onnx`, bytes: model.length, sha256: NO_SHA256, outputs: [] },
+      ...{ file: `stage-${i}.onnx`, bytes: model.length, sha256: NO_SHA256 },
     })),
     tensors,
     shards: [{ file: 'weights.bin', bytes: offset, sha256: NO_SHA256 }],

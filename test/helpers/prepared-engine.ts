@@ -7,6 +7,7 @@ import { createReferenceKernels } from '../../src/kernels/reference.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
 import { openModel } from '../../src/prepare/open-model.ts';
+import type { ModelSource } from '../../src/prepare/source.ts';
 import { foreignFromBundle, loadForeignStages } from '../../src/runtime/foreign.ts';
 import type { LoadedModel } from '../../src/runtime/model.ts';
 import { createOrtRunner, type OrtRunner } from '../../src/runtime/ort.ts';
@@ -17,6 +18,10 @@ export interface PreparedOptions {
   readonly maxBytes: number;
   readonly claims?: Claims;
   readonly runner?: OrtRunner;
+  /** Changes what was read before it is prepared. */
+  readonly change?: (source: ModelSource) => ModelSource;
+  /** Called with the bundle's folder before it is loaded. */
+  readonly prepared?: (bundle: string) => void;
   /** Models of the stages that no kernel claims; by default those that the bundle holds. */
   readonly models?: (stages: readonly Stage[], model: LoadedModel) => readonly Uint8Array[];
 }
@@ -31,10 +36,11 @@ export function preparedEngines() {
       const bundle = join(folder, 'bundle');
       const model = await openModel(path);
       try {
-        await writeBundle(model, bundle, { form: 'exact' });
+        await writeBundle(options.change?.(model) ?? model, bundle, { form: 'exact' });
       } finally {
         await model.close();
       }
+      options.prepared?.(bundle);
       const { maxBytes, claims = claimDecoder, models } = options;
       const runner = options.runner ?? createOrtRunner({ wasm: ortWasmInNode });
       const source = folderSource(bundle);

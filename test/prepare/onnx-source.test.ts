@@ -104,6 +104,21 @@ describeShared('ONNX exports of stories260K', () => {
     expect(folder.config).toMatchObject({ headDim: 8, name: 'transformersjs' });
   });
 
+  it('reads another activation of the gate, for onnxruntime to run', async () => {
+    const source = await openOnnx(
+      altered('fp32', (model) => {
+        // Mul(g, Sigmoid(g)) becomes LeakyRelu(g).
+        for (const sigmoid of model.graph!.node!.filter((n) => n.opType === 'Sigmoid')) {
+          const product = model.graph!.node!.find((n) => n.input!.includes(sigmoid.output![0]!))!;
+          const alpha = { name: 'alpha', type: onnx.AttributeProto.AttributeType.FLOAT, f: 0.25 };
+          Object.assign(product, { opType: 'LeakyRelu', input: [...sigmoid.input!], attribute: [alpha] });
+        }
+      }),
+    );
+    expect(source.activation).toEqual({ op: 'LeakyRelu', domain: '', attributes: { alpha: 0.25 } });
+    expect((await openOnnx(exported('fp32'))).activation).toBeUndefined();
+  });
+
   it('reads rotary embeddings that stand before the attention instead of in it', async () => {
     const name = 'int8-qkv-unfused';
     const source = await openOnnx(altered(name, spellRotation));
