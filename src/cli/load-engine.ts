@@ -63,10 +63,12 @@ export async function loadCliEngineParts(
     : undefined;
   let started = false;
   const source = folderSource(folder);
+  const ort = createOrtRunner({ wasm: ortWasmInNode });
   const engine = await loadEngine({
     source,
     kernels,
-    foreign: foreignFromBundle(source, createOrtRunner({ wasm: ortWasmInNode })),
+    foreign: foreignFromBundle(source, ort),
+    ortHeapBytes: ort.heapBytes,
     onProgress: (done, total) => {
       if (!started) bar?.start(total, 0);
       started = true;

@@ -11,6 +11,8 @@ export interface EngineParts {
   readonly forward: Forward;
   readonly tokenizer: Tokenizer;
   readonly template: ChatTemplate;
+  /** Bytes of onnxruntime's heap: 0 unless a node was left to it. */
+  readonly ortHeapBytes?: (() => number) | undefined;
 }
 
 /** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
@@ -126,6 +128,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
       workspace: forward.workspaceBytes,
       kernelStatic: kernels.arena.staticBytes - loaded.weightBytes - forward.workspaceBytes,
       caches: kernels.arena.liveBytes,
+      ortHeap: parts.ortHeapBytes?.() ?? 0,
       kernelMemory: kernels.arena.memory.buffer.byteLength,
     }),
   };

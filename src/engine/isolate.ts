@@ -1,5 +1,7 @@
 import type { Kernels } from '../kernels/kernels.ts';
+import { foreignFromBundle } from '../runtime/foreign.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
+import type { OrtRunner } from '../runtime/ort.ts';
 import type { ModelEngine } from './engine.ts';
 import { loadEngine } from './load.ts';
 
@@ -10,6 +12,8 @@ export const LOOK_MS = 50;
 export interface IsolateHost {
   /** Called once an isolate. */
   readonly makeKernels: () => Kernels;
+  /** For models with operators that no kernel has; not touched by others. */
+  readonly ort?: OrtRunner;
   readonly wait: (ms: number) => Promise<void>;
 }
 
@@ -52,6 +56,9 @@ export class IsolateEngine {
       const engine = await loadEngine({
         source,
         kernels: this.#kernels,
+        ...(host.ort
+          ? { foreign: foreignFromBundle(source, host.ort), ortHeapBytes: host.ort.heapBytes }
+          : {}),
         onProgress: () => {
           if (attempt === this.#attempt) this.#progress++;
         },

@@ -19,6 +19,8 @@ export interface LoadEngineOptions {
     model: LoadedModel,
     stages: readonly Stage[],
   ) => Promise<ReadonlyMap<number, ForeignStage>>;
+  /** onnxruntime's heap as it stands, for the ledger. */
+  readonly ortHeapBytes?: () => number;
 }
 
 /** Loads a bundle into the kernels' memory and makes it an engine. */
@@ -31,5 +33,5 @@ export async function loadEngine(options: LoadEngineOptions): Promise<ModelEngin
   const forward = new Forward(loaded, stages, foreign);
   const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
   const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
-  return createEngine({ loaded, forward, tokenizer, template });
+  return createEngine({ loaded, forward, tokenizer, template, ortHeapBytes: options.ortHeapBytes });
 }

@@ -48,6 +48,7 @@ export function preparedEngines() {
         source,
         kernels: createReferenceKernels({ maxBytes }),
         claims,
+        ortHeapBytes: runner.heapBytes,
         foreign: models
           ? async (loaded, stages) =>
               (await loadForeignStages(loaded, stages, models(stages, loaded), runner)).stages
