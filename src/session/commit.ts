@@ -7,6 +7,7 @@ import {
   CHECKPOINT_TURNS,
   COMMIT_ROWS,
   LAZY_EPOCHS,
+  MAX_COMMIT_FACTOR,
   MAX_LAG_EPOCHS,
   SPARE_ROWS,
 } from './limits.ts';
@@ -52,19 +53,23 @@ export function commit(
   stored: StateRecord | undefined,
 ): CommitResult {
   const before = { ...store.counters };
+  const epochs = Math.floor((cache.position - (stored?.header.position ?? 0)) / EPOCH);
+  const budget = COMMIT_ROWS * Math.min(Math.max(1, epochs), MAX_COMMIT_FACTOR);
   const result = store.transaction(() => {
     const blocks = new Blocks(cache, stored);
-    const kept = keepStates(store, head, cache.position, stored);
+    const mandatory = hotRows(cache) + blocks.rowsFor(blocks.fresh) + OTHER_ROWS;
+    const layers = new Set(blocks.layersToRewrite(budget - mandatory));
+    const untouched = blocks.withoutLayers(layers);
+    const kept = keepStates(store, head, cache.position, untouched);
+    // Rows that `stored` alone refers to are not overwritten yet: only the next commit's transaction finds them free.
     const used = new Set(kept.used);
     for (const ref of stored ? refsOf(stored) : []) used.add(ref[0]);
     const rows = new RowAllocator(store.ids(), used, FIRST_FREE_ROW);
 
     const hot = writeHot(store, rows, cache);
-    const mandatory = hot.refs.length + blocks.rowsFor(blocks.fresh) + JOURNAL_AND_HEAD_ROWS;
-    const layers = new Set(blocks.layersToRewrite(COMMIT_ROWS - mandatory));
     const rewritten = blocks.all.filter(([layer]) => layers.has(layer));
     const extents = [
-      ...blocks.withoutLayers(layers),
+      ...untouched,
       ...writeExtents(store, rows, cache, rewritten, true),
       ...writeExtents(
         store,
@@ -82,8 +87,9 @@ export function commit(
     const entry: StateEntry = { refs: stream.end(), position: cache.position };
     const next: Head = { ...head, states: [...kept.states, entry] };
     writeHead(store, next);
-    // `stored` may refer to rows that the new state does not: they are free from the next commit on.
-    if (rows.spare.length > SPARE_ROWS) store.delete(rows.spare.slice(0, rows.spare.length - SPARE_ROWS));
+    const left = budget - (store.counters.rowsWritten - before.rowsWritten);
+    const surplus = Math.min(rows.spare.length - SPARE_ROWS, left);
+    if (surplus > 0) store.delete(rows.spare.slice(0, surplus));
     return { head: next, stored: record };
   });
   cache.clearJournal();
@@ -95,14 +101,14 @@ export function commit(
 }
 
 /** Rows besides hot parts and blocks: two copies of the head, the state, the newest plans. */
-const JOURNAL_AND_HEAD_ROWS = 4;
+const OTHER_ROWS = 4;
 
-/** Older states that are kept, and all rows that they refer to. */
+/** Older states that are kept, and all rows that they refer to. `current`: the extents that the new state goes on using. */
 function keepStates(
   store: SessionStore,
   head: Head,
   position: number,
-  stored: StateRecord | undefined,
+  current: readonly Extent[],
 ): { states: StateEntry[]; used: Set<number> } {
   const wanted = new Set<StateEntry>();
   for (const anchor of anchors(head.log, CHECKPOINT_TURNS)) {
@@ -111,7 +117,7 @@ function keepStates(
   }
   // What the current state shares with a checkpoint costs the checkpoint nothing.
   const shared = new Set<number>();
-  for (const extent of stored?.extents ?? []) for (const ref of extent.refs) shared.add(ref[0]);
+  for (const extent of current) for (const ref of extent.refs) shared.add(ref[0]);
   const used = new Set<number>();
   const states: StateEntry[] = [];
   let quota = CHECKPOINT_QUOTA_BYTES;
@@ -137,6 +143,13 @@ function tryRefs(store: SessionStore, state: StateEntry): RowRef[] | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** Copying the hot parts once more only to measure them takes a tenth of the time of writing them. */
+function hotRows(cache: EngineCache): number {
+  let bytes = 0;
+  for (let layer = 0; layer < cache.layers; layer++) bytes += cache.hot(layer).byteLength;
+  return Math.ceil(bytes / MAX_PAYLOAD_BYTES);
 }
 
 function writeHot(store: SessionStore, rows: RowAllocator, cache: EngineCache): StateRecord['hot'] {

@@ -56,10 +56,12 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
           return Response.json(null);
         case '/turn': {
           const { id, turn } = await request.json<TurnCall>();
-          const events = await streamTurn(
-            (emit, signal) => this.#session.turn(id, turn, signal, emit),
-            request.signal,
-          );
+          const events = await streamTurn((emit, signal) => {
+            const done = this.#session.turn(id, turn, signal, emit);
+            // The commit of a turn whose client went away outlives the request.
+            this.ctx.waitUntil(done.catch(() => {}));
+            return done;
+          }, request.signal);
           return new Response(encodeLines(events), { headers: { 'content-type': 'application/x-ndjson' } });
         }
         default:

@@ -16,8 +16,13 @@ export const CHECKPOINT_TURNS = 4;
 /** Bytes that checkpoints may hold beside what the current state refers to. */
 export const CHECKPOINT_QUOTA_BYTES = 32_000_000;
 
-/** Rows of one commit that lazy rewriting fills up to; Durable Objects bill rows written. https://developers.cloudflare.com/durable-objects/platform/pricing/ */
+/**
+ * Rows that lazy rewriting fills a commit up to, for each epoch since the last one; Durable Objects bill rows written.
+ * https://developers.cloudflare.com/durable-objects/platform/pricing/
+ */
 export const COMMIT_ROWS = 64;
+/** A checkpoint after many epochs may write this many times COMMIT_ROWS. */
+export const MAX_COMMIT_FACTOR = 4;
 /** A layer's blocks are rewritten once their stored form lags behind by this many epochs of journalled plans. */
 export const LAZY_EPOCHS = 4;
 /** From here on a layer is rewritten even over COMMIT_ROWS, one a commit, so that the journal stays bounded. */

@@ -8,6 +8,8 @@ export interface LoggedMessage extends ChatMessage {
   readonly prompt?: number;
   /** The template's closing markup does not follow yet (only the last message can be open). */
   readonly open?: true;
+  /** For an answer that was interrupted: the request's key, see continue-answer.ts. */
+  readonly unfinished?: string;
 }
 
 /**
@@ -93,8 +95,17 @@ export function joinPrompt(
   return { messages: logged, ids, shared: sameModel ? commonLength(ids, log.ids) : 0 };
 }
 
-/** The log as it stands when `answer` was sampled after the prompt, and `fed` ids were fed. */
-export function answered(prompt: Prompt, answer: readonly number[], content: string, fed: number): Log {
+/**
+ * The log as it stands when `answer` was sampled after the prompt, and `fed` ids were fed.
+ * @param unfinished the request's key, unless the answer is complete
+ */
+export function answered(
+  prompt: Prompt,
+  answer: readonly number[],
+  content: string,
+  fed: number,
+  unfinished?: string,
+): Log {
   const ids = [...prompt.ids, ...answer];
   if (answer.length === 0) return { messages: prompt.messages, ids, fed };
   const message: LoggedMessage = {
@@ -103,6 +114,7 @@ export function answered(prompt: Prompt, answer: readonly number[], content: str
     end: ids.length,
     prompt: prompt.ids.length,
     open: true,
+    ...(unfinished !== undefined && { unfinished }),
   };
   return { messages: [...prompt.messages, message], ids, fed };
 }

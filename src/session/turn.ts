@@ -3,6 +3,7 @@ import { AbortedError } from '../core/errors.ts';
 import type { Engine } from '../engine/types.ts';
 import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
+import { answerKey, storedAnswer } from './continue-answer.ts';
 import type { EngineIdentity, Head } from './head.ts';
 import { CHECKPOINT_POSITIONS } from './limits.ts';
 import { answered, type Prompt } from './log.ts';
@@ -44,17 +45,27 @@ export class Turn {
   clean = false;
   readonly #setup: TurnSetup;
   #head: Head;
-  #answer: number[] = [];
+  /** What generation starts from: the prompt, and what is stored of its answer. */
+  readonly #ids: readonly number[];
+  readonly #answer: number[];
+  /** Leading ids that are the log's. */
+  readonly #shared: number;
   #content = '';
   #recovered: Recovered | undefined;
   #written = { rows: 0, bytes: 0 };
   #timing = { prefillMs: 0, decodeMs: 0, restoreMs: 0, commitMs: 0 };
   #committedAt = 0;
+  #complete = false;
 
   constructor(setup: TurnSetup) {
     this.#setup = setup;
     this.#head = setup.head;
     this.residence = setup.residence;
+    const { head, prompt, request, engine } = setup;
+    this.#answer = storedAnswer(head.log, prompt, request, engine.tokenizer);
+    this.#ids = [...prompt.ids, ...this.#answer];
+    // A stored answer is the log's to its end.
+    this.#shared = this.#answer.length > 0 ? this.#ids.length : prompt.shared;
   }
 
   /** @throws AbortedError after the partial answer was committed */
@@ -62,17 +73,25 @@ export class Turn {
     const { engine, prompt, request, signal, lease, emit, now } = this.#setup;
     this.#reach();
     const { cache } = this.residence!;
-    const cachedTokens = cache.position;
+    const cachedTokens = Math.min(cache.position, prompt.ids.length);
     this.#committedAt = cache.position;
     emit({ type: 'started', promptTokens: prompt.ids.length, cachedTokens });
 
+    const text = engine.tokenizer.stream();
+    for (const id of this.#answer) {
+      const piece = text.push(id);
+      this.#content += piece;
+      emit({ type: 'token', id, text: piece });
+    }
+
     let mark = now();
+    let sampled = 0;
     let finish: { reason: 'stop' | 'length'; text: string } | undefined;
     try {
-      const events = this.#setup.generate(engine, cache, prompt.ids, {
+      const events = this.#setup.generate(engine, cache, this.#ids, {
         sampling: request.sampling,
         stop: request.stop,
-        maxTokens: request.maxTokens,
+        maxTokens: request.maxTokens - this.#answer.length,
         signal,
         yield: lease.yield,
       });
@@ -82,7 +101,7 @@ export class Turn {
           // The next event may be an epoch away.
           if (cache.position + EPOCH - this.#committedAt > CHECKPOINT_POSITIONS) await this.#commit();
         } else if (event.type === 'token') {
-          if (this.#answer.length === 0) {
+          if (sampled++ === 0) {
             this.#timing.prefillMs = now() - mark;
             mark = now();
           }
@@ -97,6 +116,7 @@ export class Turn {
           if (cache.position - this.#committedAt >= CHECKPOINT_POSITIONS) await this.#commit();
         } else {
           finish = event;
+          this.#complete = true;
           this.#content += event.text;
         }
         if (signal.aborted && !finish) break;
@@ -130,10 +150,10 @@ export class Turn {
 
   /** Brings the cache to the newest position from which the prompt can be fed: at least its last token must be. */
   #reach(): void {
-    const { engine, identity, store, prompt, head, now } = this.#setup;
-    const last = prompt.ids.length - 1;
+    const { engine, identity, store, head, now } = this.#setup;
+    const last = this.#ids.length - 1;
     const foreign = head.log.fed > 0 ? difference(head.engine, identity) : undefined;
-    const target = Math.min(prompt.shared, last);
+    const target = Math.min(this.#shared, last);
     const reusable = Math.min(head.log.fed, foreign ? last : target);
     const reasons: string[] = [];
     if (this.#setup.damage) reasons.push(`damaged: ${this.#setup.damage}`);
@@ -166,7 +186,13 @@ export class Turn {
     }
     const { cache, stored } = this.residence!;
     const start = now();
-    const log = answered(prompt, this.#answer, this.#content, cache.position);
+    const log = answered(
+      prompt,
+      this.#answer,
+      this.#content,
+      cache.position,
+      this.#complete ? undefined : answerKey(request),
+    );
     const sameEngine = !difference(this.#head.engine, identity);
     const next: Head = {
       ...this.#head,

@@ -13,6 +13,8 @@ export interface FakeOptions {
   readonly layers?: number;
   /** Bytes of one token in a new block, and exact (twice as many), per layer. */
   readonly tokenBytes?: number;
+  /** Bytes of attention mass in the hot part for each compressed position, per layer. */
+  readonly massBytes?: number;
   readonly contextLength?: number;
   readonly numerics?: string;
   readonly fingerprint?: string;
@@ -23,7 +25,8 @@ export interface FakeOptions {
 }
 
 const WINDOW = 64;
-const LAST_LEVEL = 3;
+/** Blocks shrink slowly, so that plans go on changing old ones. */
+const LAST_LEVEL = 30;
 const LAYOUT = 1;
 
 const mix = (h: number, x: number): number => {
@@ -167,13 +170,15 @@ export class FakeCache implements EngineCache {
   hot(l: number): Uint8Array {
     const { hash, exact, mass } = this.state[l]!;
     const size = this.engine.tokenBytes * 2;
-    const out = new Uint8Array(12 + exact.length * size + mass.length * 4);
+    const out = new Uint8Array(this.#hotBytes(exact.length, mass.length));
     const view = new DataView(out.buffer);
     view.setUint32(0, hash, true);
     view.setUint32(4, exact.length, true);
     view.setUint32(8, mass.length, true);
     for (const [i, token] of exact.entries()) out.set(token, 12 + i * size);
     for (const [i, m] of mass.entries()) view.setUint32(12 + exact.length * size + i * 4, m, true);
+    // The bulk of mass is not modelled, but it changes with every token as the real one does, and is checked.
+    out.fill(hash & 0xff, 12 + exact.length * size + mass.length * 4);
     return out;
   }
 
@@ -182,11 +187,16 @@ export class FakeCache implements EngineCache {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const size = this.engine.tokenBytes * 2;
     const [exact, mass] = [view.getUint32(4, true), view.getUint32(8, true)];
-    if (bytes.length !== 12 + exact * size + mass * 4)
-      throw new CorruptDataError('hot part of another shape');
+    if (bytes.length !== this.#hotBytes(exact, mass)) throw new CorruptDataError('hot part of another shape');
     layer.hash = view.getUint32(0, true);
     layer.exact = Array.from({ length: exact }, (_, i) => bytes.slice(12 + i * size, 12 + (i + 1) * size));
     layer.mass = Array.from({ length: mass }, (_, i) => view.getUint32(12 + exact * size + i * 4, true));
+    if (bytes.subarray(12 + exact * size + mass * 4).some((byte) => byte !== (layer.hash & 0xff)))
+      throw new Error('wrong mass');
+  }
+
+  #hotBytes(exact: number, segments: number): number {
+    return 12 + exact * this.engine.tokenBytes * 2 + segments * (4 + EPOCH * this.engine.massBytes);
   }
 
   block(l: number, s: number): Uint8Array {
@@ -236,6 +246,7 @@ export class FakeEngine implements Engine {
   readonly eosIds = [IM_END];
   readonly layers: number;
   readonly tokenBytes: number;
+  readonly massBytes: number;
   readonly live = new Set<FakeCache>();
   /** Positions fed since the engine was made: what reuse saves. */
   fed = 0;
@@ -245,6 +256,7 @@ export class FakeEngine implements Engine {
   constructor(options: FakeOptions = {}) {
     this.layers = options.layers ?? 3;
     this.tokenBytes = options.tokenBytes ?? 8;
+    this.massBytes = options.massBytes ?? 0;
     this.fingerprint = options.fingerprint ?? 'fake-weights';
     this.numerics = options.numerics ?? 'fake-1';
     this.#memoryBytes = options.memoryBytes ?? 1e9;

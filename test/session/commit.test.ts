@@ -1,0 +1,111 @@
+import { expect, test } from 'vitest';
+import { type CommitResult, commit } from '../../src/session/commit.ts';
+import { FIRST_FREE_ROW, type Head, readHead } from '../../src/session/head.ts';
+import {
+  CHECKPOINT_QUOTA_BYTES,
+  COMMIT_ROWS,
+  MAX_COMMIT_FACTOR,
+  SPARE_ROWS,
+} from '../../src/session/limits.ts';
+import type { LoggedMessage } from '../../src/session/log.ts';
+import { readState, refsOf } from '../../src/session/state.ts';
+import { MemoryStore } from '../../src/session/store/memory.ts';
+import { MAX_ROW_BYTES, type SessionStore } from '../../src/session/store/session-store.ts';
+import { SizedCache } from '../helpers/sized-cache.ts';
+
+/** Commits a conversation as turns do. */
+class Conversation {
+  readonly store: SessionStore;
+  readonly cache: SizedCache;
+  last: CommitResult | undefined;
+  #messages: LoggedMessage[] = [];
+
+  constructor(cache: SizedCache, store: SessionStore = new MemoryStore()) {
+    this.cache = cache;
+    this.store = store;
+  }
+
+  /** A turn: a question, an answer of `answer` tokens, checkpoints 1,024 apart, and the last commit. */
+  turn(question: number, answer: number): CommitResult {
+    const prompt = this.cache.position + question;
+    const asked: LoggedMessage = { role: 'user', content: 'q'.repeat(question * 3), end: prompt };
+    while (prompt - this.cache.position > 1_024) {
+      this.cache.feed(1_024 - (this.cache.position % 128));
+      this.#commit([...this.#messages, asked], prompt);
+      expect(this.last!.rows).toBeLessThanOrEqual(MAX_COMMIT_FACTOR * COMMIT_ROWS);
+    }
+    this.cache.feed(prompt + answer - 1 - this.cache.position);
+    const said: LoggedMessage = {
+      role: 'assistant',
+      content: 'a'.repeat(answer * 3),
+      end: prompt + answer,
+      prompt,
+    };
+    this.#messages.push(asked, said);
+    this.#commit(this.#messages, prompt + answer);
+    // The next turn feeds the last token.
+    this.cache.feed(1);
+    return this.last!;
+  }
+
+  #commit(messages: LoggedMessage[], ids: number): void {
+    const log = {
+      messages,
+      ids: Array.from({ length: ids }, (_, i) => i % 49_152),
+      fed: this.cache.position,
+    };
+    const head = { id: 'x', implicit: false, log, states: this.last?.head.states ?? [] } as unknown as Head;
+    this.last = commit(this.store, head, this.cache, this.last?.stored);
+  }
+}
+
+for (const [name, ratio, changes] of [
+  ['10x, every block changed by every plan', 10, true],
+  ['4x, every block changed by every plan', 4, true],
+  ['full, nothing changes', 1, false],
+] as const)
+  test(`7,000 tokens at ${name}: at most ${COMMIT_ROWS} rows a turn of about 100 tokens, bounded journal, no rows lost or leaked`, () => {
+    const talk = new Conversation(new SizedCache(ratio, changes));
+    talk.turn(6_900, 20);
+    let [journal, rows, bytes] = [0, 0, 0];
+    for (let turn = 0; turn < 12; turn++) {
+      const result = talk.turn(60, 40);
+      rows = Math.max(rows, result.rows);
+      bytes = Math.max(bytes, result.bytes);
+      const { store } = talk;
+      const { head } = readHead(store)!;
+      expect(head.states).toEqual(result.head.states);
+      const records = head.states.map((entry) => readState(store, entry));
+      journal = Math.max(journal, records.at(-1)!.journal.flatMap(({ positions }) => positions).length);
+
+      // Every block of every kept state lies in exactly one extent, and every row referred to is there.
+      for (const { extents, header } of records) {
+        const places = new Map<string, number>();
+        for (const { runs } of extents)
+          for (const [layer, first, count] of runs)
+            for (let s = first; s < first + count; s++)
+              places.set(`${layer},${s}`, (places.get(`${layer},${s}`) ?? 0) + 1);
+        expect(places.size).toBe(30 * header.segments);
+        expect(Math.max(...places.values())).toBe(1);
+      }
+      const sizes = new Map<number, number>();
+      for (const [i, entry] of head.states.entries())
+        for (const [row, , size] of [...entry.refs, ...refsOf(records[i]!)]) sizes.set(row, size);
+      const ids = store.ids();
+      for (const row of sizes.keys()) expect(ids).toContain(row);
+      const loose = ids.filter((id) => id >= FIRST_FREE_ROW && !sizes.has(id));
+      // A long prefill may leave more; it is cleared away within the budget of the next turns.
+      if (turn > 2) expect(loose.length).toBeLessThanOrEqual(SPARE_ROWS + COMMIT_ROWS);
+
+      // What checkpoints hold beside the current state keeps to its quota.
+      const current = new Set([...refsOf(records.at(-1)!)].map(([row]) => row));
+      const beside = [...sizes].reduce((sum, [row, size]) => sum + (current.has(row) ? 0 : size), 0);
+      expect(beside).toBeLessThanOrEqual(CHECKPOINT_QUOTA_BYTES);
+    }
+    console.info(
+      `${name}: at most ${rows} rows and ${bytes} bytes a turn, ${journal} plans in the journal, stored ${JSON.stringify(talk.store.size())}`,
+    );
+    expect(rows).toBeLessThanOrEqual(COMMIT_ROWS);
+    expect(journal).toBeLessThanOrEqual(changes ? 20 : 0);
+    for (const id of talk.store.ids()) expect(talk.store.get(id)!.length).toBeLessThanOrEqual(MAX_ROW_BYTES);
+  });

@@ -1,0 +1,196 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import type { ChatMessage } from '../../src/engine/types.ts';
+import { MemoryStore } from '../../src/session/store/memory.ts';
+import type { SessionStore } from '../../src/session/store/session-store.ts';
+import { assistant, GREEDY, prose, user, World } from '../helpers/sessions.ts';
+
+const OPTIONS = { maxTokens: 50, sampling: { ...GREEDY, temperature: 1, seed: 2 } };
+
+/** A conversation of three turns, and what its fourth turn says and stores when nothing goes wrong. */
+async function scene() {
+  const world = new World({ layers: 3, tokenBytes: 8 });
+  const messages: ChatMessage[] = [];
+  for (let turn = 0; turn < 3; turn++) {
+    messages.push(user(prose(turn === 0 ? 1_400 : 130, turn + 1)));
+    messages.push(assistant((await world.turn(messages, OPTIONS)).text));
+  }
+  messages.push(user(prose(60, 9)));
+  const rows = new Map(
+    world
+      .store()
+      .ids()
+      .map((id) => [id, world.store().get(id)!]),
+  );
+  const rest = await world.turn(messages, OPTIONS);
+  const [cache] = world.engine.live;
+  return { messages, rows, rest, end: snapshot(cache!) };
+}
+
+function snapshot(cache: World['engine'] extends { live: Set<infer C> } ? C : never) {
+  const parts: unknown[] = [cache.header];
+  for (let layer = 0; layer < cache.layers; layer++) {
+    parts.push(cache.hot(layer));
+    for (let s = 0; s < cache.header.segments; s++)
+      parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
+  }
+  return parts;
+}
+
+function storeOf(rows: ReadonlyMap<number, Uint8Array>): MemoryStore {
+  const store = new MemoryStore();
+  store.transaction(() => {
+    for (const [id, bytes] of rows) store.put(id, bytes);
+  });
+  return store;
+}
+
+async function resumed(rows: ReadonlyMap<number, Uint8Array>, messages: ChatMessage[]) {
+  const world = new World({ layers: 3, tokenBytes: 8 });
+  world.stores.set('k', storeOf(rows));
+  const outcome = await world.turn(messages, OPTIONS);
+  return { world, outcome, end: snapshot([...world.engine.live][0]!) };
+}
+
+const { messages, rows, rest, end } = await scene();
+
+test('undamaged: the turn goes on from the store with the same tokens and ends in the same state', async () => {
+  const { outcome, end: reached } = await resumed(rows, messages);
+  expect(outcome.ids).toEqual(rest.ids);
+  expect(outcome.started).toEqual(rest.started);
+  expect(outcome.finished.recovered).toBeUndefined();
+  expect(reached).toEqual(end);
+});
+
+test('any bit of any row flipped: the same tokens and the same final state, and what was repaired is told', async () => {
+  const damage = fc.record({
+    row: fc.constantFrom(...rows.keys()),
+    at: fc.double({ min: 0, max: 0.999999, noNaN: true }),
+    bit: fc.integer({ min: 0, max: 7 }),
+  });
+  let noticed = 0;
+  await fc.assert(
+    fc.asyncProperty(damage, async ({ row, at, bit }) => {
+      const damaged = new Map([...rows].map(([id, bytes]) => [id, bytes.slice()]));
+      const bytes = damaged.get(row)!;
+      bytes[Math.floor(at * bytes.length)]! ^= 1 << bit;
+      const { outcome, end: reached } = await resumed(damaged, messages);
+      expect(outcome.ids).toEqual(rest.ids);
+      expect(outcome.text).toBe(rest.text);
+      expect(reached).toEqual(end);
+      const { recovered } = outcome.finished;
+      if (recovered) noticed++;
+      // Fewer tokens reused than without the damage exactly when something had to be replayed.
+      expect(outcome.started.cachedTokens + (recovered?.replayed ?? 0)).toBe(rest.started.cachedTokens);
+      if (recovered) expect(recovered.reason).toContain('damaged');
+    }),
+    { numRuns: 120, seed: 11 },
+  );
+  expect(noticed).toBeGreaterThan(20);
+}, 120_000);
+
+test('each row lost, cut short, or replaced by another row: the same tokens', async () => {
+  const ids = [...rows.keys()];
+  for (const [i, id] of ids.entries()) {
+    for (const change of ['lost', 'short', 'other'] as const) {
+      const damaged = new Map(rows);
+      if (change === 'lost') damaged.delete(id);
+      if (change === 'short') damaged.set(id, rows.get(id)!.slice(0, -1));
+      if (change === 'other') damaged.set(id, rows.get(ids[(i + 1) % ids.length]!)!);
+      const { outcome } = await resumed(damaged, messages);
+      expect(outcome.ids, `row ${id} ${change}`).toEqual(rest.ids);
+    }
+  }
+}, 120_000);
+
+test('both copies of the log damaged: what the client sends is enough; a session that only appends says that it cannot', async () => {
+  const damaged = new Map([...rows].map(([id, bytes]) => [id, bytes.slice()]));
+  for (const [id, bytes] of damaged) if (id < 64) bytes[40]! ^= 1;
+  const world = new World({ layers: 3, tokenBytes: 8 });
+  world.stores.set('k', storeOf(damaged));
+  await expect(world.host.get('k')).rejects.toMatchObject({ code: 'corrupt_data' });
+  await expect(world.turn([user('more')], { ...OPTIONS, mode: 'append' })).rejects.toMatchObject({
+    code: 'corrupt_data',
+  });
+  const outcome = await world.turn(messages, OPTIONS);
+  expect(outcome.started.cachedTokens).toBe(0);
+  expect(outcome.finished.recovered!.reason).toContain('both copies');
+  expect(await world.host.messages('k')).toEqual([...messages, assistant(outcome.text)]);
+});
+
+/** Throws at the k-th write, before or after it was handed on, or at the k-th sync. */
+class FailingStore implements SessionStore {
+  readonly inner: SessionStore;
+  left: number;
+  readonly where: 'put' | 'sync';
+  constructor(inner: SessionStore, left: number, where: 'put' | 'sync') {
+    this.inner = inner;
+    this.left = left;
+    this.where = where;
+  }
+  get counters() {
+    return this.inner.counters;
+  }
+  transaction<T>(fn: () => T): T {
+    return this.inner.transaction(fn);
+  }
+  get(id: number) {
+    return this.inner.get(id);
+  }
+  put(id: number, bytes: Uint8Array) {
+    this.inner.put(id, bytes);
+    if (this.where === 'put' && --this.left === 0) throw new Error('disk is full');
+  }
+  delete(ids: readonly number[]) {
+    this.inner.delete(ids);
+  }
+  ids() {
+    return this.inner.ids();
+  }
+  size() {
+    return this.inner.size();
+  }
+  async sync() {
+    if (this.where === 'sync' && --this.left === 0) throw new Error('disk is gone');
+    await this.inner.sync();
+  }
+  destroy() {
+    return this.inner.destroy();
+  }
+  close() {
+    this.inner.close();
+  }
+}
+
+test('a write that fails, whichever it is, fails its turn alone: no committed turn is lost, and the same request succeeds later', async () => {
+  const next = [...messages.slice(0, -1), user(prose(1_100, 30))];
+  const { outcome: good } = await resumed(rows, next);
+  for (const where of ['put', 'sync'] as const) {
+    let failed = true;
+    let count = 0;
+    for (let k = 1; failed; k++) {
+      const inner = storeOf(rows);
+      let failing: FailingStore | undefined;
+      const world = new World({
+        layers: 3,
+        tokenBytes: 8,
+        wrap: (store) => (failing = new FailingStore(store, k, where)),
+      });
+      world.stores.set('k', inner);
+      const outcome = await world.turn(next, OPTIONS).catch((error) => error);
+      failed = outcome instanceof Error;
+      if (failed) {
+        count++;
+        expect(String(outcome)).toContain('disk is');
+        const kept = await world.host.messages('k');
+        expect(kept.slice(0, 6)).toEqual(messages.slice(0, 6));
+      }
+      expect(failing).toBeDefined();
+      // The same object goes on, without a restart.
+      const again = failed ? await world.turn(next, OPTIONS) : outcome;
+      expect(again.ids).toEqual(good.ids);
+      expect(world.engine.live.size).toBe(1);
+    }
+    expect(count).toBeGreaterThan(where === 'put' ? 10 : 1);
+  }
+}, 120_000);

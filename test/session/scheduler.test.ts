@@ -1,0 +1,160 @@
+import { expect, test } from 'vitest';
+import { Scheduler, type Tenant } from '../../src/session/scheduler.ts';
+import { pause } from '../helpers/sessions.ts';
+
+/** `bytes` of kernel memory shared by tenants, as an engine's arena is. */
+function memory(bytes: number) {
+  const tenants: FakeTenant[] = [];
+  class FakeTenant implements Tenant {
+    residentBytes = 0;
+    forgotten = 0;
+    readonly name: string;
+    readonly lastUsedAt: number;
+    readonly implicit: boolean;
+    constructor(name: string, lastUsedAt = 0, implicit = false) {
+      this.name = name;
+      this.lastUsedAt = lastUsedAt;
+      this.implicit = implicit;
+      tenants.push(this);
+    }
+    forget(): void {
+      this.residentBytes = 0;
+      this.forgotten++;
+    }
+  }
+  const engine = {
+    get availableBytes() {
+      return bytes - tenants.reduce((sum, tenant) => sum + tenant.residentBytes, 0);
+    },
+  };
+  return { engine, tenant: (...args: ConstructorParameters<typeof FakeTenant>) => new FakeTenant(...args) };
+}
+
+/** A turn that grows its tenant to `bytes` and leaves it idle. */
+async function visit(
+  scheduler: Scheduler,
+  engine: { availableBytes: number },
+  tenant: Tenant,
+  bytes: number,
+) {
+  const lease = await scheduler.admit(tenant, engine, bytes);
+  (tenant as { residentBytes: number }).residentBytes = bytes;
+  lease.release();
+}
+
+test('idle caches are forgotten for a turn that needs the room: implicit ones first, then the longest unused, no more than needed', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const [old, recent, implicit, fresh] = [
+    tenant('old', 1),
+    tenant('recent', 2),
+    tenant('implicit', 3, true),
+    tenant('new', 4),
+  ];
+  for (const one of [old, recent, implicit]) await visit(scheduler, engine, one, 30);
+  await visit(scheduler, engine, fresh, 40);
+  expect([old, recent, implicit].map(({ forgotten }) => forgotten)).toEqual([0, 0, 1]);
+  await visit(scheduler, engine, implicit, 20);
+  expect([old, recent, fresh].map(({ forgotten }) => forgotten)).toEqual([1, 0, 0]);
+});
+
+test('a running turn is never forgotten: the next one waits until it ends', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const [a, b] = [tenant('a'), tenant('b')];
+  const lease = await scheduler.admit(a, engine, 80);
+  let admitted = false;
+  const second = scheduler.admit(b, engine, 50).then((granted) => {
+    admitted = true;
+    return granted;
+  });
+  await pause(40);
+  expect(admitted).toBe(false);
+  expect(a.forgotten).toBe(0);
+  a.residentBytes = 60;
+  lease.release();
+  (await second).release();
+  expect(a.forgotten).toBe(1);
+});
+
+test('bounded wait, bounded queue: memory_limit with retryAfter; an aborted waiter leaves', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause, maxWaiting: 1, maxWaitMs: 60 });
+  const lease = await scheduler.admit(tenant('a'), engine, 80);
+  const waiting = scheduler.admit(tenant('b'), engine, 50);
+  const refused = { code: 'memory_limit', data: { retryAfter: expect.any(Number) } };
+  await expect(scheduler.admit(tenant('c'), engine, 50)).rejects.toMatchObject(refused);
+  await expect(waiting).rejects.toMatchObject(refused);
+  expect(scheduler.waiting).toBe(0);
+  const controller = new AbortController();
+  const aborted = scheduler.admit(tenant('d'), engine, 50, controller.signal);
+  controller.abort();
+  await expect(aborted).rejects.toMatchObject({ code: 'aborted' });
+  expect(scheduler.waiting).toBe(0);
+  lease.release();
+  expect(scheduler.running).toBe(0);
+});
+
+test('whoever waits is served before those who come later, even if they would fit', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const lease = await scheduler.admit(tenant('a'), engine, 60);
+  const order: string[] = [];
+  const big = scheduler.admit(tenant('big'), engine, 90).then((granted) => {
+    order.push('big');
+    return granted;
+  });
+  const small = scheduler.admit(tenant('small'), engine, 10).then((granted) => {
+    order.push('small');
+    return granted;
+  });
+  await pause(30);
+  expect(order).toEqual([]);
+  lease.release();
+  (await big).release();
+  (await small).release();
+  expect(order).toEqual(['big', 'small']);
+});
+
+test('turns alternate, and one that comes later is not owed what the others had before', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const order: string[] = [];
+  const run = async (name: string, slices: number) => {
+    const lease = await scheduler.admit(tenant(name), engine, 10);
+    for (let i = 0; i < slices; i++) {
+      order.push(name);
+      await lease.yield();
+    }
+    lease.release();
+  };
+  const first = run('a', 60);
+  for (let i = 0; i < 20; i++) await pause(0);
+  await Promise.all([first, run('b', 30)]);
+  const begin = order.indexOf('b');
+  expect(begin).toBeGreaterThan(5);
+  const both = order.slice(begin, order.lastIndexOf('b'));
+  for (let i = 0; i + 8 <= both.length; i++) {
+    const share = both.slice(i, i + 8).filter((name) => name === 'b').length;
+    expect(share).toBeGreaterThanOrEqual(3);
+    expect(share).toBeLessThanOrEqual(5);
+  }
+});
+
+test('a turn that waits for the outside holds nobody', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const [a, b] = [
+    await scheduler.admit(tenant('a'), engine, 10),
+    await scheduler.admit(tenant('b'), engine, 10),
+  ];
+  let ended = false;
+  const outside = a.outside(async () => {
+    while (!ended) await pause(1);
+  });
+  const start = performance.now();
+  for (let i = 0; i < 20; i++) await b.yield();
+  expect(performance.now() - start).toBeLessThan(500);
+  ended = true;
+  await outside;
+});
