@@ -130,43 +130,58 @@ export function durableObjectHost(namespace: DurableObjectNamespace): SessionHos
     delete: (key) => json(key, 'delete'),
     turn: async (key, id, turn, signal) => {
       const response = await call(key, 'turn', { id, turn } satisfies TurnCall, signal);
-      return decodeLines(response.body!);
+      return new TurnReader(response.body!, signal);
     },
   };
 }
 
-/** The events of a turn; a stream that breaks off (the object was reset) ends with `failed`. Returning cancels the turn. */
-async function* decodeLines(body: ReadableStream<Uint8Array>): AsyncGenerator<TurnEvent> {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = '';
-  let last: TurnEvent | undefined;
-  let ended = false;
-  try {
-    while (true) {
-      let chunk: ReadableStreamReadResult<string>;
-      try {
-        chunk = await reader.read();
-      } catch {
-        break;
-      }
-      if (chunk.done) break;
-      const lines = (rest + chunk.value).split('\n');
-      rest = lines.pop()!;
-      for (const line of lines) {
-        last = JSON.parse(line) as TurnEvent;
-        yield last;
-      }
+/**
+ * The events of a turn; a stream that breaks off (the object was reset) ends with `failed`. Returning, or the signal, cancels
+ * the turn, also before the first event was asked for: hence no generator, which would not have started then.
+ */
+class TurnReader implements AsyncIterableIterator<TurnEvent> {
+  readonly #reader: ReadableStreamDefaultReader<string>;
+  #rest = '';
+  #events: TurnEvent[] = [];
+  #last: TurnEvent | undefined;
+  #done = false;
+
+  constructor(body: ReadableStream<Uint8Array>, signal: AbortSignal) {
+    this.#reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    signal.addEventListener('abort', () => void this.return(), { once: true });
+  }
+
+  async next(): Promise<IteratorResult<TurnEvent, undefined>> {
+    while (this.#events.length === 0) {
+      if (this.#done) return { done: true, value: undefined };
+      const chunk = await this.#reader.read().catch(() => undefined);
+      const lines = (this.#rest + (chunk?.value ?? '')).split('\n');
+      this.#rest = lines.pop()!;
+      for (const line of lines) this.#events.push(JSON.parse(line) as TurnEvent);
+      this.#last = this.#events.at(-1) ?? this.#last;
+      if (chunk && !chunk.done) continue;
+      this.#done = true;
+      if (this.#last?.type !== 'finished' && this.#last?.type !== 'failed') this.#events.push(INTERRUPTED);
     }
-    ended = true;
-    if (last?.type !== 'finished' && last?.type !== 'failed')
-      yield {
-        type: 'failed',
-        error: {
-          code: 'turn_interrupted',
-          message: 'the conversation was interrupted; it stands at its last commit: send the request again',
-        },
-      };
-  } finally {
-    if (!ended) await reader.cancel().catch(() => {});
+    return { done: false, value: this.#events.shift()! };
+  }
+
+  async return(): Promise<IteratorResult<TurnEvent, undefined>> {
+    this.#done = true;
+    this.#events.length = 0;
+    await this.#reader.cancel().catch(() => {});
+    return { done: true, value: undefined };
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
   }
 }
+
+const INTERRUPTED: TurnEvent = {
+  type: 'failed',
+  error: {
+    code: 'turn_interrupted',
+    message: 'the conversation was interrupted; it stands at its last commit: send the request again',
+  },
+};

@@ -23,7 +23,7 @@ export class LocalHost implements SessionHost {
   #sessions = new Map<string, Session>();
   #alarms = new Map<string, TimerAlarm>();
 
-  /** @param openStore called once for each session object; must not create anything by itself */
+  /** @param openStore called once for each session object, with the same bytes behind it each time; must not create anything by itself */
   constructor(services: SessionServices, openStore: (key: string) => SessionStore) {
     this.#services = services;
     this.#openStore = openStore;
@@ -57,7 +57,13 @@ export class LocalHost implements SessionHost {
     signal: AbortSignal,
   ): Promise<AsyncIterable<TurnEvent>> {
     return this.#use(key, (session) =>
-      streamTurn((emit, own) => session.turn(id, request, own, emit), signal),
+      streamTurn(async (emit, own) => {
+        try {
+          await session.turn(id, request, own, emit);
+        } finally {
+          this.#tidy();
+        }
+      }, signal),
     );
   }
 
@@ -83,6 +89,12 @@ export class LocalHost implements SessionHost {
     }
     for (const alarm of this.#alarms.values()) alarm.stop();
     this.#alarms.clear();
+  }
+
+  /** Session objects that hold nothing are let go: all that they know is in their stores. */
+  #tidy(): void {
+    for (const [key, session] of this.#sessions)
+      if (!session.busy && session.residentBytes === 0) this.evict(key);
   }
 
   async #use<T>(key: string, action: (session: Session) => Promise<T>): Promise<T> {

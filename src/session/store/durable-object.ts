@@ -45,12 +45,12 @@ export class DurableObjectStore implements SessionStore {
 
   put(id: number, bytes: Uint8Array): void {
     this.#guard.checkPut(id, bytes);
-    this.#storage.sql.exec(
+    const cursor = this.#storage.sql.exec(
       'INSERT INTO rows (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data',
       id,
       bytes,
     );
-    this.counters.rowsWritten++;
+    this.counters.rowsWritten += cursor.rowsWritten;
     this.counters.bytesWritten += bytes.byteLength;
   }
 

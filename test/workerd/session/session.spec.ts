@@ -99,12 +99,28 @@ test('a client that aborts its HTTP request ends the turn with a commit', async 
     body: JSON.stringify(LONG),
     signal: controller.signal,
   });
-  const reader = response.body!.getReader();
-  await reader.read();
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  for (let seen = ''; seen.split('"token"').length < 5; ) seen += (await reader.read()).value;
   controller.abort();
   await reader.cancel().catch(() => {});
   await expect.poll(async () => (await host.messages('gone')).length, { timeout: 10_000 }).toBe(2);
   expect((await host.get('gone')).tokens).toBeLessThan(500);
+});
+
+test('a client that goes away before its first event: the turn ends, and what it asked stays', async () => {
+  const controller = new AbortController();
+  const events = await host.turn('early', 'early', LONG, controller.signal);
+  controller.abort();
+  await expect
+    .poll(async () => (await host.messages('early')).length, { timeout: 10_000 })
+    .toBeGreaterThan(0);
+  expect((await host.get('early')).tokens).toBeLessThan(500);
+  for await (const event of events) expect(event.type).toBe('failed');
+});
+
+test('a row that is written is billed as one', async () => {
+  const { finished } = await read(await host.turn('billed', 'billed', request([user(prose(600))]), never));
+  expect(finished.rows.written).toBe((await rowsOf('billed')).size);
 });
 
 test('two turns at once run one after the other; two conversations side by side', async () => {
