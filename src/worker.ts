@@ -1,14 +1,64 @@
-import { DurableObject } from 'cloudflare:workers';
+import plain from '../wasm/build/adkvc-plain.wasm';
+import relaxed from '../wasm/build/adkvc-relaxed.wasm';
+import { generate } from './engine/generate.ts';
+import { isolateEngine } from './engine/isolate.ts';
+import { createApp } from './http/app.ts';
+import { type ServedModel, servedModel } from './http/models.ts';
+import { selectKernels } from './kernels/select.ts';
+import { fetchSource } from './runtime/fetch-source.ts';
+import type { BundleSource } from './runtime/manifest.ts';
+import { readManifest } from './runtime/model.ts';
+import { Conversation, durableObjectHost, pause } from './session/durable-object.ts';
+import { Scheduler } from './session/scheduler.ts';
+import type { SessionServices } from './session/services.ts';
 
 export interface Env {
   readonly ASSETS: Fetcher;
   readonly CONVERSATIONS: DurableObjectNamespace<ConversationObject>;
+  /** Secret: `name:sha256` entries, see http/auth.ts. */
+  readonly ADKVC_KEYS?: string;
+  /** "1" serves without keys; only what binds to loopback passes it. */
+  readonly ADKVC_ANONYMOUS?: string;
+  /** Other names of the model, separated by commas. */
+  readonly ADKVC_MODEL_ALIASES?: string;
 }
 
-export class ConversationObject extends DurableObject<Env> {}
+/** An isolate has 128 MB; what is not here is for the JS heap, the tokenizer and SQLite. https://developers.cloudflare.com/workers/platform/limits/#memory */
+const KERNEL_BYTES = 108e6;
+
+const bundleOf = (env: Env): BundleSource =>
+  fetchSource('https://assets.local/bundle', (url) => env.ASSETS.fetch(url));
+
+const aliases = (env: Env): string[] =>
+  (env.ADKVC_MODEL_ALIASES ?? '').split(',').filter((name) => name !== '');
+
+/** One thread and one memory for all conversations of an isolate. */
+const scheduler = new Scheduler({ pause });
+
+export class ConversationObject extends Conversation<Env> {
+  protected services(env: Env): SessionServices {
+    return {
+      scheduler,
+      generate,
+      loadEngine: () =>
+        isolateEngine.get(bundleOf(env), {
+          makeKernels: () => selectKernels({ modules: { relaxed, plain }, maxBytes: KERNEL_BYTES }).kernels,
+          wait: pause,
+        }),
+    };
+  }
+}
+
+/** Read once: the assets of a deployed Worker never change. A value, no promise: requests must not wait for each other's I/O. */
+let model: ServedModel | undefined;
 
 export default {
-  async fetch(request: Request, env: Env): Promise<Response> {
-    return env.ASSETS.fetch(request);
+  async fetch(request, env, context): Promise<Response> {
+    const app = createApp({
+      host: durableObjectHost(env.CONVERSATIONS),
+      auth: { keys: env.ADKVC_KEYS, anonymous: env.ADKVC_ANONYMOUS === '1' },
+      loadModel: async () => (model ??= servedModel(await readManifest(bundleOf(env)), aliases(env))),
+    });
+    return app.fetch(request, env, context);
   },
 } satisfies ExportedHandler<Env>;

@@ -6,7 +6,6 @@ import { logSumExp } from '../../src/engine/sampler.ts';
 import { sharedPath } from './shared.ts';
 
 /** A golden JSON file; only called inside describeShared. */
-// biome-ignore lint/suspicious/noExplicitAny: the files describe themselves, tests read the fields they name
 export const golden = (file: string): any => JSON.parse(readFileSync(sharedPath('golden', file)!, 'utf8'));
 
 /** numpy format 1.0, '<f4', C order. */
