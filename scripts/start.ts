@@ -58,7 +58,7 @@ const startup: string[] = [];
 for (const stream of [child.stdout!, child.stderr!])
   createInterface({ input: stream }).on('line', (line) => {
     if (!ready) startup.push(line);
-    else if (!stopping && line.trim() !== '') console.error(line);
+    else if (!stopping && line.trim() !== '' && !line.includes(' GET /health ')) console.error(line);
   });
 
 /** wrangler's children and theirs: a killed wrangler leaves workerd on the port. */

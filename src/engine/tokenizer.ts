@@ -174,7 +174,7 @@ class BpeTokenizer implements ModelTokenizer {
 const MAX_ID = 2 ** 24;
 
 /** ignoreBOM: U+FEFF is a character like any other. */
-const newDecoder = (): TextDecoder => new TextDecoder('utf-8', { ignoreBOM: true });
+const newDecoder = (): TextDecoder => new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
 
 const isOneCharacter = (token: string): boolean =>
   token.length === 1 || (token.length === 2 && token.codePointAt(0)! > 0xffff);

@@ -264,7 +264,7 @@ export async function readJson(request: Request): Promise<unknown> {
       data: { limit: MAX_BODY_BYTES },
     });
   if (Number(request.headers.get('content-length') ?? 0) > MAX_BODY_BYTES) throw tooLarge();
-  const decoder = new TextDecoder('utf-8', { fatal: true });
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
   let body = '';
   let bytes = 0;
   const reader = request.body?.getReader();
