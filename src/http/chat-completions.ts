@@ -110,8 +110,9 @@ async function whole(
 ): Promise<Response> {
   const tokens: Token[] = [];
   const finished = await follow(begun, (event) => {
-    if (event.type === 'token' && request.topLogprobs !== undefined) tokens.push(event);
+    if (event.type === 'token') tokens.push(event);
   });
+  const content = tokens.map(({ text }) => text).join('') + finished.text;
   c.header('server-timing', serverTiming(finished.timing));
   return c.json({
     ...envelope,
@@ -119,7 +120,7 @@ async function whole(
     choices: [
       {
         index: 0,
-        message: { role: 'assistant', content: finished.text, refusal: null },
+        message: { role: 'assistant', content, refusal: null },
         logprobs: request.topLogprobs === undefined ? null : logprobs(tokens),
         finish_reason: finished.reason,
       },
@@ -187,7 +188,6 @@ async function writeAnswer(
   const heartbeat = setInterval(() => writer.comment(progress), HEARTBEAT_MS);
   try {
     delta({ role: 'assistant', content: '' });
-    let sent = 0;
     const finished = await follow(await begun, (event) => {
       if (event.type === 'prefill') {
         progress = `prefill ${event.position}/${event.total}`;
@@ -196,13 +196,12 @@ async function writeAnswer(
         writer.comment(progress);
       } else if (event.type === 'token') {
         progress = 'decode';
-        sent += event.text.length;
         const reported = request.topLogprobs === undefined ? [] : [event];
         if (event.text !== '' || reported.length > 0) delta({ content: event.text }, null, reported);
       }
     });
     // What was held back as the possible beginning of a stop string.
-    if (finished.text.length > sent) delta({ content: finished.text.slice(sent) });
+    if (finished.text !== '') delta({ content: finished.text });
     delta({}, finished.reason, [], {
       adkvc: turnObject(conversation.store ? conversation.id : null, finished),
     });

@@ -42,6 +42,7 @@ export type TurnEvent =
   | {
       readonly type: 'finished';
       readonly reason: 'stop' | 'length';
+      /** What was held back until the end: the answer is the text of all tokens, then this. */
       readonly text: string;
       readonly usage: Usage;
       readonly cache: CacheReport;

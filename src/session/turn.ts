@@ -109,6 +109,7 @@ export class Turn {
           this.#content += event.text;
           emit({
             ...event,
+            ...(event.logprob !== undefined && { piece: engine.tokenizer.decode([event.id]) }),
             ...(event.top && {
               top: event.top.map((one) => ({ ...one, text: engine.tokenizer.decode([one.id]) })),
             }),

@@ -26,7 +26,7 @@ export class FakeSessionHost implements SessionHost {
   failure: { after: number; error: { code: string; message: string } } | undefined;
   /** Awaited before the first event, before each token and before the last event. */
   pause: (where: 'start' | 'token' | 'finish') => Promise<void> = async () => {};
-  /** Text that `finished` has beyond the tokens. */
+  /** What `finished` hands out. */
   heldBack = '';
 
   async create(key: string, id: string, options: Parameters<SessionHost['create']>[2]): Promise<SessionInfo> {
@@ -101,19 +101,18 @@ export class FakeSessionHost implements SessionHost {
       }));
       yield { type: 'token', id: index, text: piece, ...scored, ...(top.length > 0 ? { top } : {}) };
     }
-    text += this.heldBack;
     await this.pause('finish');
     if (request.store) {
       if (!this.sessions.has(key)) await this.create(key, id, {});
       const session = this.sessions.get(key)!;
-      session.messages = [...all, { role: 'assistant', content: text }];
+      session.messages = [...all, { role: 'assistant', content: text + this.heldBack }];
       session.info = { ...session.info, turns: session.info.turns + 1 };
     }
     const tokens = promptTokens + this.pieces.length;
     yield {
       type: 'finished',
       reason: this.reason,
-      text,
+      text: this.heldBack,
       usage: { promptTokens, completionTokens: this.pieces.length, cachedTokens },
       cache: {
         policy: 'full',

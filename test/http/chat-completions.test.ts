@@ -94,6 +94,8 @@ describe('a streamed answer', () => {
     const { chat, host } = fixture();
     host.heldBack = ' <ha';
     expect((await readSse(await chat({ stream: true }))).text).toBe('Hello there, friend. <ha');
+    const whole: any = await (await chat()).json();
+    expect(whole.choices[0].message.content).toBe('Hello there, friend. <ha');
   });
 
   test('headers and the role chunk come before the first token, the reason only after the commit', async () => {

@@ -1,0 +1,219 @@
+import OpenAI from 'openai';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { startServer, type TestServer } from '../helpers/server.ts';
+import { type TinyServed, tinyServed } from '../helpers/tiny-bundle.ts';
+
+/** The official client, over a socket, against workerd; a tiny model of random weights answers. */
+let tiny: TinyServed;
+let server: TestServer;
+let client: OpenAI;
+let model: string;
+
+beforeAll(async () => {
+  // With a tied embedding, random weights repeat their last token for ever.
+  tiny = await tinyServed({ untied: true });
+  model = tiny.modelId;
+  server = await startServer(tiny);
+  client = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: 'unused', maxRetries: 0 });
+});
+afterAll(async () => {
+  await server?.stop();
+  await tiny?.remove();
+});
+
+const user = (content: string) => ({ role: 'user' as const, content });
+const opening = [{ role: 'system' as const, content: 'Be brief.' }, user('What is the use of a test?')];
+
+describe('chat completions', () => {
+  test('a whole answer and the same one streamed', async () => {
+    const request = { model, messages: opening, max_completion_tokens: 12, temperature: 0 };
+    const whole = await client.chat.completions.create({ ...request, store: false });
+    expect(whole.choices[0]!.finish_reason).toBe('length');
+    expect(whole.usage).toMatchObject({ completion_tokens: 12, prompt_tokens_details: { cached_tokens: 0 } });
+    const stream = await client.chat.completions.create({
+      ...request,
+      store: false,
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    let text = '';
+    let usage: OpenAI.CompletionUsage | null | undefined;
+    for await (const chunk of stream) {
+      text += chunk.choices[0]?.delta.content ?? '';
+      usage = chunk.usage ?? usage;
+    }
+    expect(text).toBe(whole.choices[0]!.message.content);
+    expect(usage).toEqual(whole.usage);
+  });
+
+  test('a resent history is reused from the cache, all but its last token', async () => {
+    const request = {
+      model,
+      max_completion_tokens: 8,
+      temperature: 0,
+      prompt_cache_key: crypto.randomUUID(),
+    };
+    const first = await client.chat.completions.create({ ...request, messages: opening });
+    const answer = first.choices[0]!.message;
+    const second = await client.chat.completions.create({
+      ...request,
+      messages: [...opening, { role: 'assistant', content: answer.content }, user('And then?')],
+    });
+    // What the first turn left in the cache: its prompt and its answer but for the last token, which was never fed.
+    expect(second.usage!.prompt_tokens_details!.cached_tokens).toBe(first.usage!.total_tokens - 1);
+    expect(second.usage!.prompt_tokens).toBeGreaterThan(first.usage!.total_tokens);
+  });
+
+  test('a seed fixes what is drawn', async () => {
+    const draw = async (seed: number): Promise<string | null> => {
+      const { choices } = await client.chat.completions.create({
+        model,
+        messages: opening,
+        max_completion_tokens: 12,
+        temperature: 2,
+        seed,
+        store: false,
+      });
+      return choices[0]!.message.content;
+    };
+    expect(await draw(1)).toBe(await draw(1));
+    expect(await draw(1)).not.toBe(await draw(2));
+  });
+
+  test('log-probabilities of the drawn and of other tokens', async () => {
+    const { choices } = await client.chat.completions.create({
+      model,
+      messages: opening,
+      max_completion_tokens: 3,
+      temperature: 0,
+      logprobs: true,
+      top_logprobs: 2,
+      store: false,
+    });
+    const content = choices[0]!.logprobs!.content!;
+    expect(content.length).toBe(3);
+    for (const token of content) {
+      expect(token.logprob).toBeLessThanOrEqual(0);
+      expect(token.top_logprobs.length).toBe(2);
+      expect(token.top_logprobs[0]!.logprob).toBe(token.logprob);
+      expect(token.top_logprobs[0]!.token).toBe(token.token);
+      expect(token.top_logprobs[1]!.logprob).toBeLessThanOrEqual(token.logprob);
+    }
+  });
+
+  test('a stop string ends the answer before it', async () => {
+    const request = { model, messages: opening, max_completion_tokens: 24, temperature: 0, store: false };
+    const text = (await client.chat.completions.create(request)).choices[0]!.message.content!;
+    const at = Math.floor(text.length / 2);
+    const stop = text.slice(at, at + 2);
+    const { choices } = await client.chat.completions.create({ ...request, stop: [stop] });
+    expect(choices[0]!.finish_reason).toBe('stop');
+    expect(choices[0]!.message.content).toBe(text.slice(0, text.indexOf(stop)));
+  });
+
+  test('a client that leaves stops the answer; what was said is kept, and the session goes on', async () => {
+    const session = { session_id: 'leaver' };
+    const stream = await client.chat.completions.create({
+      model,
+      messages: [user('Go on for long.')],
+      stream: true,
+      max_completion_tokens: 400,
+      temperature: 1,
+      seed: 3,
+      ...session,
+    } as OpenAI.ChatCompletionCreateParamsStreaming);
+    let seen = 0;
+    for await (const chunk of stream) {
+      if (chunk.choices[0]?.delta.content) seen++;
+      if (seen === 3) break;
+    }
+    await expect
+      .poll(async () => (await fetch(`${server.url}/v1/sessions/leaver`)).status, { timeout: 10_000 })
+      .toBe(200);
+    const again = await client.chat.completions.create({
+      model,
+      messages: [user('And now?')],
+      session_append: true,
+      max_completion_tokens: 2,
+      temperature: 0,
+      ...session,
+    } as OpenAI.ChatCompletionCreateParamsNonStreaming);
+    expect(again.usage!.prompt_tokens_details!.cached_tokens).toBeGreaterThan(0);
+  });
+});
+
+describe('errors', () => {
+  test('arrive as the classes of the client', async () => {
+    const create = (fields: object) =>
+      client.chat.completions.create({
+        model,
+        messages: opening,
+        ...fields,
+      } as OpenAI.ChatCompletionCreateParamsNonStreaming);
+    await expect(create({ model: 'gpt-none' })).rejects.toBeInstanceOf(OpenAI.NotFoundError);
+    await expect(create({ n: 2 })).rejects.toMatchObject({
+      status: 400,
+      param: 'n',
+      code: 'unsupported_parameter',
+    });
+    await expect(create({ session_id: 'x', messages: [user('a')] })).resolves.toBeDefined();
+    await expect(create({ session_id: 'x', messages: [user('b')] })).rejects.toBeInstanceOf(
+      OpenAI.ConflictError,
+    );
+  });
+
+  test('a conversation beyond the context names the tokens that fit', async () => {
+    const long = client.chat.completions.create({
+      model,
+      messages: [user('word '.repeat(60_000))],
+      store: false,
+    });
+    await expect(long).rejects.toMatchObject({ status: 400, code: 'context_length_exceeded' });
+  });
+});
+
+describe('models and sessions', () => {
+  test('the model is listed', async () => {
+    const ids = [];
+    for await (const { id } of client.models.list()) ids.push(id);
+    expect(ids).toEqual([model]);
+    expect((await client.models.retrieve(model)).owned_by).toBe('adkvc');
+  });
+
+  test('a session is created, used, read and deleted', async () => {
+    const post = (path: string, body: unknown) =>
+      fetch(`${server.url}${path}`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(body),
+      });
+    const created: any = await (
+      await post('/v1/sessions', { policy: 'uniform', ratio: 2, ttl_seconds: 600 })
+    ).json();
+    expect(created.cache_config).toMatchObject({ policy: 'uniform', ratio: 2 });
+    const answer = await post('/v1/chat/completions', {
+      model,
+      messages: opening,
+      session_id: created.id,
+      max_tokens: 4,
+    });
+    expect(answer.status).toBe(200);
+    const read: any = await (await fetch(`${server.url}/v1/sessions/${created.id}`)).json();
+    expect(read).toMatchObject({ turns: 1, cache: { policy: 'uniform' } });
+    expect(read.stored_bytes).toBeGreaterThan(0);
+    const messages: any = await (await fetch(`${server.url}/v1/sessions/${created.id}/messages`)).json();
+    expect(messages.data.map((m: any) => m.role)).toEqual(['system', 'user', 'assistant']);
+    const gone = await fetch(`${server.url}/v1/sessions/${created.id}`, { method: 'DELETE' });
+    expect(gone.status).toBe(200);
+    expect((await fetch(`${server.url}/v1/sessions/${created.id}`)).status).toBe(404);
+  });
+});
+
+test('the page, its headers and the bundle are static assets', async () => {
+  const page = await fetch(`${server.url}/`);
+  expect(page.status).toBe(200);
+  expect(page.headers.get('content-security-policy')).toContain("default-src 'none'");
+  expect(await page.text()).toContain('<title>ADKVC</title>');
+  expect((await fetch(`${server.url}/bundle/manifest.json`)).status).toBe(200);
+  expect((await fetch(`${server.url}/nothing`)).status).toBe(404);
+});

@@ -1,0 +1,107 @@
+import type { ChildProcess } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { buildWasm } from '../../scripts/build-wasm.ts';
+import { isListening, spawnWrangler, waitForHealth } from '../../src/cli/wrangler-dev.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+const READY_MS = 90_000;
+const CLOSED_MS = 10_000;
+
+export interface ServerOptions {
+  /** A free one by default. */
+  port?: number;
+  dataDir: string;
+  assetsDir: string;
+}
+
+/** The Worker in workerd, run by wrangler in a process group of its own, as `npm start` runs it. */
+export class TestServer {
+  readonly port: number;
+  readonly url: string;
+  readonly #child: ChildProcess;
+  #output = '';
+
+  constructor(port: number, child: ChildProcess) {
+    this.port = port;
+    this.url = `http://127.0.0.1:${port}`;
+    this.#child = child;
+    for (const stream of [child.stdout!, child.stderr!])
+      stream.on('data', (chunk: Buffer) => (this.#output += chunk.toString()));
+  }
+
+  /** What wrangler has said until now. */
+  get output(): string {
+    return this.#output;
+  }
+
+  /**
+   * SIGKILL, without any warning. 'group': wrangler and workerd at once, as when the machine goes down. 'workerd': the runtime
+   * alone; wrangler starts it again.
+   */
+  kill(what: 'group' | 'workerd'): void {
+    if (what === 'group') {
+      if (this.#child.exitCode === null) process.kill(-this.#child.pid!, 'SIGKILL');
+      return;
+    }
+    const pids = this.#workerds();
+    if (pids.length === 0) throw new Error('no workerd runs');
+    for (const pid of pids) process.kill(pid, 'SIGKILL');
+  }
+
+  /** Resolves when nothing listens on the port. */
+  async waitClosed(): Promise<void> {
+    const deadline = Date.now() + CLOSED_MS;
+    while (await isListening(this.port)) {
+      if (Date.now() > deadline) throw new Error(`port ${this.port} is still open`);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+
+  async waitReady(): Promise<void> {
+    try {
+      await waitForHealth(this.#child, this.url, READY_MS);
+    } catch (error) {
+      throw new Error(`${(error as Error).message}\n${this.#output}`);
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.kill('group');
+    await this.waitClosed();
+  }
+
+  #workerds(): number[] {
+    const { stdout } = spawnSync('ps', ['-A', '-o', 'pid=,pgid=,comm='], { encoding: 'utf8' });
+    return stdout
+      .split('\n')
+      .map((line) => line.trim().split(/\s+/))
+      .filter(([, group, command]) => Number(group) === this.#child.pid && command === 'workerd')
+      .map(([pid]) => Number(pid));
+  }
+}
+
+export async function startServer({ port, dataDir, assetsDir }: ServerOptions): Promise<TestServer> {
+  await buildWasm();
+  const chosen = port ?? (await freePort());
+  const child = spawnWrangler({ cwd: ROOT, port: chosen, dataDir, assetsDir, detached: true });
+  const server = new TestServer(chosen, child);
+  try {
+    await server.waitReady();
+  } catch (error) {
+    server.kill('group');
+    throw error;
+  }
+  return server;
+}
+
+export const freePort = (): Promise<number> =>
+  new Promise((resolve, reject) => {
+    const probe = createServer();
+    probe.once('error', reject);
+    probe.listen(0, '127.0.0.1', () => {
+      const { port } = probe.address() as { port: number };
+      probe.close(() => resolve(port));
+    });
+  });
