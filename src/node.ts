@@ -1,8 +1,8 @@
 import { serve } from '@hono/node-server';
-import { PAGE_HEADERS, type PageFiles } from './cli/page-files.ts';
 import { type App, createApp } from './http/app.ts';
 import type { AuthConfig } from './http/auth.ts';
 import type { ServedModel } from './http/models.ts';
+import { PAGE_HEADERS, type PageFiles } from './page-files.ts';
 import type { SessionHost } from './session/api.ts';
 
 export { type AppOptions, createApp } from './http/app.ts';

@@ -1,6 +1,6 @@
 import { copyFile, link, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { headersFile, pageFiles } from './page-files.ts';
+import { headersFile, pageFiles } from '../page-files.ts';
 
 /**
  * Lays what a Worker serves as static assets into `folder`: the chat page, its headers, and the bundle below bundle/ (linked where the

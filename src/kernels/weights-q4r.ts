@@ -1,9 +1,11 @@
-import type { BlockReader } from './weights.ts';
 import { gridByte, gridFor, gridValue, readGrid } from './weights-grid.ts';
 
 const BLOCK = 144;
 const HEADER = 64;
 const groupBytes = (k: number): number => HEADER + (k / 32) * BLOCK;
+/** Reads block b of a row as scale, minimum and 4-bit codes; other types than Q4 are fitted. */
+export type BlockReader = (row: number, b: number, codes: Uint8Array) => { scale: number; minimum: number };
+
 /** Byte of a code within its block, and whether it is the high nibble. */
 const codeAt = (row: number, c: number): number =>
   16 + (row >> 2) * 64 + (c >> 3) * 16 + (row & 3) * 4 + (c & 3);

@@ -1,7 +1,7 @@
 import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
 import { floatToHalf, halfToFloat } from '../core/half.ts';
 import type { WeightForm } from './kernels.ts';
-import { packQ4r, unpackQ4r } from './weights-q4r.ts';
+import { type BlockReader, packQ4r, unpackQ4r } from './weights-q4r.ts';
 import { packQ6h, unpackQ6h } from './weights-q6h.ts';
 
 /**
@@ -225,9 +225,6 @@ export function decodeSource(source: SourceMatrix, out: Float32Array): void {
   for (let row = 0; row < source.n; row++)
     decodeRow(source, row, out.subarray(row * source.k, (row + 1) * source.k));
 }
-
-/** Reads block b of a row as scale, minimum and 4-bit codes; other types than Q4 are fitted. */
-export type BlockReader = (row: number, b: number, codes: Uint8Array) => { scale: number; minimum: number };
 
 function blocksOf(source: SourceMatrix): BlockReader {
   const { type, data, k } = source;

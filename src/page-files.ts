@@ -21,7 +21,7 @@ export const headersFile = (): string =>
     .map(([name, value]) => `  ${name}: ${value}`)
     .join('\n')}\n`;
 
-const FOLDER = fileURLToPath(new URL('../page/', import.meta.url));
+const FOLDER = fileURLToPath(new URL('./page/', import.meta.url));
 const SCRIPTS = ['page', 'api', 'view'];
 const STATIC = [
   ['index.html', 'text/html; charset=utf-8'],
