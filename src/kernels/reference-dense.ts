@@ -182,10 +182,17 @@ function rowProduct(
     const scales = new Float32Array(k / group);
     const shifts = new Float32Array(k / group);
     (form === 'q4r' ? readQ4r : readQ6h)(w, row, k, codes, scales, shifts);
+    const mean = new Float32Array(form === 'q6h' ? k : 0);
+    for (let i = 0; i < mean.length; i++) mean[i] = w.getFloat32(i * 4, true);
     return (buffer, activation, r) => {
       const x = new Int8Array(buffer, activation + r * stride, k);
       const pairs = new Float32Array(buffer, activation + r * stride + k, (k / group) * 2);
       let sum = 0;
+      if (form === 'q6h')
+        for (let g = 0; g < k / group; g++) {
+          const codes = Float32Array.from(x.subarray(g * group, (g + 1) * group));
+          sum = f(sum + f(laneDot(codes, mean.subarray(g * group, (g + 1) * group), group) * pairs[g * 2]!));
+        }
       for (let g = 0; g < k / group; g++) {
         let dot = 0;
         for (let i = g * group; i < (g + 1) * group; i++) dot += x[i]! * codes[i]!;
@@ -237,7 +244,10 @@ function decodeRow(form: WeightForm, w: DataView, row: number, k: number, out: F
       for (let i = 0; i < k; i++) out[i] = f(scales[i >> 5]! * codes[i]!) + shifts[i >> 5]!;
     } else {
       const quarters = readQ6h(w, row, k, codes, scales, shifts);
-      for (let i = 0; i < k; i++) out[i] = scales[i >> 6]! * (codes[i]! - quarters[i >> 6]! / 4);
+      for (let i = 0; i < k; i++) {
+        const rest = f(scales[i >> 6]! * f(codes[i]! - quarters[i >> 6]! / 4));
+        out[i] = w.getFloat32(i * 4, true) + rest;
+      }
     }
   }
 }
@@ -277,7 +287,7 @@ function readQ6h(
   shifts: Float32Array,
 ) {
   const lane = row & 7;
-  const base = (row >> 3) * (32 + (k / 64) * 400);
+  const base = k * 4 + (row >> 3) * (32 + (k / 64) * 400);
   const grid = gridAt(w, base + lane * 4);
   const zeros = new Uint8Array(k / 64);
   for (let g = 0; g < k / 64; g++) {

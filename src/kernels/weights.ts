@@ -26,11 +26,13 @@ import { packQ6h, unpackQ6h } from './weights-q6h.ts';
  *     byte = (row % 4) * 4 + channel % 4                 (an i32 lane is an output row)
  *   value = scale * code + minimum
  *
- * q6h, groups of 8 rows (6.25 bits a weight and 4 bytes a row); rows are rotated by the orthonormal Hadamard matrix of 64
- * along k, in groups of 64 channels:
+ * q6h (6.25 bits a weight, 4 bytes a row, 4 bytes a channel); rows are rotated by the orthonormal Hadamard matrix of 64
+ * along k, in groups of 64 channels, and centred on the mean of all rows:
+ *   f32 mean[k]                                          of the rotated rows
+ *   then groups of 8 rows:
  *   u32 scaleGrid[8] as in q4r
  *   k/64 blocks of 400 bytes:
- *     u8 scale[8], u8 zero[8]                            value = scale * (code - zero / 4), code 0..63
+ *     u8 scale[8], u8 zero[8]                            value = mean + scale * (code - zero / 4), code 0..63
  *     for rows 0..3, then for rows 4..7:
  *       4 sets of 3 vectors; set s holds channels 16s..16s+15, byte = (row % 4) * 4 + channel % 4.
  *       Vector j: low 6 bits channels 16s+4j..16s+4j+3, upper 2 bits two bits of channels 16s+12..16s+15:
@@ -76,7 +78,7 @@ export function weightBytes(form: WeightForm, n: number, k: number): number {
     case 'q4r':
       return Math.ceil(n / 8) * (64 + (k / 32) * 144);
     case 'q6h':
-      return Math.ceil(n / 8) * (32 + (k / 64) * 400);
+      return k * 4 + Math.ceil(n / 8) * (32 + (k / 64) * 400);
   }
 }
 

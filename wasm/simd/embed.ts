@@ -85,9 +85,10 @@ export function embedQ6h(table: usize, k: i32, ids: usize, count: i32, out: usiz
   for (; count > 0; count--) {
     const id = load<u32>(ids);
     const lane = <usize>(id & 7);
-    const group = table + <usize>(id >> 3) * (32 + <usize>(k >> 6) * 400);
+    const group = table + (<usize>k << 2) + <usize>(id >> 3) * (32 + <usize>(k >> 6) * 400);
     const grid = load<u32>(group + lane * 4);
     let at = group + 32;
+    let mean = table;
     for (let b = 0; b < k; b += 64) {
       const scale = gridValue(grid, load<u8>(at + lane));
       const zero = <f32>load<u8>(at + 8 + lane) * <f32>0.25;
@@ -99,10 +100,11 @@ export function embedQ6h(table: usize, k: i32, ids: usize, count: i32, out: usiz
           step < 3
             ? <i32>load<u8>(set + (step << 4)) & 63
             : ((<i32>load<u8>(set) >> 6) << 4) | ((<i32>load<u8>(set, 16) >> 6) << 2) | (<i32>load<u8>(set, 32) >> 6);
-        f32.store(out + c * 4, scale * (<f32>code - zero));
+        f32.store(out + c * 4, f32.load(mean + c * 4) + scale * (<f32>code - zero));
       }
       hadamard64(out);
       at += 400;
+      mean += 256;
       out += 256;
     }
     ids += 4;

@@ -16,7 +16,8 @@ import {
 
 /**
  * out [rows, n] = rotated activation x weight transposed, weight in form q6h (layout: src/kernels/weights.ts).
- * For each group of 64 channels: (dot * scale) * xScale - (scale * zero / 4) * xSum, added to the row's sum in group order.
+ * A row's sum starts at the product of its codes with the mean row, which all outputs share.
+ * Then for each group of 64 channels: (dot * scale) * xScale - (scale * zero / 4) * xSum, in group order.
  * A group's dot: codes <= 63, so two pair sums of at most 16002 fit 16 bits and are widened together.
  */
 export function matmulQ6h(
@@ -32,6 +33,9 @@ export function matmulQ6h(
   const groupBytes: usize = 32 + <usize>(k >> 6) * 400;
   const outStride = <usize>ldOut << 2;
   const quads = rows & ~3;
+  for (let r = 0; r < rows; r++)
+    fill(out + <usize>r * outStride, n, shared(activation + <usize>r * stride, weight, k));
+  weight += <usize>k << 2;
   for (let row = 0; row < n; row += 8) {
     const valid = n - row;
     for (let from = 0; quads > 0 && from < k; from += PANEL) {
@@ -41,7 +45,7 @@ export function matmulQ6h(
       let pair = activation + k + ((from >> 6) << 3);
       let to = out;
       for (let left = quads; left > 0; left -= 4) {
-        fourRows(x, pair, stride, channels, to, outStride, valid, from > 0);
+        fourRows(x, pair, stride, channels, to, outStride, valid);
         x += stride << 2;
         pair += stride << 2;
         to += outStride << 2;
@@ -52,6 +56,30 @@ export function matmulQ6h(
     weight += groupBytes;
     out += 32;
   }
+}
+
+/** Product of an activation row with the mean row, in four lanes a group, (l0 + l1) + (l2 + l3). */
+function shared(x: usize, mean: usize, k: i32): f32 {
+  let pair = x + <usize>k;
+  let sum: f32 = 0;
+  for (const end = pair; x < end; pair += 8) {
+    let lanes = f32x4.splat(0);
+    for (const stop = x + 64; x < stop; x += 4) {
+      const codes = i32x4.extend_low_i16x8_s(i16x8.extend_low_i8x16_s(v128.load32_zero(x)));
+      lanes = f32x4.add(lanes, f32x4.mul(f32x4.convert_i32x4_s(codes), v128.load(mean)));
+      mean += 16;
+    }
+    const dot =
+      f32x4.extract_lane(lanes, 0) +
+      f32x4.extract_lane(lanes, 1) +
+      (f32x4.extract_lane(lanes, 2) + f32x4.extract_lane(lanes, 3));
+    sum += dot * f32.load(pair);
+  }
+  return sum;
+}
+
+function fill(out: usize, n: i32, value: f32): void {
+  for (const end = out + (<usize>n << 2); out < end; out += 4) f32.store(out, value);
 }
 
 /** Codes of a set's channels 12..15, put together from the upper bits of its three vectors. */
@@ -95,8 +123,8 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   weight += 32;
   let pair = x + <usize>k;
   const end = pair;
-  let sum0 = f32x4.splat(0);
-  let sum1 = f32x4.splat(0);
+  let sum0 = loadLow(out, valid);
+  let sum1 = loadHigh(out, valid);
   while (x < end) {
     let d0 = i32x4.splat(0);
     let d1 = i32x4.splat(0);
@@ -171,7 +199,7 @@ function unpack(weight: usize, from: i32, channels: i32): void {
   }
 }
 
-/** Four activation rows against the panel. `more`: the output holds sums to add to. */
+/** Four activation rows against the panel; adds to the sums in the output. */
 function fourRows(
   x0: usize,
   pair: usize,
@@ -180,7 +208,6 @@ function fourRows(
   out: usize,
   outStride: usize,
   valid: i32,
-  more: bool,
 ): void {
   const x1 = x0 + stride;
   const x2 = x1 + stride;
@@ -188,24 +215,14 @@ function fourRows(
   const out1 = out + outStride;
   const out2 = out1 + outStride;
   const out3 = out2 + outStride;
-  let sum00 = f32x4.splat(0);
-  let sum01 = f32x4.splat(0);
-  let sum10 = f32x4.splat(0);
-  let sum11 = f32x4.splat(0);
-  let sum20 = f32x4.splat(0);
-  let sum21 = f32x4.splat(0);
-  let sum30 = f32x4.splat(0);
-  let sum31 = f32x4.splat(0);
-  if (more) {
-    sum00 = loadLow(out, valid);
-    sum01 = loadHigh(out, valid);
-    sum10 = loadLow(out1, valid);
-    sum11 = loadHigh(out1, valid);
-    sum20 = loadLow(out2, valid);
-    sum21 = loadHigh(out2, valid);
-    sum30 = loadLow(out3, valid);
-    sum31 = loadHigh(out3, valid);
-  }
+  let sum00 = loadLow(out, valid);
+  let sum01 = loadHigh(out, valid);
+  let sum10 = loadLow(out1, valid);
+  let sum11 = loadHigh(out1, valid);
+  let sum20 = loadLow(out2, valid);
+  let sum21 = loadHigh(out2, valid);
+  let sum30 = loadLow(out3, valid);
+  let sum31 = loadHigh(out3, valid);
   let at: usize = 0;
   let w = panel;
   while (at < <usize>channels) {
