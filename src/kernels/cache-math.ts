@@ -44,6 +44,10 @@ export function fromF16(h: number): number {
 /** To the nearest integer, ties to even; |x| < 2^22. */
 export const nearest = (x: number): number => f(f(x) + 12582912) - 12582912;
 
+/** Sixteen partial sums (by channel mod 16) as four. */
+const fold = (s: ArrayLike<number>): number[] =>
+  [0, 1, 2, 3].map((l) => f(f(s[l]! + s[l + 4]!) + f(s[l + 8]! + s[l + 12]!)));
+
 /** Sum of four partial sums, in the order of a vector's reduction. */
 export const lanes = (l: ArrayLike<number>): number => f(f(l[0]! + l[1]!) + f(l[2]! + l[3]!));
 
@@ -57,14 +61,16 @@ const EXP_POLY = [
 /** Below this exp is 0: softmax weights under 1.7e-38 do not exist. */
 export const EXP_FLOOR = -87;
 
-/** exp(x) for x <= 0, within 1.2e-7 relative (polynomial of Cephes' expf). */
+/** exp(x) for x <= 0, within 1.5e-7 relative (polynomial of Cephes' expf). */
 export function expNonPositive(x: number): number {
   if (!(x >= EXP_FLOOR)) return 0;
   const k = nearest(f(x * LOG2E));
   const r = f(f(x - f(k * LN2_HIGH)) - f(k * LN2_LOW));
-  let y = EXP_POLY[0]!;
-  for (let i = 1; i < 6; i++) y = f(f(y * r) + EXP_POLY[i]!);
-  y = f(f(f(y * f(r * r)) + r) + 1);
+  const [a, b, c, d, e, g] = EXP_POLY as [number, number, number, number, number, number];
+  const square = f(r * r);
+  let y = f(f(f(f(a * r) + b) * square) + f(f(c * r) + d));
+  y = f(f(y * square) + f(f(e * r) + g));
+  y = f(f(y * square) + f(r + 1));
   return f(y * bitsFloat((k + 127) << 23));
 }
 
@@ -92,14 +98,14 @@ export const levelOf = (bits: Bits, code: number): number =>
  */
 export function quantise(bits: 1 | 2 | 3 | 4 | 8, x: Float32Array, codes: Uint8Array): number {
   const n = x.length;
-  const squares = [0, 0, 0, 0];
-  const products = [0, 0, 0, 0];
+  const squares = new Float32Array(16);
+  const products = new Float32Array(16);
   let largest = 0;
   for (let i = 0; i < n; i++) {
-    squares[i & 3] = f(squares[i & 3]! + f(x[i]! * x[i]!));
+    squares[i & 15] = squares[i & 15]! + f(x[i]! * x[i]!);
     largest = Math.max(largest, Math.abs(x[i]!));
   }
-  const xx = lanes(squares);
+  const xx = lanes(fold(squares));
   if (!(xx >= TINY && xx < Infinity)) {
     codes.fill(0);
     return 0;
@@ -118,8 +124,8 @@ export function quantise(bits: 1 | 2 | 3 | 4 | 8, x: Float32Array, codes: Uint8A
       codes[i] = x[i]! > 0 ? half + above : half - 1 - above;
     }
   }
-  for (let i = 0; i < n; i++) products[i & 3] = f(products[i & 3]! + f(x[i]! * levelOf(bits, codes[i]!)));
-  return toF16(f(xx / lanes(products)));
+  for (let i = 0; i < n; i++) products[i & 15] = products[i & 15]! + f(x[i]! * levelOf(bits, codes[i]!));
+  return toF16(f(xx / lanes(fold(products))));
 }
 
 /** One tier's cells within a record; addresses are byte offsets from the record's start, 0 where there is no scale. */

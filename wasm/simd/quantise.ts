@@ -23,19 +23,33 @@ const UNITS: usize = memory.data<f32>([
 export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
   const end = x + (<usize>headDim << 2);
   const absolute = i32x4.splat(0x7fffffff);
-  let squares = f32x4.splat(0);
+  // 16 partial sums: a single chain of additions would set the pace.
+  let s0 = f32x4.splat(0);
+  let s1 = f32x4.splat(0);
+  let s2 = f32x4.splat(0);
+  let s3 = f32x4.splat(0);
   let top = f32x4.splat(0);
-  for (let p = x; p < end; p += 16) {
-    const v = v128.load(p);
-    squares = f32x4.add(squares, f32x4.mul(v, v));
-    top = f32x4.pmax(top, v128.and(v, absolute));
+  for (let p = x; p < end; p += 64) {
+    const a = v128.load(p);
+    const b = v128.load(p, 16);
+    const c = v128.load(p, 32);
+    const d = v128.load(p, 48);
+    s0 = f32x4.add(s0, f32x4.mul(a, a));
+    s1 = f32x4.add(s1, f32x4.mul(b, b));
+    s2 = f32x4.add(s2, f32x4.mul(c, c));
+    s3 = f32x4.add(s3, f32x4.mul(d, d));
+    top = f32x4.pmax(top, f32x4.pmax(v128.and(a, absolute), v128.and(b, absolute)));
+    top = f32x4.pmax(top, f32x4.pmax(v128.and(c, absolute), v128.and(d, absolute)));
   }
-  const xx = lanes(squares);
+  const xx = fold(s0, s1, s2, s3);
   if (!(xx >= TINY && xx < Infinity)) {
     memory.fill(codes, 0, headDim);
     return 0;
   }
-  let products = f32x4.splat(0);
+  s0 = f32x4.splat(0);
+  s1 = s0;
+  s2 = s0;
+  s3 = s0;
   const magic = v128.load(MAGIC);
   if (bits == 8) {
     const inverse = f32x4.splat(127 / largestLane(top));
@@ -46,7 +60,12 @@ export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
       const d = integers(p + 48, inverse, magic);
       const levels = i8x16.narrow_i16x8_s(i16x8.narrow_i32x4_s(a, b), i16x8.narrow_i32x4_s(c, d));
       v128.store(codes, levels);
-      products = addProducts(products, p, levels);
+      const low = i16x8.extend_low_i8x16_s(levels);
+      const high = i16x8.extend_high_i8x16_s(levels);
+      s0 = addProduct(s0, p, i32x4.extend_low_i16x8_s(low));
+      s1 = addProduct(s1, p + 16, i32x4.extend_high_i16x8_s(low));
+      s2 = addProduct(s2, p + 32, i32x4.extend_low_i16x8_s(high));
+      s3 = addProduct(s3, p + 48, i32x4.extend_high_i16x8_s(high));
       codes += 16;
     }
   } else {
@@ -71,11 +90,17 @@ export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
         code = i8x16.add(code, i8x16.gt_s(a, v128.load8_splat(thresholds + <usize>t)));
       code = v128.xor(code, v128.and(positive, last));
       v128.store(codes, code);
-      products = addProducts(products, p, lookUp(table, code));
+      const levels = lookUp(table, code);
+      const low = i16x8.extend_low_i8x16_s(levels);
+      const high = i16x8.extend_high_i8x16_s(levels);
+      s0 = addProduct(s0, p, i32x4.extend_low_i16x8_s(low));
+      s1 = addProduct(s1, p + 16, i32x4.extend_high_i16x8_s(low));
+      s2 = addProduct(s2, p + 32, i32x4.extend_low_i16x8_s(high));
+      s3 = addProduct(s3, p + 48, i32x4.extend_high_i16x8_s(high));
       codes += 16;
     }
   }
-  return toF16(xx / lanes(products));
+  return toF16(xx / fold(s0, s1, s2, s3));
 }
 
 // @ts-ignore: decorator
@@ -94,14 +119,13 @@ function ceilings(p: usize, inverse: v128, absolute: v128, magic: v128): v128 {
 function isPositive(p: usize): v128 {
   return f32x4.gt(v128.load(p), f32x4.splat(0));
 }
-/** sum + x * level, 16 channels in order. */
 // @ts-ignore: decorator
 @inline
-function addProducts(sum: v128, x: usize, levels: v128): v128 {
-  const low = i16x8.extend_low_i8x16_s(levels);
-  const high = i16x8.extend_high_i8x16_s(levels);
-  sum = f32x4.add(sum, f32x4.mul(v128.load(x), f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(low))));
-  sum = f32x4.add(sum, f32x4.mul(v128.load(x, 16), f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(low))));
-  sum = f32x4.add(sum, f32x4.mul(v128.load(x, 32), f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(high))));
-  return f32x4.add(sum, f32x4.mul(v128.load(x, 48), f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(high))));
+function addProduct(sum: v128, x: usize, level: v128): v128 {
+  return f32x4.add(sum, f32x4.mul(v128.load(x), f32x4.convert_i32x4_s(level)));
+}
+// @ts-ignore: decorator
+@inline
+function fold(a: v128, b: v128, c: v128, d: v128): f32 {
+  return lanes(f32x4.add(f32x4.add(a, b), f32x4.add(c, d)));
 }
