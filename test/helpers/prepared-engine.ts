@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { loadEngine } from '../../src/engine/load.ts';
+import type { Kernels } from '../../src/kernels/kernels.ts';
 import { createReferenceKernels } from '../../src/kernels/reference.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
@@ -16,6 +17,8 @@ import { type Claims, claimDecoder, type Stage } from '../../src/runtime/partiti
 
 export interface PreparedOptions {
   readonly maxBytes: number;
+  /** The reference by default. */
+  readonly kernels?: Kernels;
   readonly claims?: Claims;
   readonly runner?: OrtRunner;
   /** Changes what was read before it is prepared. */
@@ -26,7 +29,7 @@ export interface PreparedOptions {
   readonly models?: (stages: readonly Stage[], model: LoadedModel) => readonly Uint8Array[];
 }
 
-/** Prepares models in their exact form into folders of their own, and loads them on the reference kernels. */
+/** Prepares models in their exact form into folders of their own, and loads them. */
 export function preparedEngines() {
   const folders: string[] = [];
   return {
@@ -46,7 +49,7 @@ export function preparedEngines() {
       const source = folderSource(bundle);
       return loadEngine({
         source,
-        kernels: createReferenceKernels({ maxBytes }),
+        kernels: options.kernels ?? createReferenceKernels({ maxBytes }),
         claims,
         ortHeapBytes: runner.heapBytes,
         foreign: models
