@@ -21,9 +21,9 @@ export interface OrtStage {
 export interface OrtRunner {
   /**
    * @param model a serialised ONNX model whose weights are external
-   * @param weights f32 by weight name, for every location that the model names; copied into the heap
+   * @param weights f32 values, or codes, for every location that the model names; copied into the heap
    */
-  load(model: Uint8Array, weights?: Readonly<Record<string, Float32Array>>): Promise<OrtStage>;
+  load(model: Uint8Array, weights?: Readonly<Record<string, Float32Array | Uint8Array>>): Promise<OrtStage>;
   /** Bytes of the WebAssembly memory: 0 until the first `load`, and never less afterwards. */
   heapBytes(): number;
 }
@@ -62,7 +62,7 @@ export function createOrtRunner(options: OrtRunnerOptions): OrtRunner {
 
 async function createStage(
   model: Uint8Array,
-  weights: Readonly<Record<string, Float32Array>>,
+  weights: Readonly<Record<string, Float32Array | Uint8Array>>,
 ): Promise<OrtStage> {
   const session = await ort.InferenceSession.create(model, {
     executionProviders: ['wasm'],
