@@ -1,6 +1,7 @@
 import { CorruptDataError } from '../core/errors.ts';
 import { unpackWeight } from '../kernels/weights.ts';
 import type { ForeignStage } from './forward.ts';
+import { isLowBit, partData } from './low-bit.ts';
 import type { BundleSource } from './manifest.ts';
 import type { LoadedModel } from './model.ts';
 import type { OrtRunner, OrtStage, OrtTensor } from './ort.ts';
@@ -40,7 +41,8 @@ export interface ForeignStages {
 }
 
 /**
- * Loads every stage of kind 'ort', its weights decoded to f32 from kernel memory. `models`: their ONNX models in order, from the bundle
+ * Loads every stage of kind 'ort', its weights decoded to f32 from kernel memory, or, with `lowBit`, handed over in codes
+ * where onnxruntime's low-bit operators read them (models lowered with `formOf`). `models`: their ONNX models in order, from the bundle
  * (manifest.stages) or from stageModels. A list without such stages touches `runner` not at all, so that onnxruntime is never instantiated.
  * @throws CorruptDataError when there are not as many models as stages, or one has other outputs
  */
@@ -49,6 +51,7 @@ export async function loadForeignStages(
   stages: readonly Stage[],
   models: readonly Uint8Array[],
   runner: OrtRunner,
+  { lowBit = false }: { readonly lowBit?: boolean } = {},
 ): Promise<ForeignStages> {
   const foreign = [...stages.entries()].filter(([, stage]) => stage.kind === 'ort');
   if (foreign.length !== models.length)
@@ -62,7 +65,7 @@ export async function loadForeignStages(
   try {
     const entries: [number, ForeignStage][] = [];
     for (const [i, [index, stage]] of foreign.entries()) {
-      const ort = await runner.load(models[i]!, decodeWeights(model, stage.weights));
+      const ort = await runner.load(models[i]!, stageWeights(model, stage, lowBit));
       loaded.push(ort);
       if (ort.outputs.join() !== stage.outputs.join())
         throw new CorruptDataError(
@@ -86,14 +89,22 @@ const foreignStage =
     return ort.run(tensors);
   };
 
-function decodeWeights(model: LoadedModel, names: readonly string[]): Record<string, Float32Array> {
-  const decoded: Record<string, Float32Array> = {};
-  for (const name of names) {
-    const weight = model.weights.get(name);
-    if (!weight) throw new CorruptDataError(`weight ${name} is not in the bundle; prepare the model again`);
-    const [n, k] = weight.shape.length === 1 ? [1, weight.shape[0]!] : [weight.shape[0]!, weight.shape[1]!];
-    const bytes = new Uint8Array(model.kernels.arena.memory.buffer, weight.ptr, weight.bytes);
-    decoded[name] = unpackWeight(weight.form, bytes, n, k);
-  }
-  return decoded;
+function stageWeights(
+  model: LoadedModel,
+  stage: Stage,
+  lowBit: boolean,
+): Record<string, Float32Array | Uint8Array> {
+  const data: Record<string, Float32Array | Uint8Array> = {};
+  for (const node of stage.nodes)
+    for (const name of node.inputs) {
+      if (!stage.weights.includes(name)) continue;
+      const weight = model.weights.get(name);
+      if (!weight) throw new CorruptDataError(`weight ${name} is not in the bundle; prepare the model again`);
+      const [n, k] = weight.shape.length === 1 ? [1, weight.shape[0]!] : [weight.shape[0]!, weight.shape[1]!];
+      const bytes = new Uint8Array(model.kernels.arena.memory.buffer, weight.ptr, weight.bytes);
+      if (lowBit && isLowBit(node.op, weight.form))
+        Object.assign(data, partData(name, weight.form, bytes, n, k));
+      else data[name] ??= unpackWeight(weight.form, bytes, n, k);
+    }
+  return data;
 }

@@ -12,8 +12,11 @@ import type { GraphNode } from './graph.ts';
  */
 const BLOCK = 32;
 
-export const hasLowBitProduct = (form: WeightForm): boolean => form === 'q4_1' || form === 'q8_0';
-export const hasLowBitTable = (form: WeightForm): boolean => form === 'q8_0';
+/** Whether a node's weight of this form is lowered so; every other weight is decoded to f32. */
+export const isLowBit = (op: string, form: WeightForm): boolean =>
+  op === 'Gather'
+    ? form === 'q8_0'
+    : (op === 'MatMul' || op === 'MatMulNBits') && (form === 'q4_1' || form === 'q8_0');
 
 /** A stock input that stands for a part of a logical weight: `weight/part`. */
 export interface WeightPart {

@@ -3,8 +3,7 @@ import { UnsupportedModelError } from '../core/errors.ts';
 import type { WeightForm } from '../kernels/kernels.ts';
 import type { GraphNode } from './graph.ts';
 import {
-  hasLowBitProduct,
-  hasLowBitTable,
+  isLowBit,
   lowBitConstants,
   lowBitGather,
   lowBitProduct,
@@ -96,12 +95,12 @@ function lower(stage: Stage, shapeOf: ShapeOf, formOf: (weight: string) => Weigh
       );
     const form = weights.has(weight) ? formOf(weight) : 'f32';
     const [n, k] = form === 'f32' ? [0, 0] : (shapeOf(weight) as [number, number]);
-    if (isProduct && hasLowBitProduct(form)) {
+    if (isProduct && isLowBit(node.op, form)) {
       for (const part of productParts(weight, form, n, k)) parts.set(part.name, part);
       if (form === 'q4_1') Object.assign(constants, lowBitConstants(k));
       return lowBitProduct(node, form, n, k);
     }
-    if (node.op === 'Gather' && hasLowBitTable(form)) {
+    if (node.op === 'Gather' && isLowBit(node.op, form)) {
       for (const part of tableParts(weight, n, k)) parts.set(part.name, part);
       return [lowBitGather(node, n, k)];
     }

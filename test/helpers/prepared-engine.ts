@@ -25,28 +25,39 @@ export interface PreparedOptions {
   readonly change?: (source: ModelSource) => ModelSource;
   /** Called with the bundle's folder before it is loaded. */
   readonly prepared?: (bundle: string) => void;
+  /** The models read the weights as codes. */
+  readonly lowBit?: boolean;
   /** Models of the stages that no kernel claims; by default those that the bundle holds. */
   readonly models?: (stages: readonly Stage[], model: LoadedModel) => readonly Uint8Array[];
 }
 
-/** Prepares models in their exact form into folders of their own, and loads them. */
+/** Prepares models in their exact form into folders of their own, each model once unless it is changed, and loads them. */
 export function preparedEngines() {
   const folders: string[] = [];
+  const bundles = new Map<string, string>();
+
+  async function bundleOf(path: string, { change, prepared }: PreparedOptions): Promise<string> {
+    const before = change || prepared ? undefined : bundles.get(path);
+    if (before) return before;
+    const folder = mkdtempSync(join(tmpdir(), 'adkvc-prepared-'));
+    folders.push(folder);
+    const bundle = join(folder, 'bundle');
+    const model = await openModel(path);
+    try {
+      await writeBundle(change?.(model) ?? model, bundle, { form: 'exact' });
+    } finally {
+      await model.close();
+    }
+    prepared?.(bundle);
+    if (!change && !prepared) bundles.set(path, bundle);
+    return bundle;
+  }
+
   return {
     async prepare(path: string, options: PreparedOptions): Promise<ModelEngine> {
-      const folder = mkdtempSync(join(tmpdir(), 'adkvc-prepared-'));
-      folders.push(folder);
-      const bundle = join(folder, 'bundle');
-      const model = await openModel(path);
-      try {
-        await writeBundle(options.change?.(model) ?? model, bundle, { form: 'exact' });
-      } finally {
-        await model.close();
-      }
-      options.prepared?.(bundle);
       const { maxBytes, claims = claimDecoder, models } = options;
       const runner = options.runner ?? createOrtRunner({ wasm: ortWasmInNode });
-      const source = folderSource(bundle);
+      const source = folderSource(await bundleOf(path, options));
       return loadEngine({
         source,
         kernels: options.kernels ?? createReferenceKernels({ maxBytes }),
@@ -54,7 +65,7 @@ export function preparedEngines() {
         ortHeapBytes: runner.heapBytes,
         foreign: models
           ? async (loaded, stages) =>
-              (await loadForeignStages(loaded, stages, models(stages, loaded), runner)).stages
+              (await loadForeignStages(loaded, stages, models(stages, loaded), runner, options)).stages
           : foreignFromBundle(source, runner),
       });
     },

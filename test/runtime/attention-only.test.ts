@@ -1,9 +1,12 @@
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ModelEngine } from '../../src/engine/engine.ts';
+import type { WeightForm } from '../../src/kernels/kernels.ts';
+import { selectKernels } from '../../src/kernels/select.ts';
 import { claimAttentionOnly } from '../../src/runtime/partition.ts';
 import { stageModels } from '../../src/runtime/stage-model.ts';
 import { EXACT_FULL, golden, maxDifference, readNpy, score } from '../helpers/golden.ts';
 import { logitGoldens } from '../helpers/golden-suites.ts';
+import { wasmModules } from '../helpers/kernels.ts';
 import { preparedEngines } from '../helpers/prepared-engine.ts';
 import { describeShared, sharedPath } from '../helpers/shared.ts';
 
@@ -11,14 +14,17 @@ const engines = preparedEngines();
 afterAll(engines.dispose);
 
 /** A model of which the kernels run the attention alone; onnxruntime-web runs all the rest, from f32 weights. */
-const attentionOnly = (path: string, maxBytes: number): Promise<ModelEngine> =>
+const attentionOnly = (path: string, maxBytes: number, lowBit = false): Promise<ModelEngine> =>
   engines.prepare(path, {
     maxBytes,
+    lowBit,
+    kernels: selectKernels({ modules: wasmModules, maxBytes }).kernels,
     claims: claimAttentionOnly,
     models: (stages, { config, manifest }) => {
       expect(stages.filter((s) => s.kind === 'kernels')).toHaveLength(config.layers);
       expect(stages.filter((s) => s.kind === 'ort')).toHaveLength(config.layers + 1);
-      return stageModels(stages, (name) => manifest.tensors[name]!.shape);
+      const formOf = (name: string): WeightForm => manifest.tensors[name]!.form;
+      return stageModels(stages, (name) => manifest.tensors[name]!.shape, lowBit ? { formOf } : {});
     },
   });
 
@@ -42,10 +48,17 @@ describeShared('attention alone claimed: stories260K', () => {
   );
 });
 
+/** Decoded to f32, and in the codes that onnxruntime's low-bit operators read: the same values. */
 describeShared('attention alone claimed: SmolLM2-135M-Instruct', () => {
-  let engine: ModelEngine;
-  beforeAll(async () => {
-    engine = await attentionOnly(sharedPath('models', 'SmolLM2-135M-Instruct.Q4_1.gguf')!, 400e6);
-  }, 120_000);
-  logitGoldens(() => engine, ['plain-1', 'plain-33', 'plain-129'], 120_000);
+  for (const [weights, lowBit, prompts] of [
+    ['f32 weights', false, ['plain-33', 'plain-129']],
+    ['low-bit weights', true, ['chat-short']],
+  ] as const)
+    describe(weights, () => {
+      let engine: ModelEngine;
+      beforeAll(async () => {
+        engine = await attentionOnly(sharedPath('models', 'SmolLM2-135M-Instruct.Q4_1.gguf')!, 400e6, lowBit);
+      }, 120_000);
+      logitGoldens(() => engine, prompts, 120_000);
+    });
 });
