@@ -39,6 +39,7 @@ export interface OrtRunnerOptions {
 /**
  * onnxruntime-web keeps one instance for each JavaScript realm, in module state of its own; so must whoever feeds and counts it.
  * `queue`: sessions are created one at a time, for external data passes through state that all creations share.
+ * Creating one awaits neither I/O nor timers (the module of a Worker is there already), so a request that dies cannot leave the queue stuck.
  */
 const instance: { memory?: WebAssembly.Memory; queue: Promise<unknown> } = { queue: Promise.resolve() };
 
