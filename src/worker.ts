@@ -8,6 +8,7 @@ import { selectKernels } from './kernels/select.ts';
 import { fetchSource } from './runtime/fetch-source.ts';
 import type { BundleSource } from './runtime/manifest.ts';
 import { readManifest } from './runtime/model.ts';
+import { createOrtRunner } from './runtime/ort.ts';
 import { Conversation, durableObjectHost, pause } from './session/durable-object.ts';
 import { Scheduler } from './session/scheduler.ts';
 import type { SessionServices } from './session/services.ts';
@@ -32,6 +33,11 @@ const bundleOf = (env: Env): BundleSource =>
 const aliases = (env: Env): string[] =>
   (env.ADKVC_MODEL_ALIASES ?? '').split(',').filter((name) => name !== '');
 
+/** For models with operators that no kernel has; others never ask for its module. */
+const ort = createOrtRunner({
+  wasm: async () => (await import('onnxruntime-web/ort-wasm-simd-threaded.wasm')).default,
+});
+
 /** One thread and one memory for all conversations of an isolate. */
 const scheduler = new Scheduler({ pause });
 
@@ -44,6 +50,7 @@ export class ConversationObject extends Conversation<Env> {
         isolateEngine.get(bundleOf(env), {
           makeKernels: () => selectKernels({ modules: { relaxed, plain }, maxBytes: KERNEL_BYTES }).kernels,
           wait: pause,
+          ort,
         }),
     };
   }
