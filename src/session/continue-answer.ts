@@ -1,4 +1,4 @@
-import type { Tokenizer } from '../engine/types.ts';
+import type { Engine } from '../engine/types.ts';
 import type { TurnRequest } from './api.ts';
 import type { Log, Prompt } from './log.ts';
 
@@ -16,7 +16,7 @@ export function storedAnswer(
   log: Log,
   prompt: Prompt,
   request: Pick<TurnRequest, 'sampling' | 'stop' | 'maxTokens'>,
-  tokenizer: Tokenizer,
+  { tokenizer, eosIds }: Pick<Engine, 'tokenizer' | 'eosIds'>,
 ): number[] {
   const last = log.messages.at(-1);
   const { frequencyPenalty, presencePenalty, repetitionPenalty, topLogprobs } = request.sampling;
@@ -30,13 +30,19 @@ export function storedAnswer(
     return [];
   // At least one token is left to sample, so that the answer ends as it would have.
   const ids = log.ids.slice(last.prompt, Math.min(last.end, last.prompt + request.maxTokens - 1));
-  while (ids.length > 0 && holdsBack(tokenizer.decode(ids, { skipSpecials: true }), request.stop)) ids.pop();
+  while (
+    ids.length > 0 &&
+    (eosIds.includes(ids.at(-1)!) || holdsBack(tokenizer.decode(ids, { skipSpecials: true }), request.stop))
+  )
+    ids.pop();
   return ids;
 }
 
+/** The text's end is not certain yet, or generation would have stopped in it. */
 function holdsBack(text: string, stop: readonly string[]): boolean {
   if (text.endsWith('\uFFFD')) return true;
   return stop.some((one) => {
+    if (text.includes(one)) return true;
     for (let n = Math.min(text.length, one.length - 1); n > 0; n--)
       if (text.endsWith(one.slice(0, n))) return true;
     return false;

@@ -18,10 +18,11 @@ export interface Tenant {
 
 /** The right to run one turn. */
 export interface Lease {
-  /** Awaited between slices of work: other turns, requests and aborts get their share. */
+  /**
+   * Awaited between slices of work: other turns, requests and aborts get their share. Turns alternate, since the
+   * runtime serves macrotasks first come first served and the engine its chunks likewise.
+   */
   yield(): Promise<void>;
-  /** Runs something that waits for the outside; nobody waits for this turn's next slice meanwhile. */
-  outside<T>(wait: () => Promise<T>): Promise<T>;
   release(): void;
 }
 
@@ -36,15 +37,10 @@ export interface SchedulerOptions {
 interface Turn {
   readonly tenant: Tenant;
   readonly bytes: number;
-  /** Slices taken, counted from the slowest turn's count at its start. */
-  slices: number;
-  outside: boolean;
 }
 
 /** Waiters look again after this long: a promise of another object's request is never awaited, since workerd takes that for a hang. */
 const POLL_MS = 10;
-/** A turn that is ahead lets others run at most this often before it goes on anyway. */
-const MAX_COURTESY = 32;
 
 /** All conversations of an isolate share one thread and one memory; this divides both. One instance an isolate. */
 export class Scheduler {
@@ -115,21 +111,11 @@ export class Scheduler {
         this.#queue.splice(this.#queue.indexOf(ticket), 1);
       }
     }
-    const turn: Turn = { tenant, bytes, slices: this.#slowest(), outside: false };
+    const turn: Turn = { tenant, bytes };
     this.#tenants.add(tenant);
     this.#turns.set(tenant, turn);
     return {
-      yield: () => this.#yield(turn),
-      outside: async (wait) => {
-        turn.outside = true;
-        try {
-          return await wait();
-        } finally {
-          turn.outside = false;
-          // It had no use for the slices that others took meanwhile, and does not get them back.
-          turn.slices = Math.max(turn.slices, this.#slowest(turn));
-        }
-      },
+      yield: () => this.#options.pause(0),
       release: () => {
         if (this.#turns.get(tenant) === turn) this.#turns.delete(tenant);
       },
@@ -151,21 +137,6 @@ export class Scheduler {
       other.forget();
     }
     return needed <= capacity;
-  }
-
-  async #yield(turn: Turn): Promise<void> {
-    turn.slices++;
-    await this.#options.pause(0);
-    for (let i = 0; i < MAX_COURTESY && turn.slices > this.#slowest(turn) + 1; i++)
-      await this.#options.pause(1);
-  }
-
-  /** Slices of the slowest turn that could run now. */
-  #slowest(own?: Turn): number {
-    let least = Number.POSITIVE_INFINITY;
-    for (const turn of this.#turns.values())
-      if (turn !== own && !turn.outside) least = Math.min(least, turn.slices);
-    return least === Number.POSITIVE_INFINITY ? (own?.slices ?? 0) : least;
   }
 
   #refusal(bytes: number, why: string): AdkvcError {

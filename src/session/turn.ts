@@ -62,7 +62,7 @@ export class Turn {
     this.#head = setup.head;
     this.residence = setup.residence;
     const { head, prompt, request, engine } = setup;
-    this.#answer = storedAnswer(head.log, prompt, request, engine.tokenizer);
+    this.#answer = storedAnswer(head.log, prompt, request, engine);
     this.#ids = [...prompt.ids, ...this.#answer];
     // A stored answer is the log's to its end.
     this.#shared = this.#answer.length > 0 ? this.#ids.length : prompt.shared;
@@ -180,7 +180,7 @@ export class Turn {
   }
 
   async #commit(): Promise<void> {
-    const { request, prompt, identity, store, lease, now } = this.#setup;
+    const { request, prompt, identity, store, now } = this.#setup;
     if (this.#setup.deleted() || !request.store) {
       this.clean = false;
       return;
@@ -210,7 +210,7 @@ export class Turn {
     };
     this.clean = false;
     const result = commit(store, next, cache, stored);
-    await lease.outside(() => store.sync());
+    await store.sync();
     this.#head = result.head;
     this.residence = { cache, stored: result.stored };
     this.clean = true;

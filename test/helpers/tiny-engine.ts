@@ -13,6 +13,7 @@ import { type TinyOptions, writeTinyGguf } from './tiny-gguf.ts';
 export async function tinyEngine(
   backend: 'wasm' | 'wasm-plain' | 'reference',
   options: TinyOptions = {},
+  maxBytes?: number,
 ): Promise<ModelEngine> {
   const folder = mkdtempSync(join(tmpdir(), 'adkvc-tiny-'));
   try {
@@ -22,7 +23,9 @@ export async function tinyEngine(
     return await loadEngine({
       source: folderSource(join(folder, 'bundle')),
       kernels:
-        backend === 'reference' ? referenceKernels() : wasmKernels(backend === 'wasm' ? 'relaxed' : 'plain'),
+        backend === 'reference'
+          ? referenceKernels(maxBytes)
+          : wasmKernels(backend === 'wasm' ? 'relaxed' : 'plain', maxBytes),
     });
   } finally {
     rmSync(folder, { recursive: true, force: true });

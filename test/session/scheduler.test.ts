@@ -140,21 +140,3 @@ test('turns alternate, and one that comes later is not owed what the others had 
     expect(share).toBeLessThanOrEqual(5);
   }
 });
-
-test('a turn that waits for the outside holds nobody', async () => {
-  const { engine, tenant } = memory(100);
-  const scheduler = new Scheduler({ pause });
-  const [a, b] = [
-    await scheduler.admit(tenant('a'), engine, 10),
-    await scheduler.admit(tenant('b'), engine, 10),
-  ];
-  let ended = false;
-  const outside = a.outside(async () => {
-    while (!ended) await pause(1);
-  });
-  const start = performance.now();
-  for (let i = 0; i < 20; i++) await b.yield();
-  expect(performance.now() - start).toBeLessThan(500);
-  ended = true;
-  await outside;
-});
