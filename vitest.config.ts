@@ -41,6 +41,8 @@ export default defineConfig({
           ...timeouts,
         },
       },
+      // Sessions in workerd over a double of the engine, with a Worker of their own.
+      './test/workerd/session/vitest.config.ts',
     ],
   },
 });
