@@ -111,7 +111,8 @@ describe.each(POLICIES)('the real engine, cache $policy', (cache) => {
       messages.push(assistant(a.text));
     }
     expect(stateOf(stores.get('asleep')!)).toEqual(await replayed(stores.get('asleep')!));
-    expect(journals > 0).toBe(cache.policy !== 'full');
+    // These two change old blocks: plans were journalled and replayed.
+    expect(journals > 0).toBe(cache.policy === 'window' || cache.policy === 'adkvc');
     awake.close();
     expect(engine.ledger().caches).toBe(0);
   });
