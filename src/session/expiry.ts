@@ -18,8 +18,14 @@ export async function armExpiry(alarm: Alarm, head: Head): Promise<void> {
 }
 
 /** What to do when the alarm fires: the time to set it to, or delete, or nothing. */
-export function onAlarm(head: Head | undefined, busy: boolean, now: number): number | 'delete' | undefined {
+export function onAlarm(
+  head: Head | 'damaged' | undefined,
+  busy: boolean,
+  now: number,
+): number | 'delete' | undefined {
   if (busy) return now + EXPIRY_RETRY_MS;
+  // Only sessions that expire have an alarm: one that cannot be read any more is cleared away by it.
+  if (head === 'damaged') return 'delete';
   const at = head && expiresAt(head);
   if (at === undefined || at === null) return undefined;
   return now >= at ? 'delete' : at;

@@ -118,11 +118,6 @@ export class RowStream {
     }
   }
 
-  /** Bytes that still fit into the current row. */
-  get room(): number {
-    return MAX_PAYLOAD_BYTES - this.#used;
-  }
-
   end(): RowRef[] {
     if (this.#used > 0) this.#flush();
     return this.refs;

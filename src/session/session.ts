@@ -291,11 +291,12 @@ export class Session implements Tenant {
     return this.#head;
   }
 
-  #peekHead(): Head | undefined {
+  /** 'damaged': there is a session, and nothing can be told about it. */
+  #peekHead(): Head | 'damaged' | undefined {
     try {
       return this.#readHead();
     } catch (error) {
-      if (error instanceof CorruptDataError) return undefined;
+      if (error instanceof CorruptDataError) return 'damaged';
       throw error;
     }
   }

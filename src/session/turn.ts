@@ -1,6 +1,6 @@
 import { EPOCH } from '../core/config.ts';
 import { AbortedError } from '../core/errors.ts';
-import type { Engine } from '../engine/types.ts';
+import type { Engine, GenerateEvent } from '../engine/types.ts';
 import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
 import { answerKey, storedAnswer } from './continue-answer.ts';
@@ -107,13 +107,7 @@ export class Turn {
           }
           this.#answer.push(event.id);
           this.#content += event.text;
-          emit({
-            ...event,
-            ...(event.logprob !== undefined && { piece: engine.tokenizer.decode([event.id]) }),
-            ...(event.top && {
-              top: event.top.map((one) => ({ ...one, text: engine.tokenizer.decode([one.id]) })),
-            }),
-          } as TurnEvent);
+          emit(this.#tokenEvent(event));
           if (cache.position - this.#committedAt >= CHECKPOINT_POSITIONS) await this.#commit();
         } else {
           finish = event;
@@ -147,6 +141,18 @@ export class Turn {
       timing: this.#timing,
       rows: { written: this.#written.rows, bytes: this.#written.bytes },
     });
+  }
+
+  #tokenEvent(event: Extract<GenerateEvent, { type: 'token' }>): TurnEvent {
+    const { id, text, logprob, top } = event;
+    const piece = (one: number) => this.#setup.engine.tokenizer.decode([one]);
+    return {
+      type: 'token',
+      id,
+      text,
+      ...(logprob !== undefined && { logprob, piece: piece(id) }),
+      ...(top && { top: top.map((one) => ({ ...one, text: piece(one.id) })) }),
+    };
   }
 
   /** Brings the cache to the newest position from which the prompt can be fed: at least its last token must be. */

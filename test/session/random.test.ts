@@ -115,7 +115,7 @@ test('whatever happens to a conversation, its state is a function of its log', a
       }
       expect(world.engine.live.size).toBeLessThanOrEqual(1);
     }),
-    { numRuns: 25, seed: 5, endOnFailure: false },
+    { numRuns: 15, seed: 5, endOnFailure: false },
   );
 }, 120_000);
 

@@ -71,6 +71,16 @@ test('the alarm of an implicit session is set, re-arms while it lives', async ()
   expect(await host.get('hourly')).toMatchObject({ turns: 1 });
 });
 
+test('the alarm deletes a session whose time is over, with every byte', async () => {
+  await host.create('brief', 'brief', { ttlSeconds: 1 });
+  await read(await host.turn('brief', 'brief', request([user('hello')]), never));
+  await new Promise((resolve) => setTimeout(resolve, 1_100));
+  await expect(host.get('brief')).rejects.toMatchObject({ code: 'session_not_found' });
+  // The runtime may have fired it by itself.
+  await runDurableObjectAlarm(stub('brief'));
+  await expect.poll(async () => (await rowsOf('brief')).size).toBe(0);
+});
+
 /** A question whose whole answer is long, so that an answer that was ended early is seen to be. */
 const LONG = request([user('hello')], { maxTokens: 1_500, sampling: { ...GREEDY, temperature: 1, seed: 3 } });
 const longAnswer = read(await host.turn('whole', 'whole', LONG, never)).then(({ ids }) => ids.length);
