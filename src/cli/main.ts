@@ -2,10 +2,12 @@
 import { Command, CommanderError } from 'commander';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { benchCommand } from './bench.ts';
+import { chatCommand } from './chat.ts';
 import { generateCommand } from './generate.ts';
 import { prepareCommand } from './prepare.ts';
 import { renderCommand } from './render.ts';
 import { scoreCommand } from './score.ts';
+import { serveCommand } from './serve.ts';
 import { tokenizeCommand } from './tokenize.ts';
 
 /** Exit codes: 0, 1 when a command or a line failed, 2 when the command line is wrong. */
@@ -23,6 +25,8 @@ renderCommand(program);
 scoreCommand(program);
 generateCommand(program);
 benchCommand(program);
+chatCommand(program);
+serveCommand(program);
 
 // A reader that has seen enough (`| head`) closes the pipe: that is no error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
