@@ -37,7 +37,8 @@ const describe = (error: unknown): string => {
   return error instanceof Error ? error.message : String(error);
 };
 
-async function open(id: string): Promise<void> {
+/** @param isNew the server cannot know it yet, and is not asked */
+async function open(id: string, isNew = false): Promise<void> {
   setSession(id);
   parts.messages.replaceChildren();
   showCache(null);
@@ -45,7 +46,7 @@ async function open(id: string): Promise<void> {
   try {
     served ??= await withKey(model);
     parts.model.textContent = `${served.id}, context ${served.context_length}`;
-    const stored = await withKey(() => history(id));
+    const stored = isNew ? undefined : await withKey(() => history(id));
     first = stored === undefined || stored.messages.length === 0;
     for (const message of stored?.messages ?? []) addMessage(message);
     showCache(stored?.cache ?? null);
@@ -132,12 +133,12 @@ parts.input.addEventListener('keydown', (event) => {
   void submit();
 });
 parts.stop.addEventListener('click', () => running?.abort());
-parts.fresh.addEventListener('click', () => void open(newId()));
+parts.fresh.addEventListener('click', () => void open(newId(), true));
 document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') running?.abort();
   if (event.altKey && event.code === 'KeyN' && !running) {
     event.preventDefault();
-    void open(newId());
+    void open(newId(), true);
   }
 });
 window.addEventListener('hashchange', () => {
@@ -145,4 +146,5 @@ window.addEventListener('hashchange', () => {
   if (id && id !== sessionId && !running) void open(id);
 });
 
-void open(idInUrl() ?? localStorage.getItem(STORED) ?? newId());
+const known = idInUrl() ?? localStorage.getItem(STORED);
+void open(known ?? newId(), known === null);
