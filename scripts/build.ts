@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, rmSync } from 'node:fs';
+import { chmodSync, cpSync, readdirSync, rmSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 /**
@@ -15,6 +15,7 @@ const run = (command: string, ...args: string[]): void => {
 
 rmSync(`${root}/dist`, { recursive: true, force: true });
 run('tsc', '-p', 'tsconfig.build.json');
-if (existsSync(`${root}/src/page`)) cpSync(`${root}/src/page`, `${root}/dist/page`, { recursive: true });
+for (const file of readdirSync(`${root}/src/page`))
+  if (!file.endsWith('.ts')) cpSync(`${root}/src/page/${file}`, `${root}/dist/page/${file}`);
 chmodSync(`${root}/dist/cli/main.js`, 0o755);
 run('node', 'scripts/build-wasm.ts');
