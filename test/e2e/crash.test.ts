@@ -1,0 +1,131 @@
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { startServer, type TestServer } from '../helpers/server.ts';
+import { storedState } from '../helpers/stored-state.ts';
+import { type TinyServed, tinyServed } from '../helpers/tiny-bundle.ts';
+import { prose } from '../helpers/turns.ts';
+
+/** Crashes of the whole server or of workerd, and what is left: the same tokens and the same stored bytes as without them. */
+const SESSION = 'crash-test';
+const TURNS = [prose(300, 1), prose(40, 2), prose(260, 3), prose(20, 4)];
+
+interface Answer {
+  text: string;
+  cached: number;
+  total: number;
+}
+
+let tiny: TinyServed;
+let undisturbed: Answer[];
+let expected: Awaited<ReturnType<typeof storedState>>;
+
+async function turn(server: TestServer, n: number, onText?: (text: string) => void): Promise<Answer> {
+  const response = await fetch(`${server.url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({
+      model: tiny.modelId,
+      session_id: SESSION,
+      session_append: true,
+      messages: [{ role: 'user', content: TURNS[n] }],
+      temperature: 0.7,
+      seed: 11 + n,
+      max_tokens: 60,
+      stream: true,
+      stream_options: { include_usage: true },
+    }),
+  });
+  if (!response.ok) throw new Error(`${response.status} ${await response.text()}`);
+  let text = '';
+  let usage: { prompt_tokens_details: { cached_tokens: number }; total_tokens: number } | undefined;
+  let rest = '';
+  for await (const piece of response.body!.pipeThrough(new TextDecoderStream())) {
+    rest += piece;
+    const lines = rest.split('\n');
+    rest = lines.pop()!;
+    for (const line of lines) {
+      if (!line.startsWith('data: {')) continue;
+      const chunk = JSON.parse(line.slice(6));
+      if (chunk.error) throw new Error(chunk.error.message);
+      text += chunk.choices[0]?.delta.content ?? '';
+      usage = chunk.usage ?? usage;
+      if (text !== '') onText?.(text);
+    }
+  }
+  if (!usage) throw new Error('the stream ended early');
+  return { text, cached: usage.prompt_tokens_details.cached_tokens, total: usage.total_tokens };
+}
+
+const start = (name: string): Promise<TestServer> =>
+  startServer({ dataDir: join(tiny.folder, name), assetsDir: tiny.assetsDir });
+
+beforeAll(async () => {
+  tiny = await tinyServed({ untied: true, context: 4096 });
+  const server = await start('undisturbed');
+  undisturbed = [];
+  for (const n of TURNS.keys()) undisturbed.push(await turn(server, n));
+  await server.stop();
+  expected = await storedState(join(tiny.folder, 'undisturbed'), tiny.bundleDir, SESSION);
+  expect(expected.log.fed).toBeGreaterThan(640);
+});
+afterAll(() => tiny?.remove());
+
+describe('a conversation goes on from its stored cache', () => {
+  test('after SIGKILL of the process group between any two turns', async () => {
+    for (const n of TURNS.keys()) {
+      const server = await start('between');
+      try {
+        // Text, and how much was reused: nothing before the last commit was computed again.
+        expect(await turn(server, n)).toEqual(undisturbed[n]);
+      } finally {
+        await server.stop();
+      }
+    }
+    expect(await storedState(join(tiny.folder, 'between'), tiny.bundleDir, SESSION)).toEqual(expected);
+  });
+
+  test('after SIGKILL of the process group in the middle of a stream', async () => {
+    let server = await start('mid-stream');
+    try {
+      expect(await turn(server, 0)).toEqual(undisturbed[0]);
+      expect(await turn(server, 1)).toEqual(undisturbed[1]);
+      let killed = false;
+      await expect(
+        turn(server, 2, (text) => {
+          if (killed || text.length < 10) return;
+          killed = true;
+          server.kill('group');
+        }),
+      ).rejects.toThrow();
+      expect(killed).toBe(true);
+      await server.waitClosed();
+      server = await start('mid-stream');
+      expect(await turn(server, 2)).toEqual(undisturbed[2]);
+      expect(await turn(server, 3)).toEqual(undisturbed[3]);
+    } finally {
+      await server.stop();
+    }
+    expect(await storedState(join(tiny.folder, 'mid-stream'), tiny.bundleDir, SESSION)).toEqual(expected);
+  });
+
+  test('after SIGKILL of workerd alone in the middle of a stream', async () => {
+    const server = await start('workerd-only');
+    try {
+      expect(await turn(server, 0)).toEqual(undisturbed[0]);
+      let killed = false;
+      await expect(
+        turn(server, 1, (text) => {
+          if (killed || text.length < 10) return;
+          killed = true;
+          server.kill('workerd');
+        }),
+      ).rejects.toThrow();
+      expect(killed).toBe(true);
+      await server.waitReady();
+      for (const n of [1, 2, 3]) expect(await turn(server, n)).toEqual(undisturbed[n]);
+    } finally {
+      await server.stop();
+    }
+    expect(await storedState(join(tiny.folder, 'workerd-only'), tiny.bundleDir, SESSION)).toEqual(expected);
+  });
+});
