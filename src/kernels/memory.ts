@@ -4,6 +4,8 @@ import { MemoryLimitError } from '../core/errors.ts';
 const PAGE = 65536;
 /** Pages the modules ask for at instantiation (scripts/build-wasm.ts: --initialMemory). */
 const INITIAL_PAGES = 2;
+/** Growing detaches the buffer and costs a system call: 1 MiB at a time. */
+const STEP_PAGES = 16;
 
 /** A WebAssembly memory with a maximum. It grows by pages and never shrinks. */
 export interface WasmMemory extends GrowableMemory {
@@ -26,7 +28,8 @@ export function wasmMemory(maxBytes: number): WasmMemory {
       if (bytes <= held) return;
       if (bytes > maximum * PAGE) throw new MemoryLimitError(bytes, maximum * PAGE, 'kernel memory');
       try {
-        memory.grow(Math.ceil((bytes - held) / PAGE));
+        const needed = Math.ceil((bytes - held) / PAGE);
+        memory.grow(Math.min(Math.max(needed, STEP_PAGES), maximum - held / PAGE));
       } catch {
         // The host itself refused: its own limit lies below ours.
         throw new MemoryLimitError(bytes, held, 'kernel memory');

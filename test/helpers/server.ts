@@ -47,7 +47,8 @@ export class TestServer {
     }
     const pids = this.#workerds();
     if (pids.length === 0) throw new Error('no workerd runs');
-    for (const pid of pids) process.kill(pid, 'SIGKILL');
+    // wrangler runs two: a proxy in front, and, started after it, the one with the Worker and its objects.
+    process.kill(Math.max(...pids), 'SIGKILL');
   }
 
   /** Resolves when nothing listens on the port. */
