@@ -26,6 +26,7 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
     super(ctx, env);
     // Nothing is read before it is asked for, and the table is made by the first write: no start-up work that could fail or block.
     this.#session = new Session(
+      ctx.id.toString(),
       this.services(env),
       new DurableObjectStore(ctx.storage),
       storageAlarm(ctx.storage),

@@ -100,7 +100,7 @@ export class LocalHost implements SessionHost {
   async #use<T>(key: string, action: (session: Session) => Promise<T>): Promise<T> {
     let session = this.#sessions.get(key);
     if (!session) {
-      session = new Session(this.#services, this.#openStore(key), this.#alarm(key));
+      session = new Session(key, this.#services, this.#openStore(key), this.#alarm(key));
       this.#sessions.set(key, session);
     }
     try {
@@ -128,13 +128,14 @@ export class LocalHost implements SessionHost {
 const isNotFound = (error: unknown): boolean =>
   error instanceof AdkvcError && error.code === 'session_not_found';
 
-class TimerAlarm implements Alarm {
+/** An alarm of this process: forgotten with it. */
+export class TimerAlarm implements Alarm {
   at: number | null = null;
   readonly #fire: () => Promise<void>;
   readonly #now: () => number;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(fire: () => Promise<void>, now: () => number) {
+  constructor(fire: () => Promise<void>, now: () => number = Date.now) {
     this.#fire = fire;
     this.#now = now;
   }

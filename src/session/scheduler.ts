@@ -4,6 +4,8 @@ import { MAX_ADMISSION_WAIT_MS, MAX_WAITING_TURNS_PER_ISOLATE, RETRY_AFTER_SECON
 
 /** A session, as the scheduler sees it: it may hold a cache in the isolate's memory. */
 export interface Tenant {
+  /** Names the conversation: two tenants of one key are an object and its successor after an eviction. */
+  readonly key: string;
   /** Kernel bytes of its resident cache; 0 without one. */
   readonly residentBytes: number;
   /** Implicit sessions are forgotten first. */
@@ -88,6 +90,7 @@ export class Scheduler {
     bytes: number,
     signal?: AbortSignal,
   ): Promise<Lease> {
+    this.#supersede(tenant);
     if (this.#queue.length > 0 || !this.#makeRoom(tenant, engine, bytes)) {
       if (this.#queue.length >= this.#options.maxWaiting)
         throw this.#refusal(
@@ -120,6 +123,15 @@ export class Scheduler {
         if (this.#turns.get(tenant) === turn) this.#turns.delete(tenant);
       },
     };
+  }
+
+  /** An object that was evicted could not free its cache (there is no hook for it); its successor does. */
+  #supersede(tenant: Tenant): void {
+    for (const other of this.#tenants) {
+      if (other === tenant || other.key !== tenant.key || this.#turns.has(other)) continue;
+      other.forget();
+      this.#tenants.delete(other);
+    }
   }
 
   #makeRoom(tenant: Tenant, engine: Pick<Engine, 'availableBytes'>, bytes: number): boolean {

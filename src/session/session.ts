@@ -22,6 +22,7 @@ const DELETED = Symbol('deleted');
  * resident cache, the head) is a copy of what is in the store and may be forgotten at any time between turns.
  */
 export class Session implements Tenant {
+  readonly key: string;
   readonly #services: SessionServices;
   readonly #store: SessionStore;
   readonly #alarm: Alarm;
@@ -34,7 +35,9 @@ export class Session implements Tenant {
   /** The turn that runs; it holds the residence meanwhile. */
   #turn: Turn | undefined;
 
-  constructor(services: SessionServices, store: SessionStore, alarm: Alarm) {
+  /** @param key names the conversation within the isolate */
+  constructor(key: string, services: SessionServices, store: SessionStore, alarm: Alarm) {
+    this.key = key;
     this.#services = services;
     this.#store = store;
     this.#alarm = alarm;

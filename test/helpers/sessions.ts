@@ -21,17 +21,10 @@ export class World {
   host!: LocalHost;
   scheduler!: Scheduler;
   time = 1_000_000;
-  readonly #wrap: (store: SessionStore) => SessionStore;
   readonly #scheduling: Partial<SchedulerOptions>;
 
-  constructor(
-    options: FakeOptions & {
-      wrap?: (store: SessionStore) => SessionStore;
-      scheduling?: Partial<SchedulerOptions>;
-    } = {},
-  ) {
+  constructor(options: FakeOptions & { scheduling?: Partial<SchedulerOptions> } = {}) {
     this.engine = new FakeEngine(options);
-    this.#wrap = options.wrap ?? ((store) => store);
     this.#scheduling = options.scheduling ?? {};
     this.reopen();
   }
@@ -50,7 +43,7 @@ export class World {
     this.host?.close();
     this.engine = engine;
     this.scheduler = new Scheduler({ pause, ...this.#scheduling });
-    this.host = new LocalHost(this.services, (key) => this.#wrap(this.store(key)));
+    this.host = new LocalHost(this.services, (key) => this.store(key));
   }
 
   store(key = 'k'): SessionStore {

@@ -11,8 +11,10 @@ function memory(bytes: number) {
     readonly name: string;
     readonly lastUsedAt: number;
     readonly implicit: boolean;
+    key: string;
     constructor(name: string, lastUsedAt = 0, implicit = false) {
       this.name = name;
+      this.key = name;
       this.lastUsedAt = lastUsedAt;
       this.implicit = implicit;
       tenants.push(this);
@@ -139,4 +141,14 @@ test('turns alternate, and one that comes later is not owed what the others had 
     expect(share).toBeGreaterThanOrEqual(3);
     expect(share).toBeLessThanOrEqual(5);
   }
+});
+
+test('the successor of an evicted object frees what the object left behind', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const [gone, successor, other] = [tenant('a'), tenant('a'), tenant('b')];
+  await visit(scheduler, engine, gone, 30);
+  await visit(scheduler, engine, other, 30);
+  await visit(scheduler, engine, successor, 30);
+  expect([gone, successor, other].map(({ residentBytes }) => residentBytes)).toEqual([0, 30, 30]);
 });
