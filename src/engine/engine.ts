@@ -11,6 +11,8 @@ export interface EngineParts {
   readonly forward: Forward;
   readonly tokenizer: Tokenizer;
   readonly template: ChatTemplate;
+  /** The kernels' unless something else computes a part. */
+  readonly numerics?: string;
   /** Bytes of onnxruntime's heap: 0 unless a node was left to it. */
   readonly ortHeapBytes?: (() => number) | undefined;
 }
@@ -99,7 +101,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
   return {
     model,
     fingerprint: manifest.fingerprint,
-    numerics: kernels.numerics,
+    numerics: parts.numerics ?? kernels.numerics,
     tokenizer,
     template,
     eosIds: manifest.eosIds,

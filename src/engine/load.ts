@@ -1,4 +1,5 @@
 import type { Kernels } from '../kernels/kernels.ts';
+import { ORT_NUMERICS } from '../runtime/foreign.ts';
 import { type ForeignStage, Forward } from '../runtime/forward.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
 import type { LoadedModel } from '../runtime/model.ts';
@@ -33,5 +34,9 @@ export async function loadEngine(options: LoadEngineOptions): Promise<ModelEngin
   const forward = new Forward(loaded, stages, foreign);
   const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
   const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
-  return createEngine({ loaded, forward, tokenizer, template, ortHeapBytes: options.ortHeapBytes });
+  return createEngine({
+    ...{ loaded, forward, tokenizer, template, ortHeapBytes: options.ortHeapBytes },
+    // Whoever computes a node decides its bits: a state is not continued under another onnxruntime.
+    numerics: foreign ? `${kernels.numerics}+${ORT_NUMERICS}` : kernels.numerics,
+  });
 }

@@ -7,6 +7,9 @@ import type { LoadedModel } from './model.ts';
 import type { OrtRunner, OrtStage, OrtTensor } from './ort.ts';
 import type { Stage } from './partition.ts';
 
+/** Names the library whose arithmetic ort stages have; a test holds it to the installed version. */
+export const ORT_NUMERICS = 'onnxruntime-web/1.30.0';
+
 /**
  * What loadEngine calls for the stages that no kernel claimed: their models come from the bundle, and `runner` is not touched before.
  * @example loadEngine({ source, kernels, foreign: foreignFromBundle(source, createOrtRunner({ wasm })) })

@@ -2,15 +2,18 @@ import { mkdtempSync, readdirSync, rmSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import project from '../../package.json' with { type: 'json' };
 import { decodeSource } from '../../src/kernels/weights.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
 import { type Activation, llamaGraph } from '../../src/prepare/llama-graph.ts';
+import { ACTIVATIONS } from '../../src/prepare/onnx-decoder.ts';
 import { openModel } from '../../src/prepare/open-model.ts';
 import type { ModelSource } from '../../src/prepare/source.ts';
 import { verifyBundle } from '../../src/prepare/verify.ts';
 import { createOrtRunner } from '../../src/runtime/ort.ts';
 import { ortWasmInNode } from '../../src/runtime/ort-node.ts';
+import { stageModel } from '../../src/runtime/stage-model.ts';
 import { EXACT_FULL, maxDifference, score } from '../helpers/golden.ts';
 import { interpret, type Value } from '../helpers/graph-interpreter.ts';
 import { preparedEngines } from '../helpers/prepared-engine.ts';
@@ -60,6 +63,7 @@ describe('an activation that no kernel has', () => {
     });
     expect(files).toHaveLength(engine.model.layers);
     expect(engine.ledger().ortHeap).toBeGreaterThan(8e6);
+    expect(engine.numerics).toBe(`reference/1+onnxruntime-web/${project.dependencies['onnxruntime-web']}`);
     const { logits } = await score(engine, EXACT_FULL, IDS, [IDS.length - 1]);
     const source = await openModel(gguf);
     const relu = await expected(withActivation(RELU)(source));
@@ -80,6 +84,7 @@ describe('an activation that no kernel has', () => {
       prepared: (bundle) => expect(readdirSync(bundle).join()).not.toMatch(/stage-/),
     });
     expect(engine.ledger().ortHeap).toBe(0);
+    expect(engine.numerics).toBe('reference/1');
     const { logits } = await score(engine, EXACT_FULL, IDS, [IDS.length - 1]);
     const source = await openModel(gguf);
     expect(maxDifference(logits.get(IDS.length - 1)!, await expected(source))).toBeLessThan(1e-5);
@@ -97,6 +102,27 @@ describe('an activation that no kernel has', () => {
     await source.close();
     expect(readdirSync(folder)).toEqual(['tiny.gguf']);
   });
+
+  it.each([...ACTIVATIONS, 'Sigmoid'])(
+    '%s gives a row the same bits alone and among 128',
+    async (qualified) => {
+      const [domain, op] = qualified.includes('::') ? qualified.split('::') : ['', qualified];
+      const node = { name: 'n', op: op!, domain: domain!, inputs: ['x'], outputs: ['y'], attributes: {} };
+      const stage = { kind: 'ort', nodes: [node], inputs: ['x'], outputs: ['y'], weights: [] } as const;
+      const loaded = await createOrtRunner({ wasm: ortWasmInNode }).load(stageModel(stage, () => []));
+      // No multiple of a vector's four lanes, so that tails fall into different places.
+      const [rows, width] = [128, 30];
+      const x = Float32Array.from({ length: rows * width }, (_, i) => Math.sin(i * 1.37) * 4);
+      const { y } = await loaded.run({ x: { dims: [rows, width], data: x } });
+      for (const count of [1, 17])
+        for (let row = 0; row + count <= rows; row += count) {
+          const part = x.slice(row * width, (row + count) * width);
+          const alone = await loaded.run({ x: { dims: [count, width], data: part } });
+          expect(alone.y).toEqual(y!.slice(row * width, (row + count) * width));
+        }
+      await loaded.dispose();
+    },
+  );
 
   it('damage to a stage is seen by verifying, by loading and by preparing again', async () => {
     const source = withActivation(RELU)(await openModel(gguf));
