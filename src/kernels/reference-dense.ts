@@ -3,6 +3,7 @@ import { halfToFloat } from '../core/half.ts';
 import type { ActivationKind, Kernels, WeightForm } from './kernels.ts';
 import { weightBytes } from './weights.ts';
 import { type Grid, gridValue, readGrid } from './weights-grid.ts';
+import { fineRows, q6hGroupAt, q6hResidualAt } from './weights-q6h.ts';
 
 /** The methods of the products and rows groups. */
 export type DenseKernels = Pick<
@@ -69,7 +70,7 @@ export function denseReference(arena: Arena): DenseKernels {
     matmul(form, activation, rows, weight, n, k, out, ldOut) {
       const w = view(weight, weightBytes(form, n, k));
       for (let row = 0; row < n; row++) {
-        const dot = rowProduct(form, w, row, k);
+        const dot = rowProduct(form, w, row, n, k);
         for (let r = 0; r < rows; r++)
           floats(out + (r * ldOut + row) * 4, 1)[0] = dot(arena.memory.buffer, activation, r);
       }
@@ -80,7 +81,7 @@ export function denseReference(arena: Arena): DenseKernels {
       const rows = new Uint32Array(arena.memory.buffer, ids, count);
       for (let i = 0; i < count; i++) {
         const values = floats(out + i * k * 4, k);
-        decodeRow(form, w, rows[i]!, k, values);
+        decodeRow(form, w, rows[i]!, n, k, values);
         if (form === 'q6h') for (let c = 0; c < k; c += 64) hadamard64(values.subarray(c, c + 64));
       }
     },
@@ -173,37 +174,33 @@ function rowProduct(
   form: WeightForm,
   w: DataView,
   row: number,
+  n: number,
   k: number,
 ): (buffer: ArrayBuffer, activation: Ptr, r: number) => number {
-  if (form === 'q4r' || form === 'q6h') {
-    const group = form === 'q4r' ? 32 : 64;
-    const stride = activationRowBytes(form === 'q4r' ? 'i8' : 'i8h64', k);
-    const codes = new Uint8Array(k);
-    const scales = new Float32Array(k / group);
-    const shifts = new Float32Array(k / group);
-    (form === 'q4r' ? readQ4r : readQ6h)(w, row, k, codes, scales, shifts);
-    const mean = new Float32Array(form === 'q6h' ? k : 0);
-    for (let i = 0; i < mean.length; i++) mean[i] = w.getFloat32(i * 4, true);
+  if (form === 'q4r') {
+    const stride = activationRowBytes('i8', k);
+    const coded = readQ4r(w, row, k);
+    return (buffer, activation, r) => addProducts(0, coded, 32, buffer, activation + r * stride, k);
+  }
+  if (form === 'q6h') {
+    const stride = activationRowBytes('i8h64', k);
+    const mean = Float32Array.from({ length: k }, (_, i) => w.getFloat32(i * 4, true));
+    const coded = readQ6h(w, q6hGroupAt(row, k), row & 7, k);
+    const residual = row < fineRows(n) ? readQ6h(w, q6hResidualAt(row, n, k), row & 7, k) : undefined;
     return (buffer, activation, r) => {
-      const x = new Int8Array(buffer, activation + r * stride, k);
-      const pairs = new Float32Array(buffer, activation + r * stride + k, (k / group) * 2);
+      const at = activation + r * stride;
       let sum = 0;
-      if (form === 'q6h')
-        for (let g = 0; g < k / group; g++) {
-          const codes = Float32Array.from(x.subarray(g * group, (g + 1) * group));
-          sum = f(sum + f(laneDot(codes, mean.subarray(g * group, (g + 1) * group), group) * pairs[g * 2]!));
-        }
-      for (let g = 0; g < k / group; g++) {
-        let dot = 0;
-        for (let i = g * group; i < (g + 1) * group; i++) dot += x[i]! * codes[i]!;
-        const product = f(f(dot * scales[g]!) * pairs[g * 2]!);
-        sum = f(sum + f(product + f(shifts[g]! * pairs[g * 2 + 1]!)));
+      for (let g = 0; g < k / 64; g++) {
+        const x = Float32Array.from(new Int8Array(buffer, at + g * 64, 64));
+        const dot = laneDot(x, mean.subarray(g * 64, g * 64 + 64), 64);
+        sum = f(sum + f(dot * new Float32Array(buffer, at + k + g * 8, 1)[0]!));
       }
-      return sum;
+      sum = addProducts(f(sum * coded.share), coded, 64, buffer, at, k);
+      return residual ? addProducts(sum, residual, 64, buffer, at, k) : sum;
     };
   }
   const values = new Float32Array(k);
-  decodeRow(form, w, row, k, values);
+  decodeRow(form, w, row, n, k, values);
   if (form === 'f32') return (buffer, x, r) => laneDot(new Float32Array(buffer, x + r * k * 4, k), values, k);
   return (buffer, activation, r) => {
     const x = new Float32Array(buffer, activation + r * k * 4, k);
@@ -218,7 +215,14 @@ function rowProduct(
 }
 
 /** A row's values in f32; q6h still rotated. Layouts: weights.ts. */
-function decodeRow(form: WeightForm, w: DataView, row: number, k: number, out: Float32Array): void {
+function decodeRow(
+  form: WeightForm,
+  w: DataView,
+  row: number,
+  n: number,
+  k: number,
+  out: Float32Array,
+): void {
   if (form === 'f32') for (let i = 0; i < k; i++) out[i] = w.getFloat32((row * k + i) * 4, true);
   else if (form === 'q4_1')
     for (let i = 0; i < k; i++) {
@@ -234,34 +238,54 @@ function decodeRow(form: WeightForm, w: DataView, row: number, k: number, out: F
       out[i] =
         halfToFloat(w.getUint16(at + (row & 3) * 2, true)) * w.getInt8(at + 8 + (i & 31) * 4 + (row & 3));
     }
-  else {
-    const group = form === 'q4r' ? 32 : 64;
-    const codes = new Uint8Array(k);
-    const scales = new Float32Array(k / group);
-    const shifts = new Float32Array(k / group);
-    if (form === 'q4r') {
-      readQ4r(w, row, k, codes, scales, shifts);
-      for (let i = 0; i < k; i++) out[i] = f(scales[i >> 5]! * codes[i]!) + shifts[i >> 5]!;
-    } else {
-      const quarters = readQ6h(w, row, k, codes, scales, shifts);
-      for (let i = 0; i < k; i++) {
-        const rest = f(scales[i >> 6]! * f(codes[i]! - quarters[i >> 6]! / 4));
-        out[i] = w.getFloat32(i * 4, true) + rest;
-      }
-    }
+  else if (form === 'q4r') {
+    const { codes, scales, shifts } = readQ4r(w, row, k);
+    for (let i = 0; i < k; i++) out[i] = f(scales[i >> 5]! * codes[i]!) + shifts[i >> 5]!;
+  } else {
+    const coded = readQ6h(w, q6hGroupAt(row, k), row & 7, k);
+    for (let i = 0; i < k; i++) out[i] = coded.share * w.getFloat32(i * 4, true);
+    const add = ({ codes, scales, zeros }: CodedQ6h) => {
+      for (let i = 0; i < k; i++) out[i]! += f(scales[i >> 6]! * f(codes[i]! - zeros[i >> 6]! / 4));
+    };
+    add(coded);
+    if (row < fineRows(n)) add(readQ6h(w, q6hResidualAt(row, n, k), row & 7, k));
   }
+}
+
+/** A row as codes with a scale and a shift for each group. */
+interface Coded {
+  readonly codes: Uint8Array;
+  readonly scales: Float32Array;
+  readonly shifts: Float32Array;
+}
+
+/** sum + the products of all groups in order, as the kernels add them. `at`: a row of an integer activation. */
+function addProducts(
+  sum: number,
+  { codes, scales, shifts }: Coded,
+  group: number,
+  buffer: ArrayBuffer,
+  at: Ptr,
+  k: number,
+): number {
+  const x = new Int8Array(buffer, at, k);
+  const pairs = new Float32Array(buffer, at + k, (k / group) * 2);
+  for (let g = 0; g < k / group; g++) {
+    let dot = 0;
+    for (let i = g * group; i < (g + 1) * group; i++) dot += x[i]! * codes[i]!;
+    const product = f(f(dot * scales[g]!) * pairs[g * 2]!);
+    sum = f(sum + f(product + f(shifts[g]! * pairs[g * 2 + 1]!)));
+  }
+  return sum;
 }
 
 const gridAt = (w: DataView, at: number): Grid => readGrid(w.getUint32(at, true));
 
-function readQ4r(
-  w: DataView,
-  row: number,
-  k: number,
-  codes: Uint8Array,
-  scales: Float32Array,
-  minima: Float32Array,
-) {
+/** `shifts` are the minima. */
+function readQ4r(w: DataView, row: number, k: number): Coded {
+  const codes = new Uint8Array(k);
+  const scales = new Float32Array(k / 32);
+  const shifts = new Float32Array(k / 32);
   const lane = row & 7;
   const base = (row >> 3) * (64 + (k / 32) * 144);
   const scaleGrid = gridAt(w, base + lane * 4);
@@ -269,29 +293,30 @@ function readQ4r(
   for (let b = 0; b < k / 32; b++) {
     const at = base + 64 + b * 144;
     scales[b] = gridValue(scaleGrid, w.getUint8(at + lane));
-    minima[b] = gridValue(minimumGrid, w.getUint8(at + 8 + lane));
+    shifts[b] = gridValue(minimumGrid, w.getUint8(at + 8 + lane));
     for (let c = 0; c < 32; c++) {
       const byte = w.getUint8(at + 16 + (lane >> 2) * 64 + (c >> 3) * 16 + (lane & 3) * 4 + (c & 3));
       codes[b * 32 + c] = c & 4 ? byte >> 4 : byte & 15;
     }
   }
+  return { codes, scales, shifts };
 }
 
-/** `shifts` receives -scale * zero / 4. @returns the zeros as stored, in quarters of a code */
-function readQ6h(
-  w: DataView,
-  row: number,
-  k: number,
-  codes: Uint8Array,
-  scales: Float32Array,
-  shifts: Float32Array,
-) {
-  const lane = row & 7;
-  const base = k * 4 + (row >> 3) * (32 + (k / 64) * 400);
-  const grid = gridAt(w, base + lane * 4);
+interface CodedQ6h extends Coded {
+  /** As stored: in quarters of a code. */
+  readonly zeros: Uint8Array;
+  readonly share: number;
+}
+
+/** `base`: the group of 8 rows; `shifts` are -scale * zero / 4. */
+function readQ6h(w: DataView, base: number, lane: number, k: number): CodedQ6h {
+  const codes = new Uint8Array(k);
+  const scales = new Float32Array(k / 64);
+  const shifts = new Float32Array(k / 64);
   const zeros = new Uint8Array(k / 64);
+  const grid = gridAt(w, base + lane * 4);
   for (let g = 0; g < k / 64; g++) {
-    const at = base + 32 + g * 400;
+    const at = base + 64 + g * 400;
     scales[g] = gridValue(grid, w.getUint8(at + lane));
     zeros[g] = w.getUint8(at + 8 + lane);
     shifts[g] = -f((zeros[g]! / 4) * scales[g]!);
@@ -304,5 +329,5 @@ function readQ6h(
         step < 3 ? w.getUint8(set + step * 16) & 63 : (two(0) << 4) | (two(1) << 2) | two(2);
     }
   }
-  return zeros;
+  return { codes, scales, shifts, zeros, share: w.getFloat32(base + 32 + lane * 4, true) };
 }

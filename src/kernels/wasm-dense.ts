@@ -26,7 +26,8 @@ export interface DenseExports {
   embedQ41: Embed;
   embedQ80: Embed;
   embedQ4r: Embed;
-  embedQ6h: Embed;
+  /** Needs n: the residuals lie behind all rows. */
+  embedQ6h(table: number, n: number, k: number, ids: number, count: number, out: number): void;
   rmsNorm: DenseKernels['rmsNorm'];
   add: DenseKernels['add'];
   mul: DenseKernels['mul'];
@@ -44,12 +45,11 @@ export function denseWasm(exports: DenseExports): DenseKernels {
     q4r: exports.matmulQ4r,
     q6h: exports.matmulQ6h,
   };
-  const embed: Record<WeightForm, Embed> = {
+  const embed: Record<Exclude<WeightForm, 'q6h'>, Embed> = {
     f32: exports.embedF32,
     q4_1: exports.embedQ41,
     q8_0: exports.embedQ80,
     q4r: exports.embedQ4r,
-    q6h: exports.embedQ6h,
   };
   const activation: Record<ActivationKind, Activation> = {
     f32: () => {},
@@ -60,7 +60,10 @@ export function denseWasm(exports: DenseExports): DenseKernels {
     activationBytes: (kind, rows, k) => rows * activationRowBytes(kind, k),
     prepareActivation: (kind, x, rows, k, out) => activation[kind](x, rows, k, out),
     matmul: (form, x, rows, weight, n, k, out, ldOut) => matmul[form](x, rows, weight, n, k, out, ldOut),
-    embed: (form, table, _n, k, ids, count, out) => embed[form](table, k, ids, count, out),
+    embed: (form, table, n, k, ids, count, out) =>
+      form === 'q6h'
+        ? exports.embedQ6h(table, n, k, ids, count, out)
+        : embed[form](table, k, ids, count, out),
     rmsNorm: exports.rmsNorm,
     add: exports.add,
     mul: exports.mul,

@@ -2,7 +2,7 @@ import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
 import { floatToHalf, halfToFloat } from '../core/half.ts';
 import type { WeightForm } from './kernels.ts';
 import { type BlockReader, packQ4r, unpackQ4r } from './weights-q4r.ts';
-import { packQ6h, unpackQ6h } from './weights-q6h.ts';
+import { packQ6h, q6hBytes, unpackQ6h } from './weights-q6h.ts';
 
 /**
  * How each weight form lies in memory. A matrix is [n, k], row-major: output row r is the dot of weight row r with the
@@ -26,13 +26,14 @@ import { packQ6h, unpackQ6h } from './weights-q6h.ts';
  *     byte = (row % 4) * 4 + channel % 4                 (an i32 lane is an output row)
  *   value = scale * code + minimum
  *
- * q6h (6.25 bits a weight, 4 bytes a row, 4 bytes a channel); rows are rotated by the orthonormal Hadamard matrix of 64
- * along k, in groups of 64 channels, and centred on the mean of all rows:
- *   f32 mean[k]                                          of the rotated rows
- *   then groups of 8 rows:
- *   u32 scaleGrid[8] as in q4r
- *   k/64 blocks of 400 bytes:
- *     u8 scale[8], u8 zero[8]                            value = mean + scale * (code - zero / 4), code 0..63
+ * q6h (6.25 bits a weight, 8 bytes a row, 4 bytes a channel; the first 2,048 rows twice): rows are rotated by the orthonormal
+ * Hadamard matrix of 64 along k, in groups of 64 channels.
+ *   f32 mean[k]                                          mean of the rotated rows
+ *   groups of 8 rows, then the groups of the residuals of the first min(n, 2048) rows, each:
+ *     u32 scaleGrid[8] as in q4r
+ *     f32 share[8]                                       part of the mean that is in the row; 1 for residuals, which have none
+ *     k/64 blocks of 400 bytes:
+ *     u8 scale[8], u8 zero[8]                            value = share * mean + scale * (code - zero / 4), code 0..63
  *     for rows 0..3, then for rows 4..7:
  *       4 sets of 3 vectors; set s holds channels 16s..16s+15, byte = (row % 4) * 4 + channel % 4.
  *       Vector j: low 6 bits channels 16s+4j..16s+4j+3, upper 2 bits two bits of channels 16s+12..16s+15:
@@ -78,7 +79,7 @@ export function weightBytes(form: WeightForm, n: number, k: number): number {
     case 'q4r':
       return Math.ceil(n / 8) * (64 + (k / 32) * 144);
     case 'q6h':
-      return k * 4 + Math.ceil(n / 8) * (32 + (k / 64) * 400);
+      return q6hBytes(n, k);
   }
 }
 

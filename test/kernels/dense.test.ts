@@ -228,6 +228,7 @@ describe('embed: rows equal unpackWeight (q6h within 1e-6 of the row, others to 
     ['q8_0', 'Q8_0', 11, 96],
     ['q4r', 'Q4_1', 19, 96],
     ['q6h', 'Q8_0', 19, 192],
+    ['q6h', 'Q8_0', 2060, 64],
   ] as const)
     it(`${form}, ${n} x ${k}`, () => {
       const packed = packWeight(form, randomSource(type, n, k, 8));

@@ -1,4 +1,5 @@
 import { hadamard64 } from './activation';
+import { FINE_ROWS } from './matmul-q6h';
 
 /** out f32 [count, k]: rows ids u32 [count] of a table in one of the forms; values as unpackWeight gives them, in f32 arithmetic. */
 export function embedF32(table: usize, k: i32, ids: usize, count: i32, out: usize): void {
@@ -81,32 +82,44 @@ export function embedQ4r(table: usize, k: i32, ids: usize, count: i32, out: usiz
   }
 }
 
-export function embedQ6h(table: usize, k: i32, ids: usize, count: i32, out: usize): void {
+export function embedQ6h(table: usize, n: i32, k: i32, ids: usize, count: i32, out: usize): void {
+  const groupBytes = 64 + <usize>(k >> 6) * 400;
+  const groups = table + (<usize>k << 2);
+  const residuals = groups + <usize>((n + 7) >> 3) * groupBytes;
   for (; count > 0; count--) {
     const id = load<u32>(ids);
-    const lane = <usize>(id & 7);
-    const group = table + (<usize>k << 2) + <usize>(id >> 3) * (32 + <usize>(k >> 6) * 400);
-    const grid = load<u32>(group + lane * 4);
-    let at = group + 32;
-    let mean = table;
-    for (let b = 0; b < k; b += 64) {
-      const scale = gridValue(grid, load<u8>(at + lane));
-      const zero = <f32>load<u8>(at + 8 + lane) * <f32>0.25;
-      const codes = at + 16 + (lane >> 2) * 192 + (lane & 3) * 4;
-      for (let c: usize = 0; c < 64; c++) {
-        const set = codes + (c >> 4) * 48 + (c & 3);
-        const step = (c >> 2) & 3;
-        const code =
-          step < 3
-            ? <i32>load<u8>(set + (step << 4)) & 63
-            : ((<i32>load<u8>(set) >> 6) << 4) | ((<i32>load<u8>(set, 16) >> 6) << 2) | (<i32>load<u8>(set, 32) >> 6);
-        f32.store(out + c * 4, f32.load(mean + c * 4) + scale * (<f32>code - zero));
-      }
+    const group = groups + <usize>(id >> 3) * groupBytes;
+    const share = f32.load(group + <usize>(id & 7) * 4, 32);
+    for (let c: usize = 0; c < <usize>k << 2; c += 4) f32.store(out + c, share * f32.load(table + c));
+    addCodes(group, id, k, out);
+    if (<i32>id < min(n, FINE_ROWS)) addCodes(residuals + <usize>(id >> 3) * groupBytes, id, k, out);
+    for (let c = 0; c < k; c += 64) {
       hadamard64(out);
-      at += 400;
-      mean += 256;
       out += 256;
     }
     ids += 4;
+  }
+}
+
+/** out += scale * (code - zero / 4) of one row of a q6h group. */
+function addCodes(group: usize, id: u32, k: i32, out: usize): void {
+  const lane = <usize>(id & 7);
+  const grid = load<u32>(group + lane * 4);
+  let at = group + 64;
+  for (let b = 0; b < k; b += 64) {
+    const scale = gridValue(grid, load<u8>(at + lane));
+    const zero = <f32>load<u8>(at + 8 + lane) * <f32>0.25;
+    const codes = at + 16 + (lane >> 2) * 192 + (lane & 3) * 4;
+    for (let c: usize = 0; c < 64; c++) {
+      const set = codes + (c >> 4) * 48 + (c & 3);
+      const step = (c >> 2) & 3;
+      const code =
+        step < 3
+          ? <i32>load<u8>(set + (step << 4)) & 63
+          : ((<i32>load<u8>(set) >> 6) << 4) | ((<i32>load<u8>(set, 16) >> 6) << 2) | (<i32>load<u8>(set, 32) >> 6);
+      f32.store(out + c * 4, f32.load(out + c * 4) + scale * (<f32>code - zero));
+    }
+    at += 400;
+    out += 256;
   }
 }

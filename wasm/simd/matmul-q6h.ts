@@ -14,10 +14,13 @@ import {
   storeLanes8,
 } from './lanes';
 
+/** Rows with a second set of codes for what the first misses; src/kernels/weights-q6h.ts states it too. */
+export const FINE_ROWS: i32 = 2048;
+
 /**
  * out [rows, n] = rotated activation x weight transposed, weight in form q6h (layout: src/kernels/weights.ts).
- * A row's sum starts at the product of its codes with the mean row, which all outputs share.
- * Then for each group of 64 channels: (dot * scale) * xScale - (scale * zero / 4) * xSum, in group order.
+ * An output starts at its row's share times the product of the activation with the mean row.
+ * Then for each group of 64 channels: (dot * scale) * xScale - (scale * zero / 4) * xSum, in group order; then the same for the residual.
  * A group's dot: codes <= 63, so two pair sums of at most 16002 fit 16 bits and are widened together.
  */
 export function matmulQ6h(
@@ -30,12 +33,25 @@ export function matmulQ6h(
   ldOut: i32,
 ): void {
   const stride = activationStride(k, 6);
-  const groupBytes: usize = 32 + <usize>(k >> 6) * 400;
   const outStride = <usize>ldOut << 2;
-  const quads = rows & ~3;
   for (let r = 0; r < rows; r++)
     fill(out + <usize>r * outStride, n, shared(activation + <usize>r * stride, weight, k));
-  weight += <usize>k << 2;
+  const next = addRows(activation, stride, rows, weight + (<usize>k << 2), n, k, out, outStride);
+  addRows(activation, stride, rows, next, min(n, FINE_ROWS), k, out, outStride);
+}
+
+/** out = out * share + products, for each group of 8 rows. @returns the address after the last group */
+function addRows(
+  activation: usize,
+  stride: usize,
+  rows: i32,
+  weight: usize,
+  n: i32,
+  k: i32,
+  out: usize,
+  outStride: usize,
+): usize {
+  const quads = rows & ~3;
   for (let row = 0; row < n; row += 8) {
     const valid = n - row;
     for (let from = 0; quads > 0 && from < k; from += PANEL) {
@@ -53,9 +69,10 @@ export function matmulQ6h(
     }
     for (let r = quads; r < rows; r++)
       oneRow(activation + <usize>r * stride, weight, k, out + <usize>r * outStride, valid);
-    weight += groupBytes;
+    weight += 64 + <usize>(k >> 6) * 400;
     out += 32;
   }
+  return weight;
 }
 
 /** Product of an activation row with the mean row, in four lanes a group, (l0 + l1) + (l2 + l3). */
@@ -120,11 +137,11 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   const m0 = pairMask(0);
   const m1 = pairMask(1);
   const m2 = pairMask(2);
-  weight += 32;
   let pair = x + <usize>k;
   const end = pair;
-  let sum0 = loadLow(out, valid);
-  let sum1 = loadHigh(out, valid);
+  let sum0 = f32x4.mul(loadLow(out, valid), v128.load(weight, 32));
+  let sum1 = f32x4.mul(loadHigh(out, valid), v128.load(weight, 48));
+  weight += 64;
   while (x < end) {
     let d0 = i32x4.splat(0);
     let d1 = i32x4.splat(0);
@@ -159,7 +176,7 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
   storeLanes8(out, valid, sum0, sum1);
 }
 
-/** One group of 64 channels in the panel: scales of 8 rows, shifts of 8 rows, then (rows 0..3, rows 4..7) codes of each 4 channels. */
+/** The panel: shares of 8 rows, then the groups. One group of 64 channels: scales of 8 rows, shifts of 8 rows, then (rows 0..3, rows 4..7) codes of each 4 channels. */
 const GROUP: usize = 64 + 512;
 
 function unpack(weight: usize, from: i32, channels: i32): void {
@@ -169,8 +186,11 @@ function unpack(weight: usize, from: i32, channels: i32): void {
   const m0 = pairMask(0);
   const m1 = pairMask(1);
   const m2 = pairMask(2);
-  let at = weight + 32 + <usize>(from >> 6) * 400;
-  let to = panel;
+  // The share applies once, before the first panel.
+  v128.store(panel, from ? f32x4.splat(1) : v128.load(weight, 32));
+  v128.store(panel, from ? f32x4.splat(1) : v128.load(weight, 48), 16);
+  let at = weight + 64 + <usize>(from >> 6) * 400;
+  let to = panel + 32;
   for (; channels > 0; channels -= 64) {
     const bytes = v128.load(at);
     const scales = i16x8.extend_low_i8x16_u(bytes);
@@ -215,16 +235,18 @@ function fourRows(
   const out1 = out + outStride;
   const out2 = out1 + outStride;
   const out3 = out2 + outStride;
-  let sum00 = loadLow(out, valid);
-  let sum01 = loadHigh(out, valid);
-  let sum10 = loadLow(out1, valid);
-  let sum11 = loadHigh(out1, valid);
-  let sum20 = loadLow(out2, valid);
-  let sum21 = loadHigh(out2, valid);
-  let sum30 = loadLow(out3, valid);
-  let sum31 = loadHigh(out3, valid);
+  const share0 = v128.load(panel);
+  const share1 = v128.load(panel, 16);
+  let sum00 = f32x4.mul(loadLow(out, valid), share0);
+  let sum01 = f32x4.mul(loadHigh(out, valid), share1);
+  let sum10 = f32x4.mul(loadLow(out1, valid), share0);
+  let sum11 = f32x4.mul(loadHigh(out1, valid), share1);
+  let sum20 = f32x4.mul(loadLow(out2, valid), share0);
+  let sum21 = f32x4.mul(loadHigh(out2, valid), share1);
+  let sum30 = f32x4.mul(loadLow(out3, valid), share0);
+  let sum31 = f32x4.mul(loadHigh(out3, valid), share1);
   let at: usize = 0;
-  let w = panel;
+  let w = panel + 32;
   while (at < <usize>channels) {
     let d00 = i32x4.splat(0);
     let d01 = i32x4.splat(0);
