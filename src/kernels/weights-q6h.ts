@@ -4,11 +4,13 @@ const BLOCK = 400;
 const HEADER = 64;
 const GROUP = 64;
 /**
- * Rows whose residual is coded too (12 bits in all). Vocabularies made by merging pairs list tokens by frequency: in SmolLM2-135M the first
- * 2,048 of 49,152 rows carry two thirds of the divergence that 6 bits cause (KL 0.0033 -> 0.0012), for 4 % more bytes.
+ * Rows of a vocabulary whose residual is coded too (12 bits in all). Vocabularies made by merging pairs list tokens by frequency: in
+ * SmolLM2-135M the first 2,048 of 49,152 rows carry two thirds of the divergence that 6 bits cause (KL 0.0033 -> 0.0012), for
+ * 4 % more bytes. A matrix of fewer rows than VOCABULARY_ROWS is no vocabulary and has none.
  */
-export const FINE_ROWS = 2048;
-export const fineRows = (n: number): number => Math.min(n, FINE_ROWS);
+const FINE_ROWS = 2048;
+const VOCABULARY_ROWS = 16384;
+export const fineRows = (n: number): number => (n >= VOCABULARY_ROWS ? FINE_ROWS : 0);
 
 const rowsBytes = (n: number, k: number): number => Math.ceil(n / 8) * (HEADER + (k / GROUP) * BLOCK);
 export const q6hBytes = (n: number, k: number): number => k * 4 + rowsBytes(n, k) + rowsBytes(fineRows(n), k);

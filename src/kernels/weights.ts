@@ -26,10 +26,11 @@ import { packQ6h, q6hBytes, unpackQ6h } from './weights-q6h.ts';
  *     byte = (row % 4) * 4 + channel % 4                 (an i32 lane is an output row)
  *   value = scale * code + minimum
  *
- * q6h (6.25 bits a weight, 8 bytes a row, 4 bytes a channel; the first 2,048 rows twice): rows are rotated by the orthonormal
+ * q6h (6.25 bits a weight, 8 bytes a row, 4 bytes a channel; of a vocabulary of at least 16,384 rows the
+ * first 2,048 twice): rows are rotated by the orthonormal
  * Hadamard matrix of 64 along k, in groups of 64 channels.
  *   f32 mean[k]                                          mean of the rotated rows
- *   groups of 8 rows, then the groups of the residuals of the first min(n, 2048) rows, each:
+ *   groups of 8 rows, then those of the residuals of the first 2,048 rows of a vocabulary, each:
  *     u32 scaleGrid[8] as in q4r
  *     f32 share[8]                                       part of the mean that is in the row; 1 for residuals, which have none
  *     k/64 blocks of 400 bytes:

@@ -22,8 +22,8 @@ export const matmulCases: readonly MatmulCase[] = [
   { form: 'q4r', type: 'Q4_1', n: 1, k: 32, rows: ROWS },
   { form: 'q6h', type: 'Q8_0', n: 64, k: 576, rows: ROWS },
   { form: 'q6h', type: 'F32', n: 13, k: 64, rows: ROWS },
-  // Past the rows whose residual is coded too.
-  { form: 'q6h', type: 'Q8_0', n: 2053, k: 64, rows: [1, 5] },
+  // A vocabulary: the residual of its first rows is coded too.
+  { form: 'q6h', type: 'Q8_0', n: 16389, k: 64, rows: [1, 5] },
   { form: 'q6h', type: 'Q8_0', n: 1, k: 128, rows: ROWS },
   // Wider than a panel of 1024 channels, with 3 and 5 rows in the last group: sums wait in the output between panels.
   { form: 'q4r', type: 'Q4_1', n: 11, k: 1536, rows: ROWS },

@@ -117,7 +117,7 @@ function product(
   return out;
 }
 
-describe('matmul: reference, relaxed and plain SIMD agree to the bit', () => {
+describe('matmul: reference, relaxed and plain SIMD agree to the bit', { timeout: 60_000 }, () => {
   for (const { form, type, n, k, rows } of matmulCases)
     for (const count of rows)
       it(`${form} from ${type}, ${n} x ${k}, ${count} rows`, () => {
@@ -134,7 +134,7 @@ describe('matmul: reference, relaxed and plain SIMD agree to the bit', () => {
       });
 });
 
-describe('matmul: a row alone has the bits it has among 128', () => {
+describe('matmul: a row alone has the bits it has among 128', { timeout: 60_000 }, () => {
   for (const { form, type, n, k } of matmulCases)
     it(`${form} from ${type}, ${n} x ${k}`, () => {
       const packed = packWeight(form, randomSource(type, n, k, 3));
@@ -228,7 +228,7 @@ describe('embed: rows equal unpackWeight (q6h within 1e-6 of the row, others to 
     ['q8_0', 'Q8_0', 11, 96],
     ['q4r', 'Q4_1', 19, 96],
     ['q6h', 'Q8_0', 19, 192],
-    ['q6h', 'Q8_0', 2060, 64],
+    ['q6h', 'Q8_0', 16389, 64],
   ] as const)
     it(`${form}, ${n} x ${k}`, () => {
       const packed = packWeight(form, randomSource(type, n, k, 8));

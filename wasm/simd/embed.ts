@@ -1,5 +1,5 @@
 import { hadamard64 } from './activation';
-import { FINE_ROWS } from './matmul-q6h';
+import { fineRows } from './matmul-q6h';
 
 /** out f32 [count, k]: rows ids u32 [count] of a table in one of the forms; values as unpackWeight gives them, in f32 arithmetic. */
 export function embedF32(table: usize, k: i32, ids: usize, count: i32, out: usize): void {
@@ -92,7 +92,7 @@ export function embedQ6h(table: usize, n: i32, k: i32, ids: usize, count: i32, o
     const share = f32.load(group + <usize>(id & 7) * 4, 32);
     for (let c: usize = 0; c < <usize>k << 2; c += 4) f32.store(out + c, share * f32.load(table + c));
     addCodes(group, id, k, out);
-    if (<i32>id < min(n, FINE_ROWS)) addCodes(residuals + <usize>(id >> 3) * groupBytes, id, k, out);
+    if (<i32>id < fineRows(n)) addCodes(residuals + <usize>(id >> 3) * groupBytes, id, k, out);
     for (let c = 0; c < k; c += 64) {
       hadamard64(out);
       out += 256;

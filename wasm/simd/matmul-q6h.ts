@@ -14,8 +14,12 @@ import {
   storeLanes8,
 } from './lanes';
 
-/** Rows with a second set of codes for what the first misses; src/kernels/weights-q6h.ts states it too. */
-export const FINE_ROWS: i32 = 2048;
+/** Rows with a second set of codes for what the first misses: 2048 of a vocabulary; src/kernels/weights-q6h.ts states it too. */
+// @ts-ignore: decorator
+@inline
+export function fineRows(n: i32): i32 {
+  return n >= 16384 ? 2048 : 0;
+}
 
 /**
  * out [rows, n] = rotated activation x weight transposed, weight in form q6h (layout: src/kernels/weights.ts).
@@ -37,7 +41,7 @@ export function matmulQ6h(
   for (let r = 0; r < rows; r++)
     fill(out + <usize>r * outStride, n, shared(activation + <usize>r * stride, weight, k));
   const next = addRows(activation, stride, rows, weight + (<usize>k << 2), n, k, out, outStride);
-  addRows(activation, stride, rows, next, min(n, FINE_ROWS), k, out, outStride);
+  addRows(activation, stride, rows, next, fineRows(n), k, out, outStride);
 }
 
 /** out = out * share + products, for each group of 8 rows. @returns the address after the last group */
