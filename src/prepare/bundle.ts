@@ -16,7 +16,7 @@ import { ShardWriter } from './shards.ts';
 import type { ModelSource } from './source.ts';
 
 /** Raised whenever preparing the same source would give other bytes: bundles of an older preparer are made anew. */
-export const PREPARER_VERSION = 1;
+export const PREPARER_VERSION = 2;
 
 export interface PrepareOptions {
   readonly form: BundleForm;
