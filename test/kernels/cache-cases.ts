@@ -109,6 +109,18 @@ export const ATTEND_CASES: readonly CacheCase[] = [
   },
 ];
 
+/** Depth 4,096 in one tier beside a window of 64 and four sinks: what a token, and a prefill chunk of 128, attend to. */
+export const BENCH_CASES: readonly CacheCase[] = [1, 128].flatMap((rows) =>
+  TIER_NAMES.filter((name) => name !== 'f32').map((name) => ({
+    name,
+    ...smol,
+    segments: Array.from({ length: 32 }, () => ({ tokens: 128, tier: all(name) })),
+    visible: 69,
+    rows,
+    bits: 16 as const,
+  })),
+);
+
 /** mulberry32: uniform in [0, 1). */
 export function seeded(seed: number): () => number {
   let s = seed >>> 0;

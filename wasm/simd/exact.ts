@@ -7,6 +7,7 @@ export function hadamard(x: usize, ldX: i32, rows: i32, width: i32, size: i32, n
   const sign1 = v128.load(SIGNS);
   const sign2 = v128.load(SIGNS, 16);
   const scale = f32x4.splat(norm);
+  const one = f32x4.splat(1);
   const bytes = <usize>size << 2;
   for (let row = 0; row < rows; row++) {
     const end = x + (<usize>width << 2);
@@ -24,18 +25,41 @@ export function hadamard(x: usize, ldX: i32, rows: i32, width: i32, size: i32, n
         );
         v128.store(p, v);
       }
-      for (let step: usize = 16; step < bytes; step <<= 1)
-        for (let p = block; p < blockEnd; p += step << 1)
-          for (let i: usize = p; i < p + step; i += 16) {
-            const a = v128.load(i);
-            const b = v128.load(i + step);
-            v128.store(i, f32x4.add(a, b));
-            v128.store(i + step, f32x4.sub(a, b));
-          }
-      for (let p = block; p < blockEnd; p += 16) v128.store(p, f32x4.mul(v128.load(p), scale));
+      // Two steps at a time while two are left; the last pass scales.
+      let step: usize = 16;
+      for (; step << 1 < bytes; step <<= 2) twoSteps(block, blockEnd, step, (step << 2) == bytes ? scale : one);
+      if (step < bytes) {
+        for (let i = block; i < block + step; i += 16) {
+          const a = v128.load(i);
+          const b = v128.load(i + step);
+          v128.store(i, f32x4.mul(f32x4.add(a, b), scale));
+          v128.store(i + step, f32x4.mul(f32x4.sub(a, b), scale));
+        }
+      } else if (bytes == 16) v128.store(block, f32x4.mul(v128.load(block), scale));
     }
     x += <usize>ldX << 2;
   }
+}
+
+/** Steps `step` and 2 `step` (bytes) of every 4 `step`, then times `scale`. */
+// @ts-ignore: decorator
+@inline
+function twoSteps(block: usize, end: usize, step: usize, scale: v128): void {
+  for (let p = block; p < end; p += step << 2)
+    for (let i: usize = p; i < p + step; i += 16) {
+      const a = v128.load(i);
+      const b = v128.load(i + step);
+      const c = v128.load(i + step * 2);
+      const d = v128.load(i + step * 3);
+      const sum = f32x4.add(a, b);
+      const difference = f32x4.sub(a, b);
+      const sum2 = f32x4.add(c, d);
+      const difference2 = f32x4.sub(c, d);
+      v128.store(i, f32x4.mul(f32x4.add(sum, sum2), scale));
+      v128.store(i + step, f32x4.mul(f32x4.add(difference, difference2), scale));
+      v128.store(i + step * 2, f32x4.mul(f32x4.sub(sum, sum2), scale));
+      v128.store(i + step * 3, f32x4.mul(f32x4.sub(difference, difference2), scale));
+    }
 }
 
 /** One half: x f32 [rows][kvHeads][headDim], rows ldX apart -> [kvHeads] sections `ldHead` bytes apart, [rows][headDim]. */

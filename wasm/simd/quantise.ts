@@ -72,9 +72,15 @@ export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
     const inverse = f32x4.splat(load<f32>(UNITS + (<usize>(bits - 1) << 2)) / sqrt<f32>(xx / <f32>headDim));
     const table = levelTable(bits);
     const thresholds = THRESHOLDS + (<usize>(bits - 1) << 3);
-    const count = (1 << (bits - 1)) - 1;
     const last = codeMask(bits);
     const half = i8x16.shr_u(last, 1);
+    const t0 = v128.load8_splat(thresholds);
+    const t1 = v128.load8_splat(thresholds, 1);
+    const t2 = v128.load8_splat(thresholds, 2);
+    const t3 = v128.load8_splat(thresholds, 3);
+    const t4 = v128.load8_splat(thresholds, 4);
+    const t5 = v128.load8_splat(thresholds, 5);
+    const t6 = v128.load8_splat(thresholds, 6);
     for (let p = x; p < end; p += 64) {
       // |x| in half units, rounded up: more than an integer threshold exactly when |x| is.
       const a = i8x16.narrow_i16x8_s(
@@ -85,9 +91,11 @@ export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
         i16x8.narrow_i32x4_s(isPositive(p), isPositive(p + 16)),
         i16x8.narrow_i32x4_s(isPositive(p + 32), isPositive(p + 48)),
       );
-      let code = half;
-      for (let t = 0; t < count; t++)
-        code = i8x16.add(code, i8x16.gt_s(a, v128.load8_splat(thresholds + <usize>t)));
+      // A threshold that is passed subtracts one (its lanes are -1); the code of a positive x is the mirror image.
+      let code = i8x16.add(half, i8x16.add(i8x16.gt_s(a, t0), i8x16.gt_s(a, t1)));
+      code = i8x16.add(code, i8x16.add(i8x16.gt_s(a, t2), i8x16.gt_s(a, t3)));
+      code = i8x16.add(code, i8x16.add(i8x16.gt_s(a, t4), i8x16.gt_s(a, t5)));
+      code = i8x16.add(code, i8x16.gt_s(a, t6));
       code = v128.xor(code, v128.and(positive, last));
       v128.store(codes, code);
       const levels = lookUp(table, code);
