@@ -16,14 +16,15 @@ import {
  */
 const f = Math.fround;
 
-const bitsView = new DataView(new ArrayBuffer(4));
+const float = new Float32Array(1);
+const word = new Int32Array(float.buffer);
 const floatBits = (x: number): number => {
-  bitsView.setFloat32(0, x);
-  return bitsView.getInt32(0);
+  float[0] = x;
+  return word[0]!;
 };
 const bitsFloat = (b: number): number => {
-  bitsView.setInt32(0, b);
-  return bitsView.getFloat32(0);
+  word[0] = b;
+  return float[0]!;
 };
 
 /** float32 -> float16 bits, to nearest even; saturates at 65504 (NaN too), so that no infinity enters the cache. */

@@ -1,0 +1,216 @@
+import type { Ptr } from '../core/arena.ts';
+import { expNonPositive, FINE, lanes, nearest, TINY } from './cache-math.ts';
+import type { CacheReader } from './cache-reader.ts';
+import type { AttendArgs } from './kernels.ts';
+import {
+  type Bits,
+  exactKAt,
+  exactMassAt,
+  exactVAt,
+  MASS_ONE,
+  massBytes,
+  recordCells,
+  SEGMENT_HEADER_BYTES,
+} from './layout.ts';
+
+const f = Math.fround;
+/** Exact slots read together; the cells of a block of the softmax's sum. */
+const PIECE = 128;
+/** Float values are summed by so many cells before they join the running output. */
+const FLOAT_PIECE = 64;
+
+/** Cells that are read together: one tier group of a record, or up to PIECE exact slots. */
+interface Piece {
+  /** First cell in softmax order, cells with padding, cells that hold a token. */
+  readonly at: number;
+  readonly n4: number;
+  readonly n: number;
+  /** Float keys [n][headDim], or integer levels with a scale a cell. */
+  readonly k: Float32Array;
+  readonly kScale: Float32Array | undefined;
+  readonly v: Float32Array;
+  readonly vScale: Float32Array | undefined;
+  /** Added to the scores as query . mean; integer keys only. */
+  readonly mean: Float32Array | undefined;
+}
+
+/** Attention of the reference: every query by itself, no tiles, no workspace. */
+export function referenceAttend({
+  u8,
+  u32,
+  f32,
+  floats,
+  vector,
+  recordAt,
+}: CacheReader): (a: AttendArgs) => void {
+  /** Every piece that a kvHead's queries see, and where each piece's mass lies (0 without mass). */
+  const piecesOf = (a: AttendArgs, kvHead: number): { pieces: Piece[]; mass: Ptr[]; exactAt: number } => {
+    const { headDim, exact } = a;
+    const pieces: Piece[] = [];
+    const mass: Ptr[] = [];
+    let at = 0;
+    for (let s = 0; s < a.segmentCount; s++) {
+      const block = u32()[(a.segments >> 2) + s]!;
+      const [tokens, storedBytes] = [u32()[(block >> 2) + 1]!, u32()[(block >> 2) + 2]!];
+      const recordOf = (h: number) => block + u32()[((block + SEGMENT_HEADER_BYTES) >> 2) + h]!;
+      let massAt = block + storedBytes;
+      for (let h = 0; h < kvHead; h++)
+        massAt += massBytes(recordCells(u8().subarray(recordOf(h), recordOf(h) + 16)));
+      const record = recordOf(kvHead);
+      const { groups, mean } = recordAt(record, tokens, headDim);
+      for (const g of groups) {
+        const rows = (half: 'k' | 'v', bits: Bits, blocks: Ptr, scale: Float32Array | undefined) => {
+          const all = new Float32Array(g.n4 * headDim);
+          for (let i = 0; i < g.n; i++) {
+            const x = vector(half, bits, record + blocks, headDim, i);
+            if (scale && a.arithmetic === 'float')
+              for (let c = 0; c < headDim; c++) {
+                const y = f(scale[i]! * x[c]!);
+                x[c] = half === 'k' ? f(y + mean[c]!) : y;
+              }
+            all.set(x, i * headDim);
+          }
+          return all;
+        };
+        const kScale = g.kScale ? floats(16, record + g.kScale, g.n4) : undefined;
+        const vScale = g.vScale ? floats(16, record + g.vScale, g.n4) : undefined;
+        const integer = a.arithmetic === 'integer';
+        pieces.push({
+          at,
+          n4: g.n4,
+          n: g.n,
+          k: rows('k', g.kBits, g.k, kScale),
+          kScale: integer ? kScale : undefined,
+          v: rows('v', g.vBits, g.v, vScale),
+          vScale: integer ? vScale : undefined,
+          mean: integer && kScale ? mean : undefined,
+        });
+        mass.push(a.mass ? massAt + g.cell * 4 : 0);
+        at += g.n4;
+      }
+    }
+    const exactAt = at;
+    const slots = a.visible + a.rows - 1;
+    for (let slot = 0; slot < slots; slot += PIECE) {
+      const n = Math.min(PIECE, slots - slot);
+      const offset = (slot * headDim * exact.bits) / 8;
+      const read = (half: Ptr) => floats(exact.bits, exact.ptr + half + offset, n * headDim);
+      pieces.push({
+        at: exactAt + slot,
+        n4: (n + 3) & ~3,
+        n,
+        k: read(exactKAt(exact, kvHead)),
+        v: read(exactVAt(exact, kvHead)),
+        kScale: undefined,
+        vScale: undefined,
+        mean: undefined,
+      });
+      mass.push(a.mass ? exact.ptr + exactMassAt(exact, kvHead) + slot * 4 : 0);
+    }
+    return { pieces, mass, exactAt };
+  };
+
+  const dot = (a: Float32Array, b: Float32Array): number => {
+    const l = [0, 0, 0, 0];
+    for (let c = 0; c < a.length; c++) l[c & 3] = f(l[c & 3]! + f(a[c]! * b[c]!));
+    return lanes(l);
+  };
+
+  const attend = (a: AttendArgs): void => {
+    const { headDim, heads, exact } = a;
+    const group = heads / exact.kvHeads;
+    const scale = f(a.scale);
+    for (let kvHead = 0; kvHead < exact.kvHeads; kvHead++) {
+      const { pieces, mass, exactAt } = piecesOf(a, kvHead);
+      for (let row = 0; row < a.rows; row++) {
+        const cells = exactAt + a.visible + row;
+        const scores = new Float32Array((cells + PIECE + 3) & ~3).fill(-Infinity);
+        for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
+          const qAt = (a.q >> 2) + row * a.ldQ + head * headDim;
+          const q = f32()
+            .slice(qAt, qAt + headDim)
+            .map((x) => f(x * scale));
+          const largest = q.reduce((m, x) => Math.max(m, Math.abs(x)), 0);
+          const fine = largest >= TINY;
+          const qStep = fine ? f(largest / FINE) : 0;
+          const qInverse = fine ? f(FINE / largest) : 0;
+          const qi = q.map((x) => nearest(f(x * qInverse)));
+
+          scores.fill(-Infinity);
+          for (const p of pieces) {
+            const qMean = p.mean ? dot(q, p.mean) : 0;
+            for (let i = 0; i < p.n && p.at + i < cells; i++) {
+              let sum = 0;
+              const x = p.k.subarray(i * headDim, (i + 1) * headDim);
+              if (p.kScale) {
+                for (let c = 0; c < headDim; c++) sum += qi[c]! * x[c]!;
+                scores[p.at + i] = f(f(f(f(sum) * p.kScale[i]!) * qStep) + qMean);
+              } else {
+                scores[p.at + i] = dot(x, q);
+              }
+            }
+          }
+
+          let max = -Infinity;
+          for (let i = 0; i < cells; i++) max = Math.max(max, scores[i]!);
+          const total = [0, 0, 0, 0];
+          for (let from = 0; from < cells; from += PIECE) {
+            const part = [0, 0, 0, 0];
+            for (let i = from; i < Math.min(from + PIECE, cells); i++) {
+              scores[i] = expNonPositive(f(scores[i]! - max));
+              part[i & 3] = f(part[i & 3]! + scores[i]!);
+            }
+            for (let l = 0; l < 4; l++) total[l] = f(total[l]! + part[l]!);
+          }
+          const inverse = f(1 / lanes(total));
+          const toMass = f(inverse * MASS_ONE);
+
+          const out = new Float32Array(headDim);
+          pieces.forEach((p, index) => {
+            const seen = Math.min(p.n, cells - p.at);
+            const w = scores.subarray(p.at, p.at + Math.max(seen, 0));
+            addWeighted(p, w, out);
+            const at = mass[index]! >> 2;
+            if (at) {
+              const words = u32();
+              for (let i = 0; i < seen; i++)
+                words[at + i] = Math.min(words[at + i]! + nearest(f(w[i]! * toMass)), 0xffffffff);
+            }
+          });
+          f32().set(
+            out.map((x) => f(x * inverse)),
+            (a.out >> 2) + row * a.ldOut + head * headDim,
+          );
+        }
+      }
+    }
+  };
+
+  /** out += w . values. Integer values: weights times scales as 15-bit integers relative to the piece's largest. */
+  const addWeighted = (p: Piece, w: Float32Array, out: Float32Array): void => {
+    const headDim = out.length;
+    if (!p.vScale) {
+      for (let first = 0; first < w.length; first += FLOAT_PIECE)
+        for (let c = 0; c < headDim; c++) {
+          let sum = 0;
+          for (let i = first; i < Math.min(first + FLOAT_PIECE, w.length); i++)
+            sum = f(sum + f(p.v[i * headDim + c]! * w[i]!));
+          out[c] = f(out[c]! + sum);
+        }
+      return;
+    }
+    const scaled = w.map((x, i) => f(x * p.vScale![i]!));
+    const largest = scaled.reduce((m, x) => Math.max(m, x), 0);
+    if (!(largest >= TINY)) return;
+    const inverse = f(FINE / largest);
+    const step = f(largest / FINE);
+    const fine = scaled.map((x) => nearest(f(x * inverse)));
+    for (let c = 0; c < headDim; c++) {
+      let sum = 0;
+      for (let i = 0; i < fine.length; i++) sum += fine[i]! * p.v[i * headDim + c]!;
+      out[c] = f(out[c]! + f(f(sum) * step));
+    }
+  };
+
+  return attend;
+}
