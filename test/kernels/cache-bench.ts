@@ -1,10 +1,10 @@
 /**
- * Speed of the cache kernels at SmolLM2-135M's shapes: `node test/kernels/cache-bench.ts [relaxed|plain] [integer|float]`.
+ * Speed of the cache kernels at SmolLM2-135M's shapes: `node test/kernels/cache-bench.ts [relaxed|plain] [integer|float] [TIER/TIER...]`.
  * GMAC/s count kept cells x headDim x 2 (scores and values) x heads; packing is per token over 30 layers x 3 kvHeads.
  * Times are CPU times, the best of several windows: wall time means little on a shared machine.
  */
 
-import { exactBytes, tierNamed } from '../../src/kernels/layout.ts';
+import { DROP, exactBytes, tierNamed } from '../../src/kernels/layout.ts';
 import type { WasmVariant } from '../../src/kernels/wasm.ts';
 import { wasmKernels } from '../helpers/kernels.ts';
 import { BENCH_CASES, buildCache, normals, put, TIER_NAMES } from './cache-cases.ts';
@@ -35,6 +35,7 @@ const arithmetic = (process.argv[3] ?? 'integer') as 'integer' | 'float';
 
 console.log(`attend, ${variant} SIMD, ${arithmetic}, depth 4096\nrows\ttier\tGMAC/s\tms a layer`);
 for (const c of BENCH_CASES) {
+  if (process.argv[4] && !process.argv[4].split('/').includes(c.name)) continue;
   const kernels = wasmKernels(variant);
   const { arena } = kernels;
   const built = buildCache(kernels, arena, c, true);
@@ -60,7 +61,11 @@ for (const c of BENCH_CASES) {
     workspaceBytes,
   };
   const ms = time(() => kernels.attend(args));
-  const cells = c.segments.reduce((n, s) => n + s.tokens, 0) + c.visible + (rows - 1) / 2;
+  const kept = c.segments.reduce(
+    (n, s) => n + Array.from({ length: s.tokens }, (_, t) => s.tier(0, t)).filter((id) => id !== DROP).length,
+    0,
+  );
+  const cells = kept + c.visible + (rows - 1) / 2;
   console.log(`${rows}\t${c.name}\t${((rows * cells * width * 2) / ms / 1e6).toFixed(1)}\t${ms.toFixed(3)}`);
 }
 

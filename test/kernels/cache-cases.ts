@@ -111,10 +111,13 @@ export const ATTEND_CASES: readonly CacheCase[] = [
 
 /** Depth 4,096 in one tier beside a window of 64 and four sinks: what a token, and a prefill chunk of 128, attend to. */
 export const BENCH_CASES: readonly CacheCase[] = [1, 128].flatMap((rows) =>
-  TIER_NAMES.filter((name) => name !== 'f32').map((name) => ({
+  [...TIER_NAMES.filter((name) => name !== 'f32'), 'mixed'].map((name) => ({
     name,
     ...smol,
-    segments: Array.from({ length: 32 }, () => ({ tokens: 128, tier: all(name) })),
+    segments: Array.from({ length: 32 }, () => ({
+      tokens: 128,
+      tier: name === 'mixed' ? mixed(2) : all(name),
+    })),
     visible: 69,
     rows,
     bits: 16 as const,

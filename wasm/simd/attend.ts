@@ -317,7 +317,7 @@ function weighGroup(g: Group, cell: i32, massAt: usize): void {
 /** Weights of n cells, f32 [cell][4 queries]; n need not be a multiple of 4. */
 function floatWeights(cell: i32, n: i32, mass: bool): void {
   const magic = v128.load(MAGIC);
-  if (mass) memory.fill(MASS, 0, <usize>pad4(n) << 2);
+  if (mass) clearMass(<usize>pad4(n) << 2);
   for (let i = 0; i < tile; i++) {
     let from = scores + <usize>i * ldScores + (<usize>cell << 2);
     let to = weights + <usize>(i >> 2) * (PIECE * 16) + (<usize>(i & 3) << 2);
@@ -339,7 +339,7 @@ function floatWeights(cell: i32, n: i32, mass: bool): void {
 function integerWeights(cell: i32, blocks: i32, mass: bool): void {
   const magic = v128.load(MAGIC);
   const bytes = <usize>blocks << 4;
-  if (mass) memory.fill(MASS, 0, bytes);
+  if (mass) clearMass(bytes);
   for (let i = 0; i < tile; i++) {
     const from = scores + <usize>i * ldScores + (<usize>cell << 2);
     let to = weights + <usize>(i >> 2) * (PIECE * 8) + (<usize>(i & 3) << 3);
@@ -368,6 +368,12 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
   }
 }
 
+/** Not memory.fill, which calls out of the module. */
+// @ts-ignore: decorator
+@inline
+function clearMass(bytes: usize): void {
+  for (let c: usize = 0; c < bytes; c += 16) v128.store(MASS + c, i32x4.splat(0));
+}
 // @ts-ignore: decorator
 @inline
 function countMass(at: usize, weight: v128, toMass: v128, magic: v128): void {
