@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { benchCommand } from './bench.ts';
 import { chatCommand } from './chat.ts';
+import { evaluateCommand } from './evaluate.ts';
 import { generateCommand } from './generate.ts';
 import { prepareCommand } from './prepare.ts';
 import { renderCommand } from './render.ts';
@@ -27,6 +28,7 @@ generateCommand(program);
 benchCommand(program);
 chatCommand(program);
 serveCommand(program);
+evaluateCommand(program);
 
 // A reader that has seen enough (`| head`) closes the pipe: that is no error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

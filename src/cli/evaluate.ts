@@ -1,0 +1,170 @@
+import { execFileSync } from 'node:child_process';
+import { availableParallelism } from 'node:os';
+import { join, resolve } from 'node:path';
+import { type Command, InvalidArgumentError } from 'commander';
+import { DEFAULT_CACHE } from '../cache/policy.ts';
+import { POLICIES } from '../cache/registry.ts';
+import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import { TASKS } from '../eval/registry.ts';
+import { writeReport } from '../eval/report.ts';
+import { ResultLog } from '../eval/rows.ts';
+import { type Progress, runEvaluation } from '../eval/run.ts';
+import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
+import { count, natural } from './engine-options.ts';
+import { CLI_KERNEL_BYTES } from './load-engine.ts';
+
+interface EvaluateOptions {
+  tasks: string[];
+  policies: string[];
+  ratios: number[];
+  lengths: number[];
+  samples: number;
+  seeds: number[];
+  window: number;
+  sinks: number;
+  exact?: boolean;
+  backend: 'wasm' | 'reference';
+  bundle?: string;
+  data: string;
+  out: string;
+  report?: string;
+  reportOnly?: boolean;
+  workers: number;
+  list?: boolean;
+}
+
+const list = (text: string): string[] => text.split(',').filter((part) => part !== '');
+const numbers = (text: string): number[] =>
+  list(text).map((part) => {
+    const n = Number(part);
+    if (!(n >= 0) || part.trim() === '') throw new InvalidArgumentError('expected numbers, as in 2,4,8');
+    return n;
+  });
+
+/** `adkvc evaluate`: tasks x methods x ratios x seeds over the cores; JSON lines, resumable, and a report. */
+export function evaluateCommand(program: Command): void {
+  program
+    .command('evaluate')
+    .description('measures every way of holding the cache against the full one, and reports it')
+    .option('--tasks <names>', 'tasks (--list shows them), comma-separated', list, ['pg19', 'needle-essay'])
+    .option('--policies <names>', 'policies; full always runs', list, Object.keys(POLICIES))
+    .option('--ratios <list>', 'fp16 bytes over bytes held', numbers, [4])
+    .option('--lengths <list>', "tokens of text or prompt (default: each task's own)", numbers, [])
+    .option('--samples <n>', 'samples a task and length', count, 5)
+    .option('--seeds <list>', 'seeds of samples and random choices', numbers, [0])
+    .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
+    .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
+    .option('--exact', 'weights as stored, float arithmetic')
+    .option('--backend <name>', 'kernels: wasm or reference', 'wasm')
+    .option('--bundle <dir>', 'a prepared model (default: the embedded one)')
+    .option('--data <dir>', "the evaluation's texts", join(PROJECT_ROOT, '../shared/evaldata'))
+    .option('--out <file>', 'results as JSON lines; finished ones are not made again', 'evaluation.jsonl')
+    .option('--report <dir>', 'writes report.md and report.html over all rows of --out')
+    .option('--report-only', 'runs nothing, only writes the report')
+    .option('--workers <n>', 'cores to use; 0: none beside this one', natural, availableParallelism())
+    .option('--list', 'prints the tasks and ends')
+    .action(async (options: EvaluateOptions) => {
+      if (options.list) {
+        for (const task of Object.values(TASKS))
+          process.stdout.write(`${task.name.padEnd(32)} ${task.description}\n`);
+        return;
+      }
+      const out = resolve(options.out);
+      if (!options.reportOnly) await evaluate(options, out);
+      if (options.report !== undefined) {
+        const log = new ResultLog(out);
+        log.close();
+        const folder = resolve(options.report);
+        await writeReport([...log.rows.values()], folder);
+        process.stderr.write(`${join(folder, 'report.md')} and report.html\n`);
+      } else if (options.reportOnly) throw new InvalidInputError('--report-only needs --report', '--report');
+    });
+}
+
+async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
+  if (options.backend !== 'wasm' && options.backend !== 'reference')
+    throw new InvalidInputError(`--backend is wasm or reference, not ${options.backend}`, '--backend');
+  for (const policy of options.policies)
+    if (!POLICIES[policy])
+      throw new InvalidInputError(
+        `unknown policy "${policy}": use ${Object.keys(POLICIES).join(', ')}`,
+        '--policies',
+      );
+  const methods = options.policies
+    .filter((policy) => policy !== 'full')
+    .flatMap((policy) => options.ratios.map((ratio) => ({ policy, ratio })));
+  const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
+  const rows = await runEvaluation({
+    bundle: resolve(bundle),
+    data: resolve(options.data),
+    backend: options.backend,
+    maxBytes: CLI_KERNEL_BYTES,
+    out,
+    tasks: options.tasks,
+    methods,
+    lengths: options.lengths,
+    samples: options.samples,
+    seeds: options.seeds,
+    window: options.window,
+    sinks: options.sinks,
+    exact: options.exact ?? false,
+    workers: options.workers,
+    commit: commit(),
+    onProgress: progressLine(),
+  });
+  const failed = rows.filter((row) => row.error !== undefined);
+  for (const row of failed)
+    process.stderr.write(`${row.task} ${row.policy}@${row.ratio} sample ${row.sample}: ${row.error}\n`);
+  process.stdout.write(`${JSON.stringify({ out, rows: rows.length, failed: failed.length })}\n`);
+  if (failed.length > 0)
+    throw new AdkvcError(
+      'evaluation_failed',
+      `${failed.length} of ${rows.length} rows failed; run again to retry them`,
+    );
+}
+
+/** The sources' commit, "+" behind it where they were changed since; "unknown" outside of a checkout. */
+function commit(): string {
+  const git = (...args: string[]): string =>
+    execFileSync('git', args, {
+      cwd: PROJECT_ROOT,
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
+  try {
+    return (
+      git('rev-parse', '--short=12', 'HEAD') +
+      (git('status', '--porcelain', '--', 'src', 'wasm') === '' ? '' : '+')
+    );
+  } catch {
+    return 'unknown';
+  }
+}
+
+const duration = (ms: number): string => {
+  if (Number.isNaN(ms)) return '?';
+  const s = Math.round(ms / 1000);
+  return s < 60
+    ? `${s} s`
+    : s < 3600
+      ? `${Math.floor(s / 60)} min ${s % 60} s`
+      : `${(s / 3600).toFixed(1)} h`;
+};
+
+/** How far it is and how long it takes still: one line rewritten on a terminal, a line every ten seconds elsewhere. */
+function progressLine(): (progress: Progress) => void {
+  const terminal = process.stderr.isTTY;
+  let at = Number.NEGATIVE_INFINITY;
+  return (p) => {
+    const finished = p.rows === p.totalRows;
+    const now = performance.now();
+    if (!finished && now - at < (terminal ? 200 : 10_000)) return;
+    at = now;
+    const last = p.last
+      ? `, last ${p.last.task} ${p.last.policy}${p.last.ratio === null ? '' : `@${p.last.ratio}`}`
+      : '';
+    const reused = p.reused > 0 ? ` (${p.reused} from before)` : '';
+    const text = `${p.rows} of ${p.totalRows} rows${reused}, ${duration(p.elapsedMs)} gone, ${finished ? 'done' : `about ${duration(p.remainingMs)} left`}${last}`;
+    process.stderr.write(terminal ? `\r\x1b[K${text}${finished ? '\n' : ''}` : `${text}\n`);
+  };
+}

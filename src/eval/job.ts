@@ -1,0 +1,104 @@
+import { loadWasmKernels } from '../cli/load-engine.ts';
+import type { ModelEngine } from '../engine/engine.ts';
+import { loadEngine } from '../engine/load.ts';
+import { createReferenceKernels } from '../kernels/reference.ts';
+import { folderSource } from '../prepare/folder-source.ts';
+import { foreignFromBundle } from '../runtime/foreign.ts';
+import { readManifest } from '../runtime/model.ts';
+import { createOrtRunner } from '../runtime/ort.ts';
+import { ortWasmInNode } from '../runtime/ort-node.ts';
+import { DataFolder } from './data.ts';
+import { TASKS } from './registry.ts';
+import type { Method, Outcome, Skipped } from './task.ts';
+
+export interface LoadOptions {
+  /** Folder of a prepared model. */
+  readonly bundle: string;
+  readonly data: string;
+  readonly backend: 'wasm' | 'reference';
+  /** Most bytes of one worker's kernel memory. */
+  readonly maxBytes: number;
+}
+
+export interface Identity {
+  readonly model: string;
+  readonly weightForm: string;
+  readonly fingerprint: string;
+  readonly numerics: string;
+}
+
+/** One sample under the methods that still lack it. */
+export interface Job {
+  readonly task: string;
+  readonly length: number;
+  readonly sample: number;
+  readonly seed: number;
+  readonly methods: readonly Method[];
+}
+
+/** What became of one method of a job. */
+export interface JobResult {
+  /** Index in Job.methods. */
+  readonly method: number;
+  readonly outcome?: Outcome | Skipped;
+  readonly error?: string;
+  /** Peak memory of the whole process so far. */
+  readonly processPeakBytes: number;
+}
+
+export interface Loaded {
+  readonly identity: Identity;
+  run(job: Job, emit: (result: JobResult) => void): Promise<void>;
+}
+
+/** Loads the model once; jobs follow one another on it. */
+export async function loadJobs(options: LoadOptions): Promise<Loaded> {
+  const { bundle, backend, maxBytes } = options;
+  const source = folderSource(bundle);
+  const manifest = await readManifest(source);
+  const kernels =
+    backend === 'reference' ? createReferenceKernels({ maxBytes }) : await loadWasmKernels(maxBytes);
+  const ort = createOrtRunner({ wasm: ortWasmInNode });
+  const engine = await loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
+  const data = new DataFolder(options.data);
+  return {
+    identity: {
+      model: engine.model.name,
+      weightForm: manifest.weightForm,
+      fingerprint: engine.fingerprint,
+      numerics: engine.numerics,
+    },
+    run: (job, emit) => runJob(engine, data, job, emit),
+  };
+}
+
+/** A method that fails does not take the others with it: they run again one by one. */
+async function runJob(
+  engine: ModelEngine,
+  data: DataFolder,
+  job: Job,
+  emit: (result: JobResult) => void,
+): Promise<void> {
+  const task = TASKS[job.task];
+  if (!task) throw new Error(`no task ${job.task}`);
+  const { length, sample, seed } = job;
+  const done = new Set<Method>();
+  const run = (methods: readonly Method[]): Promise<void> =>
+    task.run({ engine, data, length, sample, seed }, methods, (method, outcome) => {
+      done.add(method);
+      emit({ method: job.methods.indexOf(method), outcome, processPeakBytes: peak() });
+    });
+  try {
+    await run(job.methods);
+  } catch {
+    for (const method of job.methods.filter((m) => !done.has(m)))
+      try {
+        await run([method]);
+      } catch (error) {
+        const text = error instanceof Error ? error.message : String(error);
+        emit({ method: job.methods.indexOf(method), error: text, processPeakBytes: peak() });
+      }
+  }
+}
+
+const peak = (): number => process.resourceUsage().maxRSS * 1024;

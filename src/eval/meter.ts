@@ -1,0 +1,103 @@
+import { snapshot } from '../bench/speed.ts';
+import type { KvCache } from '../cache/cache.ts';
+import type { CacheConfig } from '../cache/policy.ts';
+import type { ModelEngine } from '../engine/engine.ts';
+import type { CacheFigures } from './task.ts';
+
+const none = (): boolean => false;
+
+/** A cache with its measuring instruments: bytes held token by token, time spent in the model. */
+export class Meter {
+  readonly engine: ModelEngine;
+  cache: KvCache;
+  /** Milliseconds in the model since the last `takeMs`. */
+  #ms = 0;
+  #byteTokens = 0;
+  #tokens = 0;
+  #peak = 0;
+
+  constructor(engine: ModelEngine, config: CacheConfig) {
+    this.engine = engine;
+    this.cache = engine.createCache(config);
+  }
+
+  /** Feeds ids epoch by epoch. The sink's own time does not count as the model's. */
+  async feed(
+    ids: readonly number[],
+    wanted: (index: number) => boolean = none,
+    sink: (index: number, logits: Float32Array) => void = () => {},
+  ): Promise<void> {
+    for (let at = 0; at < ids.length; ) {
+      const n = Math.min(ids.length - at, this.cache.room);
+      let outside = 0;
+      const from = at;
+      const start = performance.now();
+      await this.engine.feedEach(
+        this.cache,
+        ids.slice(at, at + n),
+        (i) => wanted(from + i),
+        (i, logits) => {
+          const begin = performance.now();
+          sink(from + i, logits);
+          outside += performance.now() - begin;
+        },
+        // Nothing else runs in this thread: no turn waits for a pause.
+        { yield: async () => {} },
+      );
+      this.#ms += performance.now() - start - outside;
+      this.#byteTokens += this.cache.bytes * n;
+      this.#tokens += n;
+      at += n;
+    }
+  }
+
+  /** Feeds ids and returns the last one's logits, copied. */
+  async last(ids: readonly number[]): Promise<Float32Array> {
+    let last = new Float32Array(0);
+    await this.feed(
+      ids,
+      (i) => i === ids.length - 1,
+      (_, logits) => {
+        last = logits.slice();
+      },
+    );
+    return last;
+  }
+
+  takeMs(): number {
+    const ms = this.#ms;
+    this.#ms = 0;
+    return ms;
+  }
+
+  figures(): CacheFigures {
+    const report = this.cache.report();
+    this.#peak = Math.max(this.#peak, report.peakBytes);
+    return {
+      averageBytes: this.#tokens === 0 ? 0 : this.#byteTokens / this.#tokens,
+      peakBytes: this.#peak,
+      bytes: report.bytes,
+      ratio: report.ratio,
+    };
+  }
+
+  /** Copies the state as a session stores it, for `restore`. */
+  save(): Saved {
+    return snapshot(this.cache);
+  }
+
+  /** Goes back to a saved state. @returns milliseconds that making the cache resident took */
+  restore(saved: Saved): number {
+    this.figures();
+    this.cache.dispose();
+    const start = performance.now();
+    this.cache = this.engine.restoreCache(saved.reader) as KvCache;
+    return performance.now() - start;
+  }
+
+  dispose(): void {
+    this.cache.dispose();
+  }
+}
+
+export type Saved = ReturnType<typeof snapshot>;

@@ -1,0 +1,197 @@
+import { cpus } from 'node:os';
+import type { CacheConfig } from '../cache/policy.ts';
+import { InvalidInputError } from '../core/errors.ts';
+import { DataFolder } from './data.ts';
+import type { Job, LoadOptions } from './job.ts';
+import { createPool } from './pool.ts';
+import { TASKS } from './registry.ts';
+import { type Origin, ResultLog, type Row, type RowSpec, rowKey } from './rows.ts';
+import type { Method, Task } from './task.ts';
+
+export interface RunOptions extends LoadOptions {
+  /** JSON lines; rows already there are not made again. */
+  readonly out: string;
+  readonly tasks: readonly string[];
+  /** Besides full, which always runs. */
+  readonly methods: readonly { readonly policy: string; readonly ratio?: number }[];
+  /** Tokens; empty: each task's own. */
+  readonly lengths: readonly number[];
+  /** Samples a task and length. */
+  readonly samples: number;
+  readonly seeds: readonly number[];
+  readonly window: number;
+  readonly sinks: number;
+  /** Float arithmetic, and a float32 full cache. */
+  readonly exact: boolean;
+  readonly workers: number;
+  readonly commit: string;
+  readonly onProgress: (progress: Progress) => void;
+}
+
+export interface Progress {
+  readonly rows: number;
+  readonly totalRows: number;
+  /** Rows that an earlier run had finished. */
+  readonly reused: number;
+  readonly elapsedMs: number;
+  /** NaN until something is finished. */
+  readonly remainingMs: number;
+  readonly last?: Row;
+}
+
+/** The cache that analyses look into: attention mass is tracked and hardly anything is compressed. */
+const ANALYSED = { policy: 'adkvc', ratio: 1 };
+/** What a sample of its own length counts as, to foretell the time that is left. */
+const TYPICAL_TOKENS = 4096;
+
+/**
+ * Runs tasks x lengths x samples x seeds x methods, as far as the log lacks them, and appends each row as soon as it is known.
+ * @returns the rows of exactly these configurations, old and new
+ */
+export async function runEvaluation(options: RunOptions): Promise<Row[]> {
+  const data = new DataFolder(options.data);
+  const tasks = options.tasks.map((name) => {
+    const task = TASKS[name];
+    if (!task)
+      throw new InvalidInputError(
+        `unknown task "${name}": use one of ${Object.keys(TASKS).join(', ')}`,
+        '--tasks',
+      );
+    data.require(task.files);
+    return task;
+  });
+  const hashes = new Map<string, string>();
+  for (const file of new Set(tasks.flatMap((t) => t.files))) hashes.set(file, await data.sha256(file));
+
+  const log = new ResultLog(options.out);
+  const pool = await createPool(options, options.workers);
+  try {
+    const specOf = (task: Task, job: Omit<Job, 'methods' | 'task'>, method: Method): RowSpec => ({
+      task: task.name,
+      taskVersion: task.version,
+      length: job.length,
+      sample: job.sample,
+      seed: job.seed,
+      config: method.config,
+      protocol: 'streaming',
+      ...pool.identity,
+      data: Object.fromEntries(task.files.map((f) => [f, hashes.get(f)!])),
+    });
+    const wanted: string[] = [];
+    const jobs: Job[] = [];
+    for (const task of tasks) {
+      const n = Math.min(options.samples, await task.count(data));
+      const lengths = task.lengths[0] === 0 || options.lengths.length === 0 ? task.lengths : options.lengths;
+      for (const length of lengths)
+        for (const seed of options.seeds)
+          for (let sample = 0; sample < n; sample++) {
+            const place = { length, sample, seed };
+            const methods = methodsOf(task, options, seed);
+            const keys = methods.map((m) => rowKey(specOf(task, place, m)));
+            wanted.push(...keys);
+            const open = methods.filter((_, i) => !log.finished(keys[i]!));
+            if (open.length > 0) jobs.push({ task: task.name, ...place, methods: open });
+          }
+    }
+    const host = `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${process.platform} ${process.arch}, ${Math.max(1, options.workers)} of ${cpus().length} cores`;
+    const origin = (): Origin => ({
+      commit: options.commit,
+      node: process.versions.node,
+      host,
+      at: new Date().toISOString(),
+    });
+    const clock = new Clock(wanted.length, jobs, options.onProgress);
+    await pool.run(
+      jobs,
+      (job, { method: index, outcome, error, processPeakBytes }) => {
+        const method = job.methods[index]!;
+        const spec = specOf(TASKS[job.task]!, job, method);
+        const row: Row = {
+          key: rowKey(spec),
+          ...spec,
+          policy: method.policy,
+          ratio: method.ratio ?? null,
+          ...(error === undefined ? {} : { error }),
+          ...(outcome && 'skipped' in outcome ? { skipped: outcome.skipped } : {}),
+          ...(outcome && 'scores' in outcome
+            ? {
+                scores: outcome.scores,
+                detail: outcome.detail,
+                tokens: outcome.tokens,
+                cache: outcome.cache,
+                measured: { ...outcome.speed, processPeakBytes },
+              }
+            : {}),
+          origin: origin(),
+        };
+        log.append(row);
+        clock.row(row);
+      },
+      (job) => clock.done(job),
+    );
+    return wanted.flatMap((key) => log.rows.get(key) ?? []);
+  } finally {
+    await pool.close();
+    log.close();
+  }
+}
+
+function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
+  const method = ({ policy, ratio }: { policy: string; ratio?: number }): Method => {
+    const config: CacheConfig = {
+      policy,
+      ...(ratio === undefined ? {} : { ratio }),
+      window: options.window,
+      sinks: options.sinks,
+      seed,
+      exactBits: options.exact && policy === 'full' ? 32 : 16,
+      arithmetic: options.exact ? 'float' : 'integer',
+    };
+    return { policy, ...(ratio === undefined ? {} : { ratio }), config };
+  };
+  if (task.analysis) return [method(ANALYSED)];
+  return [{ policy: 'full' }, ...options.methods.filter((m) => m.policy !== 'full')].map(method);
+}
+
+/** Tokens times methods: what a job costs, roughly. */
+const costOf = (job: Job): number => (job.length || TYPICAL_TOKENS) * job.methods.length;
+
+class Clock {
+  readonly #start = performance.now();
+  readonly #totalRows: number;
+  readonly #reused: number;
+  readonly #cost: number;
+  readonly #report: (progress: Progress) => void;
+  #rows: number;
+  #spent = 0;
+  #last: Row | undefined;
+
+  constructor(totalRows: number, jobs: readonly Job[], report: (progress: Progress) => void) {
+    this.#totalRows = totalRows;
+    this.#reused = totalRows - jobs.reduce((sum, job) => sum + job.methods.length, 0);
+    this.#rows = this.#reused;
+    this.#cost = jobs.reduce((sum, job) => sum + costOf(job), 0);
+    this.#report = report;
+    this.#tell();
+  }
+  row(row: Row): void {
+    this.#rows++;
+    this.#last = row;
+    this.#tell();
+  }
+  done(job: Job): void {
+    this.#spent += costOf(job);
+    this.#tell();
+  }
+  #tell(): void {
+    const elapsedMs = performance.now() - this.#start;
+    this.#report({
+      rows: this.#rows,
+      totalRows: this.#totalRows,
+      reused: this.#reused,
+      elapsedMs,
+      remainingMs: this.#spent === 0 ? Number.NaN : (elapsedMs / this.#spent) * (this.#cost - this.#spent),
+      last: this.#last,
+    });
+  }
+}

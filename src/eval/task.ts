@@ -1,0 +1,98 @@
+import type { CacheConfig } from '../cache/policy.ts';
+import type { ModelEngine } from '../engine/engine.ts';
+import type { DataFolder } from './data.ts';
+
+/** How samples' values become a task's figure. */
+export interface MetricSpec {
+  /** Key in Outcome.scores. */
+  readonly name: string;
+  readonly label: string;
+  readonly unit: '%' | 'nats' | '';
+  readonly better: 'higher' | 'lower';
+  /**
+   * rate: 0 or 1 a sample, shown in percent, Wilson's interval. percent: 0 to 1 a sample, shown in percent. mean: as it is. exp: e to the mean.
+   * exp-percent: 100 (e to the mean - 1), the relative change of a perplexity when the values are differences of mean losses.
+   */
+  readonly kind: 'rate' | 'percent' | 'mean' | 'exp' | 'exp-percent';
+  /** The sample value that guessing reaches, where that is known. */
+  readonly chance?: number;
+}
+
+/** One way to hold the cache. `full` is the reference that everything is measured against. */
+export interface Method {
+  readonly policy: string;
+  /** As asked for; undefined: the policy's own. */
+  readonly ratio?: number;
+  readonly config: CacheConfig;
+}
+
+export interface CacheFigures {
+  /** Bytes held, averaged over the tokens fed; peak, copies included; and at the end of the prompt or text. */
+  readonly averageBytes: number;
+  readonly peakBytes: number;
+  readonly bytes: number;
+  /** fp16 bytes over bytes at that end. */
+  readonly ratio: number;
+}
+
+export interface Speed {
+  readonly prefillTokensPerSecond: number;
+  /** 0 where the sample decodes nothing. */
+  readonly decodeTokensPerSecond: number;
+  readonly ttftMs: number;
+  /** A stored state becomes a resident cache again; 0 where it was not tried. */
+  readonly restoreMs: number;
+}
+
+export interface Outcome {
+  /** By metric name. */
+  readonly scores: Readonly<Record<string, number>>;
+  /** What a reader may want to see: depth, prediction, answers, turns. */
+  readonly detail?: Readonly<Record<string, unknown>>;
+  /** Tokens fed as prompt or text. */
+  readonly tokens: number;
+  readonly cache: CacheFigures;
+  readonly speed: Speed;
+}
+
+/** A sample that this task cannot put to this model (too long for its context): counted, never scored. */
+export interface Skipped {
+  readonly skipped: string;
+}
+
+export interface SampleContext {
+  readonly engine: ModelEngine;
+  readonly data: DataFolder;
+  /** Tokens of the text or prompt, for tasks of any length. */
+  readonly length: number;
+  /** Sample number from 0. */
+  readonly sample: number;
+  readonly seed: number;
+}
+
+/** To add a task: one file in tasks/, one line in registry.ts. */
+export interface Task {
+  readonly name: string;
+  readonly description: string;
+  /** Raised when results would change: part of each row's key. */
+  readonly version: number;
+  /** The first is the task's score. */
+  readonly metrics: readonly MetricSpec[];
+  /** Data files it reads, relative to the data folder. */
+  readonly files: readonly string[];
+  /** Lengths in tokens unless the caller says otherwise; one 0 where samples have a length of their own. */
+  readonly lengths: readonly number[];
+  /** Samples there are; Infinity where they are made. */
+  count(data: DataFolder): Promise<number>;
+  /** An analysis: it looks into one cache of its own instead of comparing methods. */
+  readonly analysis?: boolean;
+  /**
+   * One sample under each of the methods. `emit` gives one method's outcome as soon as it is there.
+   * Pure in everything but speed: the same context and method give the same scores.
+   */
+  run(
+    context: SampleContext,
+    methods: readonly Method[],
+    emit: (method: Method, outcome: Outcome | Skipped) => void,
+  ): Promise<void>;
+}
