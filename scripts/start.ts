@@ -1,4 +1,4 @@
-import { spawnSync } from 'node:child_process';
+import { type ChildProcess, spawnSync } from 'node:child_process';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
@@ -16,6 +16,8 @@ const ROOT = join(import.meta.dirname, '..');
 const READY_MS = 120_000;
 /** How long wrangler gets to end its own children. */
 const STOP_MS = 3_000;
+/** How long wrangler gets to bring a crashed workerd back. */
+const RECOVERY_MS = 12_000;
 
 const { values } = parseArgs({
   options: {
@@ -50,19 +52,35 @@ try {
   throw error;
 }
 
-const child = spawnWrangler({ cwd: ROOT, port, dataDir, assetsDir });
+let child: ChildProcess;
+let recovering = false;
 let ready = false;
 let stopping = false;
 /** wrangler's own account of its start, told only when the start fails. */
-const startup: string[] = [];
-for (const stream of [child.stdout!, child.stderr!])
-  createInterface({ input: stream }).on('line', (line) => {
-    if (!ready) startup.push(line);
-    else if (!stopping && line.trim() !== '' && !line.includes(' GET /health ')) console.error(line);
+let startup: string[] = [];
+
+/** Starts wrangler and resolves when the API answers. */
+async function launch(): Promise<void> {
+  ready = false;
+  startup = [];
+  const mine = spawnWrangler({ cwd: ROOT, port, dataDir, assetsDir });
+  child = mine;
+  for (const stream of [mine.stdout!, mine.stderr!])
+    createInterface({ input: stream }).on('line', (line) => {
+      if (stopping || mine !== child) return;
+      if (!ready) startup.push(line);
+      else if (line.trim() !== '' && !line.includes(' GET /health ')) console.error(line);
+      if (ready && line.includes('runtime crashed')) void recover();
+    });
+  mine.once('exit', (code, signal) => {
+    if (!stopping && ready && mine === child) fail(`wrangler ended (${code ?? signal}).`);
   });
+  await waitForHealth(mine, `http://127.0.0.1:${port}`, READY_MS);
+  ready = true;
+}
 
 /** wrangler's children and theirs: a killed wrangler leaves workerd on the port. */
-function descendants(): number[] {
+function family(): number[] {
   const { stdout } = spawnSync('ps', ['-A', '-o', 'pid=,ppid='], { encoding: 'utf8' });
   const pairs = (stdout ?? '').split('\n').map((line) => line.trim().split(/\s+/).map(Number));
   const found = [child.pid!];
@@ -70,51 +88,65 @@ function descendants(): number[] {
   return found;
 }
 
-function stop(): void {
-  if (stopping) return;
-  stopping = true;
-  const family = descendants();
-  child.kill('SIGINT');
-  const killRest = (): void => {
-    for (const pid of family)
-      try {
-        process.kill(pid, 'SIGKILL');
-      } catch {
-        // It has ended.
-      }
-  };
-  const timer = setTimeout(killRest, STOP_MS);
-  child.once('exit', () => {
-    clearTimeout(timer);
-    killRest();
-    process.exit(0);
-  });
-}
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, stop);
-child.once('exit', (code, signal) => {
-  if (stopping || !ready) return;
-  fail(`wrangler ended (${code ?? signal}).`);
-});
-
-const url = `http://localhost:${port}`;
-try {
-  await waitForHealth(child, `http://127.0.0.1:${port}`, READY_MS);
-} catch (error) {
-  if (stopping) process.exit(0);
-  const output = startup.join('\n');
-  for (const pid of child.exitCode === null ? descendants() : [])
+function killAll(pids: readonly number[]): void {
+  for (const pid of pids)
     try {
       process.kill(pid, 'SIGKILL');
     } catch {
       // It has ended.
     }
-  fail(
-    output.includes('EADDRINUSE') || output.includes('Address already in use')
-      ? inUse
-      : `${output}\n${(error as Error).message}`,
-  );
 }
-ready = true;
+
+/**
+ * wrangler starts a crashed workerd again by itself; when its own proxy crashed too it stays deaf. Then all of it is started anew:
+ * conversations stand at their last commit either way.
+ */
+async function recover(): Promise<void> {
+  if (recovering || stopping) return;
+  recovering = true;
+  try {
+    const answers = await waitForHealth(child, `http://127.0.0.1:${port}`, RECOVERY_MS).then(
+      () => true,
+      () => false,
+    );
+    if (answers || stopping) return;
+    console.error('The server does not answer after a crash: starting it again.');
+    ready = false;
+    killAll(family());
+    while (await isListening(port)) await new Promise((resolve) => setTimeout(resolve, 50));
+    await launch();
+    console.error('The server answers again.');
+  } catch (error) {
+    if (!stopping) fail(`${startup.join('\n')}\n${(error as Error).message}`);
+  } finally {
+    recovering = false;
+  }
+}
+
+function stop(): void {
+  if (stopping) return;
+  stopping = true;
+  const all = family();
+  child.kill('SIGINT');
+  const timer = setTimeout(() => killAll(all), STOP_MS);
+  child.once('exit', () => {
+    clearTimeout(timer);
+    killAll(all);
+    process.exit(0);
+  });
+}
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, stop);
+
+const url = `http://localhost:${port}`;
+try {
+  await launch();
+} catch (error) {
+  if (stopping) process.exit(0);
+  killAll(child!.exitCode === null ? family() : []);
+  const output = startup.join('\n');
+  const taken = output.includes('EADDRINUSE') || output.includes('Address already in use');
+  fail(taken ? inUse : `${output}\n${(error as Error).message}`);
+}
 const { model } = (await (await fetch(`http://127.0.0.1:${port}/health`)).json()) as { model: string };
 const body = { model, messages: [{ role: 'user', content: 'What is a cache?' }], stream: true };
 console.log(`

@@ -66,7 +66,9 @@ export async function waitForHealth(child: ChildProcess, url: string, timeoutMs:
     if (child.exitCode !== null || child.signalCode !== null)
       throw new Error(`the server ended with ${child.exitCode ?? child.signalCode} before it was ready`);
     try {
-      const response = await fetch(`${url}/health`, { signal: AbortSignal.timeout(30_000) });
+      const response = await fetch(`${url}/health`, {
+        signal: AbortSignal.timeout(Math.min(30_000, timeoutMs / 4)),
+      });
       last = `status ${response.status}: ${(await response.text()).slice(0, 500)}`;
       if (response.ok) return;
     } catch {

@@ -1,10 +1,9 @@
 import { type Context, Hono } from 'hono';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
-import { AdkvcError } from '../core/errors.ts';
 import type { SessionHost } from '../session/api.ts';
 import { type AuthConfig, authenticate } from './auth.ts';
 import { chatCompletions } from './chat-completions.ts';
-import { errorReply, HttpError, wireError } from './error-response.ts';
+import { errorReply, HttpError, isInternal, wireError } from './error-response.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
 import { createSession, deleteSession, getMessages, getSession } from './sessions.ts';
 
@@ -75,7 +74,7 @@ export function createApp({ host, loadModel, auth }: AppOptions): App {
     return reply(c, error);
   });
   app.onError((error, c) => {
-    if (!(error instanceof AdkvcError)) console.error(c.var.requestId, error);
+    if (isInternal(error)) console.error(c.var.requestId, error);
     return reply(c, error);
   });
   return app;

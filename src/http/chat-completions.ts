@@ -2,7 +2,7 @@ import type { Context } from 'hono';
 import { AbortedError, AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { SessionHost, TurnEvent, TurnRequest, WireError } from '../session/api.ts';
 import { type Conversation, chooseConversation } from './conversation.ts';
-import { errorReply, wireError } from './error-response.ts';
+import { errorReply, isInternal, wireError } from './error-response.ts';
 import { HEARTBEAT_MS, PROGRESS_MS } from './limits.ts';
 import { requireModel, type ServedModel } from './models.ts';
 import { serverTiming, turnObject, usageObject } from './report.ts';
@@ -208,7 +208,7 @@ async function writeAnswer(
     if (request.includeUsage) chunk({ choices: [], usage: usageObject(finished.usage) });
     writer.done();
   } catch (error) {
-    if (!(error instanceof AdkvcError)) console.error(error);
+    if (isInternal(error)) console.error(envelope.id, error);
     writer.data(errorReply(wireError(error)).body);
   } finally {
     clearInterval(heartbeat);

@@ -41,9 +41,11 @@ const STATUS: Readonly<Record<string, number>> = {
   aborted: 409,
   request_too_large: 413,
   unsupported_media_type: 415,
+  session_too_large: 400,
   session_busy: 429,
   memory_limit: 429,
   too_many_turns: 429,
+  turn_interrupted: 503,
   no_keys_configured: 503,
   invalid_keys_configured: 503,
   unsupported_model: 503,
@@ -57,15 +59,21 @@ const typeOf = (status: number): string => {
   return status < 500 ? 'invalid_request_error' : 'server_error';
 };
 
-/** An AdkvcError as JSON; what is none is hidden behind `internal_error`, since its message may tell of the inside. */
+const INTERNAL: WireError = {
+  code: 'internal_error',
+  message:
+    'The server failed. The session stands at its last commit, and the same request may be sent again.',
+};
+
+/** Whether the error tells of the inside: it belongs in the server's log, and not in an answer. */
+export const isInternal = (error: unknown): boolean =>
+  !(error instanceof AdkvcError) || error.code === INTERNAL.code;
+
+/** An AdkvcError as JSON; the message of any other stays inside. */
 export function wireError(error: unknown): WireError {
-  if (error instanceof AdkvcError)
-    return { code: error.code, message: error.message, param: error.param, data: { ...error.data } };
-  return {
-    code: 'internal_error',
-    message:
-      'The server failed; the session stands at its last commit, and the same request may be sent again.',
-  };
+  if (isInternal(error)) return INTERNAL;
+  const { code, message, param, data } = error as AdkvcError;
+  return { code, message, param, data: { ...data } };
 }
 
 /** Maps a code to a status and OpenAI's error shape; the sole place that does. */

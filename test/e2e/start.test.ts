@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
@@ -49,6 +49,16 @@ test('npm start says where page, API and data are, its curl answers, and Ctrl-C 
   });
   expect(answer).toContain('"finish_reason":"length"');
   expect(answer.trimEnd().endsWith('data: [DONE]')).toBe(true);
+
+  // Every workerd at once: more than wrangler can mend by itself.
+  const pids = execFileSync('ps', ['-A', '-o', 'pid=,pgid=,comm='], { encoding: 'utf8' })
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/))
+    .filter(([, group, command]) => Number(group) === child!.pid && command === 'workerd');
+  expect(pids.length).toBeGreaterThan(0);
+  for (const [pid] of pids) process.kill(Number(pid), 'SIGKILL');
+  await expect.poll(output, { timeout: 90_000, interval: 200 }).toContain('The server answers again.');
+  expect((await fetch(`http://127.0.0.1:${port}/v1/models`)).status).toBe(200);
 
   process.kill(-child!.pid!, 'SIGINT');
   await ended;

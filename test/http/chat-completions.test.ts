@@ -377,7 +377,12 @@ describe('what real clients send', () => {
     const response = await chat();
     expect(response.status).toBe(500);
     expect(JSON.stringify(await response.json())).not.toContain('secret');
-    expect(logged).toHaveBeenCalledOnce();
+    // Nor does what a conversation's object reports of its own failures.
+    host.pause = async () => {};
+    host.failure = { after: 0, error: { code: 'internal_error', message: 'secret path' } };
+    expect(JSON.stringify(await (await chat()).json())).not.toContain('secret');
+    expect(await (await chat({ stream: true })).text()).not.toContain('secret');
+    expect(logged).toHaveBeenCalledTimes(3);
     logged.mockRestore();
   });
 });
