@@ -5,6 +5,7 @@ import { type AuthConfig, authenticate } from './auth.ts';
 import { chatCompletions } from './chat-completions.ts';
 import { errorReply, HttpError, isInternal, wireError } from './error-response.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
+import { createResponse } from './responses.ts';
 import { createSession, deleteSession, getMessages, getSession } from './sessions.ts';
 
 export interface AppOptions {
@@ -53,6 +54,7 @@ export function createApp({ host, loadModel, auth }: AppOptions): App {
     await next();
   });
   app.post('/v1/chat/completions', async (c) => chatCompletions(c, c.var.owner, host, await model()));
+  app.post('/v1/responses', async (c) => createResponse(c, c.var.owner, host, await model()));
   app.get('/v1/models', async (c) => listModels(c, await model()));
   app.get('/v1/models/:id{.+}', async (c) => getModel(c, await model(), c.req.param('id')));
   app.post('/v1/sessions', (c) => createSession(c, c.var.owner, host));

@@ -16,3 +16,5 @@ export const MAX_BUFFERED_BYTES = 1_000_000;
 export const HEARTBEAT_MS = 10_000;
 /** While a prompt is read its progress is told this often, as comments. */
 export const PROGRESS_MS = 500;
+/** Idle seconds that a stored response can be continued for, as long as OpenAI keeps them. https://platform.openai.com/docs/guides/conversation-state */
+export const RESPONSE_TTL_SECONDS = 30 * 24 * 3600;

@@ -67,3 +67,23 @@ export const turnObject = (sessionId: string | null, event: Finished) => ({
 export const serverTiming = (timing: Finished['timing']): string =>
   `restore;dur=${timing.restoreMs.toFixed(1)}, prefill;dur=${timing.prefillMs.toFixed(1)}, ` +
   `decode;dur=${timing.decodeMs.toFixed(1)}, commit;dur=${timing.commitMs.toFixed(1)}`;
+
+type TokenEvent = Extract<TurnEvent, { type: 'token' }>;
+
+const utf8 = new TextEncoder();
+/** A token may hold part of a character only; then its bytes are not known from its text. */
+const bytesOf = (token: string): number[] | null =>
+  token.includes('\ufffd') ? null : [...utf8.encode(token)];
+
+/** OpenAI's log-probabilities. */
+export const tokenLogprobs = (tokens: readonly TokenEvent[]) =>
+  tokens.map(({ text, piece, logprob, top }) => ({
+    token: piece ?? text,
+    logprob: logprob ?? null,
+    bytes: bytesOf(piece ?? text),
+    top_logprobs: (top ?? []).map((other) => ({
+      token: other.text,
+      logprob: other.logprob,
+      bytes: bytesOf(other.text),
+    })),
+  }));

@@ -13,17 +13,17 @@ import {
 } from './limits.ts';
 
 /** Clients send null for what they leave open. */
-const optional = <T extends v.GenericSchema>(schema: T) =>
+export const optional = <T extends v.GenericSchema>(schema: T) =>
   v.pipe(
     v.nullish(schema),
     v.transform((value): v.InferOutput<T> | undefined => value ?? undefined),
   );
 
-const between = (low: number, high: number) => {
+export const between = (low: number, high: number) => {
   const message = `must be a number from ${low} to ${high}`;
   return v.pipe(v.number(message), v.minValue(low, message), v.maxValue(high, message));
 };
-const integer = (low: number, high: number) => {
+export const integer = (low: number, high: number) => {
   const message = `must be an integer from ${low} to ${high}`;
   return v.pipe(
     v.number(message),
@@ -32,8 +32,8 @@ const integer = (low: number, high: number) => {
     v.maxValue(high, message),
   );
 };
-const flag = v.boolean('must be true or false');
-const text = v.string('must be a string');
+export const flag = v.boolean('must be true or false');
+export const text = v.string('must be a string');
 
 const textPart = v.looseObject({
   type: v.picklist(['text', 'input_text', 'output_text'], partMessage),
@@ -52,7 +52,7 @@ function contentMessage(issue: v.BaseIssue<unknown>): string | undefined {
   return inner ? `${v.getDotPath(inner)} ${inner.message}` : undefined;
 }
 
-const message = v.pipe(
+export const message = v.pipe(
   v.looseObject({
     role: v.picklist(
       ['system', 'developer', 'user', 'assistant'],
@@ -76,7 +76,10 @@ const message = v.pipe(
 );
 
 export const SESSION_ID = /^[A-Za-z0-9_.-]{1,128}$/;
-const sessionId = v.pipe(text, v.regex(SESSION_ID, 'must be 1 to 128 letters, digits, "_", "." or "-"'));
+export const sessionId = v.pipe(
+  text,
+  v.regex(SESSION_ID, 'must be 1 to 128 letters, digits, "_", "." or "-"'),
+);
 
 const stopMessage = `must be a string or up to ${MAX_STOP_STRINGS} strings, each of 1 to ${MAX_STOP_LENGTH} characters`;
 const stopText = v.pipe(
@@ -89,7 +92,7 @@ const stop = v.union(
   stopMessage,
 );
 
-const chatSchema = v.looseObject({
+export const chatSchema = v.looseObject({
   model: v.pipe(text, v.minLength(1, 'must name a model; GET /v1/models lists them')),
   messages: v.pipe(
     v.array(message, 'must be an array of messages'),
@@ -129,7 +132,7 @@ const chatSchema = v.looseObject({
   session_overwrite: optional(flag),
 });
 
-const sessionSchema = v.looseObject({
+export const sessionSchema = v.looseObject({
   id: optional(sessionId),
   policy: optional(text),
   ratio: optional(
@@ -211,17 +214,25 @@ export function parseSessionRequest(body: unknown): SessionRequest {
   return r;
 }
 
+const empty = (value: unknown): boolean =>
+  value === undefined || value === null || (typeof value === 'object' && Object.keys(value).length === 0);
+
+const refuse = (param: string, remedy: string): never => {
+  throw new HttpError('unsupported_parameter', `${param} is not supported: ${remedy}`, { param });
+};
+
+/** @throws HttpError unsupported_parameter for the first of them that asks for something */
+export function refuseActive(body: unknown, params: readonly string[]): void {
+  if (typeof body !== 'object' || body === null) return;
+  for (const param of params)
+    if (!empty((body as Record<string, unknown>)[param])) refuse(param, 'leave it out');
+}
+
 /** Features of OpenAI's API that would change the answer, and the values of theirs that ask for nothing. */
 function refuseUnsupported(body: unknown): void {
   if (typeof body !== 'object' || body === null) return;
   const r = body as Record<string, unknown>;
-  const empty = (value: unknown): boolean =>
-    value === undefined || value === null || (typeof value === 'object' && Object.keys(value).length === 0);
-  const refuse = (param: string, remedy: string): never => {
-    throw new HttpError('unsupported_parameter', `${param} is not supported: ${remedy}`, { param });
-  };
-  for (const param of ['tools', 'functions', 'logit_bias', 'prediction', 'web_search_options', 'audio'])
-    if (!empty(r[param])) refuse(param, 'leave it out');
+  refuseActive(body, ['tools', 'functions', 'logit_bias', 'prediction', 'web_search_options', 'audio']);
   const choice = r.tool_choice ?? 'none';
   if (choice !== 'none' && choice !== 'auto') refuse('tool_choice', 'leave it out');
   if (typeof r.n === 'number' && r.n > 1) refuse('n', 'one answer is given for each request, so n must be 1');
@@ -233,7 +244,7 @@ function refuseUnsupported(body: unknown): void {
     refuse('modalities', 'only ["text"] is');
 }
 
-function check<T extends v.GenericSchema>(schema: T, body: unknown): v.InferOutput<T> {
+export function check<T extends v.GenericSchema>(schema: T, body: unknown): v.InferOutput<T> {
   if (typeof body !== 'object' || body === null || Array.isArray(body))
     throw new InvalidInputError('The body must be a JSON object.');
   const result = v.safeParse(schema, body, { abortEarly: true });

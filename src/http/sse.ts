@@ -3,6 +3,8 @@ import { MAX_BUFFERED_BYTES } from './limits.ts';
 /** Server-sent events to one client. https://html.spec.whatwg.org/multipage/server-sent-events.html */
 export interface EventWriter {
   data(value: unknown): void;
+  /** With a name, as the Responses API has them. */
+  event(name: string, value: unknown): void;
   /** Clients ignore it; it keeps the connection alive. */
   comment(text: string): void;
   /** OpenAI's last event. */
@@ -45,6 +47,7 @@ export function eventStream(onGone: () => void): { body: ReadableStream<Uint8Arr
     body,
     writer: {
       data: (value) => write(`data: ${JSON.stringify(value)}\n\n`),
+      event: (name, value) => write(`event: ${name}\ndata: ${JSON.stringify(value)}\n\n`),
       comment: (text) => write(`: ${text.replaceAll(/[\r\n]+/g, ' ')}\n\n`),
       done: () => write('data: [DONE]\n\n'),
       close() {

@@ -8,6 +8,8 @@ export interface TurnRequest {
   readonly mode: 'whole' | 'append';
   /** With 'whole': replace a log that shares no turn with the messages instead of failing with `session_diverged`. */
   readonly overwrite: boolean;
+  /** With 'whole': fail with `session_moved` if the messages would cut anything that was finished. */
+  readonly continues?: boolean;
   /** false: nothing is left behind after the turn. */
   readonly store: boolean;
   /** true: the object was chosen by hash, not named by the client: short time to live, first to be evicted. */
@@ -17,6 +19,8 @@ export interface TurnRequest {
   readonly maxTokens: number;
   /** Only used when the session does not exist yet. */
   readonly cache?: Partial<CacheConfig>;
+  /** Idle seconds until a session that this turn creates is deleted; otherwise what `implicit` says. */
+  readonly ttlSeconds?: number;
 }
 
 export interface Usage {
@@ -81,7 +85,7 @@ export interface SessionInfo {
 
 /**
  * `key` is the object's name, HMAC(owner, id): made by the HTTP layer. Methods throw AdkvcError with codes
- * session_not_found, session_exists, session_diverged, session_busy (data.retryAfter), memory_limit (data.retryAfter), context_length_exceeded, ...
+ * session_not_found, session_exists, session_diverged, session_moved, session_busy (data.retryAfter), memory_limit (data.retryAfter), context_length_exceeded, ...
  */
 export interface SessionHost {
   create(

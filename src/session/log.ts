@@ -29,6 +29,7 @@ export interface PromptRequest {
   readonly messages: readonly ChatMessage[];
   readonly mode: 'whole' | 'append';
   readonly overwrite: boolean;
+  readonly continues?: boolean;
 }
 
 /** The ids that a turn starts from. */
@@ -47,6 +48,7 @@ const PLACEHOLDER = 'x';
  * Joins a request to the log. Messages that equal the log's in role and text keep the ids they had (what the model said is never
  * tokenised again: other ids may spell the same text); only the rest is tokenised.
  * @param sameModel false when the log's ids were made by another model: its text counts, its ids do not
+ * @throws AdkvcError session_moved when `continues` is set and something finished would be cut
  * @throws AdkvcError session_diverged when whole messages share no turn with the log and `overwrite` is not set
  */
 export function joinPrompt(
@@ -62,6 +64,10 @@ export function joinPrompt(
       ? request.messages
       : [...log.messages.slice(0, unanswered(log.messages, request.messages)), ...request.messages];
   const common = commonMessages(messages, log.messages);
+  if (request.continues && log.messages.some((m, i) => i >= common && m.unfinished === undefined))
+    throw new AdkvcError('session_moved', 'the session went on from there meanwhile', {
+      data: { loggedMessages: log.messages.length },
+    });
   const turns = (list: readonly ChatMessage[]) => list.some((message) => message.role !== 'system');
   if (turns(log.messages) && !turns(messages.slice(0, common)) && !request.overwrite)
     throw new AdkvcError(

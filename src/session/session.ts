@@ -239,7 +239,7 @@ export class Session implements Tenant {
     const fresh = () =>
       newHead(id, this.#now(), {
         cache: request.cache,
-        ttlSeconds: request.implicit ? IMPLICIT_TTL_SECONDS : undefined,
+        ttlSeconds: request.ttlSeconds ?? (request.implicit ? IMPLICIT_TTL_SECONDS : undefined),
         implicit: request.implicit,
         engine,
       });

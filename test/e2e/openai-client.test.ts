@@ -142,6 +142,55 @@ describe('chat completions', () => {
   });
 });
 
+describe('responses', () => {
+  const ask = { max_output_tokens: 8, temperature: 0 };
+
+  test('go on from the newest in its cache, fork from an older one', async () => {
+    const first = await client.responses.create({
+      model,
+      input: 'What is a test?',
+      instructions: 'Be brief.',
+      ...ask,
+    });
+    expect(first).toMatchObject({ status: 'incomplete', usage: { output_tokens: 8 } });
+    const next = {
+      model,
+      input: 'And then?',
+      instructions: 'Be brief.',
+      previous_response_id: first.id,
+      ...ask,
+    };
+    const second = await client.responses.create(next);
+    expect(second.usage!.input_tokens_details.cached_tokens).toBe(first.usage!.total_tokens - 1);
+    // The first is not the newest any more; the fork reads the conversation's text, as a client that resends it would.
+    const fork = await client.responses.create(next);
+    expect(fork.id).not.toBe(second.id);
+    const whole = await client.chat.completions.create({
+      model,
+      messages: [
+        { role: 'system', content: 'Be brief.' },
+        user('What is a test?'),
+        { role: 'assistant', content: first.output_text },
+        user('And then?'),
+      ],
+      max_completion_tokens: 8,
+      temperature: 0,
+      store: false,
+    });
+    expect(whole.choices[0]!.message.content).toBe(fork.output_text);
+  });
+
+  test('stream the events that the client accumulates', async () => {
+    const request = { model, input: 'What is a test?', store: false, ...ask };
+    const stream = client.responses.stream(request);
+    let text = '';
+    for await (const event of stream) if (event.type === 'response.output_text.delta') text += event.delta;
+    const final = await stream.finalResponse();
+    expect(final.output_text).toBe(text);
+    expect((await client.responses.create(request)).output_text).toBe(text);
+  });
+});
+
 describe('errors', () => {
   test('arrive as the classes of the client', async () => {
     const create = (fields: object) =>

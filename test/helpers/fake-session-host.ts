@@ -66,6 +66,9 @@ export class FakeSessionHost implements SessionHost {
   ): Promise<AsyncIterable<TurnEvent>> {
     this.turns.push({ key, id, request, signal });
     if (this.refusal) throw this.refusal;
+    const logged = this.sessions.get(key)?.messages ?? [];
+    if (request.continues && logged.some((m, i) => m.content !== request.messages[i]?.content))
+      throw new AdkvcError('session_moved', 'the session went on');
     return this.#run(key, id, request, signal);
   }
 

@@ -151,3 +151,16 @@ test('whatever was said and sampled, joining is consistent: spans cover the ids,
     { numRuns: 60, seed: 7 },
   );
 });
+
+test('what continues cuts nothing that was finished', () => {
+  const log = logOf([user('hello')]);
+  const continuing = (messages: readonly ChatMessage[]) => ({ ...whole(messages, true), continues: true });
+  const next = [user('hello'), assistant('ab'), user('more')];
+  expect(joinPrompt(engine, log, continuing(next)).shared).toBe(log.ids.length);
+  expect(() => joinPrompt(engine, log, continuing([user('hello')]))).toThrow(/went on/);
+  expect(() => joinPrompt(engine, log, continuing([user('hello'), assistant('c'), user('more')]))).toThrow();
+  // An interrupted answer is asked for again.
+  const prompt = joinPrompt(engine, EMPTY_LOG, whole([user('hello')]));
+  const cut = answered(prompt, [letter('a')], 'a', prompt.ids.length, 'key');
+  expect(joinPrompt(engine, cut, continuing([user('hello')])).ids).toEqual(prompt.ids);
+});

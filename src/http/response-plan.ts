@@ -1,0 +1,132 @@
+import { AdkvcError } from '../core/errors.ts';
+import type { ChatMessage } from '../engine/types.ts';
+import type { SessionHost, TurnRequest } from '../session/api.ts';
+import { hex, hmac } from './auth.ts';
+import { newSessionId, sessionKey } from './conversation.ts';
+import { HttpError } from './error-response.ts';
+import { RESPONSE_TTL_SECONDS } from './limits.ts';
+import type { ResponsesRequest } from './responses-schema.ts';
+
+/** Where a response's turn runs, and what its id will be. */
+export interface ResponsePlan {
+  readonly responseId: string;
+  readonly sessionId: string;
+  /** The object's name. */
+  readonly key: string;
+  readonly turn: Pick<
+    TurnRequest,
+    'messages' | 'mode' | 'overwrite' | 'continues' | 'store' | 'implicit' | 'ttlSeconds'
+  >;
+}
+
+/**
+ * The plans of a request, the first to be tried first: a response goes on in its own session as long as nothing of that would be cut,
+ * and otherwise (`session_moved`) in a new one, so that what an id stands for never changes.
+ * @throws HttpError response_not_found
+ */
+export async function planResponse(
+  owner: string,
+  host: SessionHost,
+  request: ResponsesRequest,
+): Promise<readonly [ResponsePlan, ...ResponsePlan[]]> {
+  const { conversation, previousResponseId, instructions, input, store } = request;
+  const system: ChatMessage[] = instructions === undefined ? [] : [{ role: 'system', content: instructions }];
+  if (conversation !== undefined) return [await planConversation(owner, host, conversation, system, input)];
+
+  const previous =
+    previousResponseId === undefined
+      ? { sessionId: undefined, history: [] }
+      : await readPrevious(owner, host, previousResponseId);
+  const messages = [...system, ...previous.history, ...input];
+  const planned = async (sessionId: string, continues: boolean): Promise<ResponsePlan> => ({
+    responseId: await responseId(owner, sessionId, messages, system.length > 0),
+    sessionId,
+    key: await sessionKey(owner, sessionId),
+    turn: {
+      messages,
+      mode: 'whole',
+      overwrite: true,
+      continues,
+      store,
+      implicit: !store,
+      ...(store && { ttlSeconds: RESPONSE_TTL_SECONDS }),
+    },
+  });
+  const fork = await planned(newSessionId(), false);
+  return previous.sessionId !== undefined && store ? [await planned(previous.sessionId, true), fork] : [fork];
+}
+
+/** A conversation that the client named is one thing that changes: what is new is appended. */
+async function planConversation(
+  owner: string,
+  host: SessionHost,
+  sessionId: string,
+  system: readonly ChatMessage[],
+  input: readonly ChatMessage[],
+): Promise<ResponsePlan> {
+  const key = await sessionKey(owner, sessionId);
+  const logged = await messagesOf(host, key);
+  const spoken = logged[0]?.role === 'system' ? logged.slice(1) : logged;
+  const same = logged.length > 0 && (system.length === 0 || logged[0]!.content === system[0]!.content);
+  const history = same || system.length === 0 ? logged : [...system, ...spoken];
+  const prompt = [...(logged.length === 0 ? system : history), ...input];
+  return {
+    responseId: await responseId(owner, sessionId, prompt, system.length > 0),
+    sessionId,
+    key,
+    turn: same
+      ? { messages: input, mode: 'append', overwrite: false, store: true, implicit: false }
+      : { messages: prompt, mode: 'whole', overwrite: true, store: true, implicit: false },
+  };
+}
+
+async function readPrevious(
+  owner: string,
+  host: SessionHost,
+  id: string,
+): Promise<{ sessionId: string; history: readonly ChatMessage[] }> {
+  const notFound = (): HttpError =>
+    new HttpError(
+      'response_not_found',
+      `There is no response "${id}" to go on from: it was not stored, has expired, or its conversation was overwritten.`,
+      { param: 'previous_response_id' },
+    );
+  const parsed = RESPONSE_ID.exec(id);
+  if (!parsed) throw notFound();
+  const [, digest, from, count, sessionId] = parsed as unknown as [string, string, string, string, string];
+  const logged = await messagesOf(host, await sessionKey(owner, sessionId));
+  const history = logged.slice(0, Number(count));
+  if (history.length < Number(count) || (await digestOf(owner, history.slice(0, -1))) !== digest)
+    throw notFound();
+  // Instructions are those of one response; whoever goes on from it gives their own.
+  return { sessionId, history: from === INSTRUCTED ? history.slice(1) : history };
+}
+
+async function messagesOf(host: SessionHost, key: string): Promise<readonly ChatMessage[]> {
+  try {
+    return await host.messages(key);
+  } catch (error) {
+    if (error instanceof AdkvcError && error.code === 'session_not_found') return [];
+    throw error;
+  }
+}
+
+/** A digest of what was answered, whether its first message are instructions, the messages up to the answer, the session. */
+const RESPONSE_ID = /^resp_([0-9a-f]{16})([is])(\d{1,5})_([A-Za-z0-9_.-]{1,128})$/;
+const INSTRUCTED = 'i';
+
+async function responseId(
+  owner: string,
+  sessionId: string,
+  prompt: readonly ChatMessage[],
+  instructed: boolean,
+): Promise<string> {
+  const kind = instructed ? INSTRUCTED : 's';
+  return `resp_${await digestOf(owner, prompt)}${kind}${prompt.length + 1}_${sessionId}`;
+}
+
+const digestOf = async (owner: string, messages: readonly ChatMessage[]): Promise<string> =>
+  hex(await hmac(owner, 'response', ...messages.flatMap(({ role, content }) => [role, content]))).slice(
+    0,
+    16,
+  );

@@ -1,0 +1,262 @@
+import OpenAI from 'openai';
+import { expect, test } from 'vitest';
+import { AdkvcError } from '../../src/core/errors.ts';
+import { fixture, MODEL } from './fixture.ts';
+
+/** The official client over the application itself, a double of sessions behind it. */
+function setup() {
+  const { app, host, call } = fixture();
+  const client = new OpenAI({
+    baseURL: 'http://localhost:8787/v1',
+    apiKey: 'unused',
+    maxRetries: 0,
+    fetch: async (url, init) => app.request(new Request(url as string, init as RequestInit), {}, {} as never),
+  });
+  const ask = (fields: object = {}) =>
+    client.responses.create({
+      model: MODEL.id,
+      input: 'Hi',
+      ...fields,
+    } as OpenAI.Responses.ResponseCreateParamsNonStreaming);
+  const lastTurn = () => host.turns.at(-1)!;
+  return { client, host, ask, lastTurn, call };
+}
+
+test('a whole response', async () => {
+  const { ask, lastTurn } = setup();
+  const response = await ask({ instructions: 'Be brief.', metadata: { a: 'b' }, max_output_tokens: 9 });
+  expect(response).toMatchObject({
+    object: 'response',
+    status: 'completed',
+    model: MODEL.id,
+    output_text: 'Hello there, friend.',
+    error: null,
+    incomplete_details: null,
+    instructions: 'Be brief.',
+    max_output_tokens: 9,
+    metadata: { a: 'b' },
+    previous_response_id: null,
+    store: true,
+    usage: {
+      input_tokens: 3,
+      input_tokens_details: { cached_tokens: 0 },
+      output_tokens: 4,
+      total_tokens: 7,
+    },
+  });
+  expect(response.id).toMatch(/^resp_/);
+  expect(lastTurn().request).toMatchObject({
+    messages: [
+      { role: 'system', content: 'Be brief.' },
+      { role: 'user', content: 'Hi' },
+    ],
+    maxTokens: 9,
+    store: true,
+    implicit: false,
+    ttlSeconds: 30 * 24 * 3600,
+  });
+});
+
+test('the events of a stream, in their order, and the same response at their end', async () => {
+  const { client, host } = setup();
+  host.heldBack = '!';
+  const stream = client.responses.stream({ model: MODEL.id, input: 'Hi' });
+  const events: OpenAI.Responses.ResponseStreamEvent[] = [];
+  for await (const event of stream) events.push(event as OpenAI.Responses.ResponseStreamEvent);
+  expect(events.map(({ type }) => type)).toEqual([
+    'response.created',
+    'response.in_progress',
+    'response.output_item.added',
+    'response.content_part.added',
+    ...Array(5).fill('response.output_text.delta'),
+    'response.output_text.done',
+    'response.content_part.done',
+    'response.output_item.done',
+    'response.completed',
+  ]);
+  expect(events.map(({ sequence_number }) => sequence_number)).toEqual(events.map((_, i) => i));
+  const final = await stream.finalResponse();
+  expect(final.output_text).toBe('Hello there, friend.!');
+  const created = events[0] as OpenAI.Responses.ResponseCreatedEvent;
+  expect(created.response).toMatchObject({ id: final.id, status: 'in_progress', output: [], usage: null });
+});
+
+test('an answer that is cut by its length is incomplete, whole and streamed', async () => {
+  const { client, ask, host } = setup();
+  host.reason = 'length';
+  expect(await ask()).toMatchObject({
+    status: 'incomplete',
+    incomplete_details: { reason: 'max_output_tokens' },
+    output: [{ status: 'incomplete' }],
+  });
+  const stream = await client.responses.create({ model: MODEL.id, input: 'Hi', stream: true });
+  let last: OpenAI.Responses.ResponseStreamEvent | undefined;
+  for await (const event of stream) last = event;
+  expect(last!.type).toBe('response.incomplete');
+});
+
+test('previous_response_id goes on in the same session, whose log it repeats', async () => {
+  const { ask, lastTurn } = setup();
+  const first = await ask({ instructions: 'Be brief.' });
+  const { key } = lastTurn();
+  const second = await ask({ input: 'And?', instructions: 'Be brief.', previous_response_id: first.id });
+  expect(lastTurn().key).toBe(key);
+  expect(lastTurn().request).toMatchObject({ mode: 'whole', continues: true });
+  expect(lastTurn().request.messages.map(({ content }) => content)).toEqual([
+    'Be brief.',
+    'Hi',
+    'Hello there, friend.',
+    'And?',
+  ]);
+  expect(second.previous_response_id).toBe(first.id);
+  expect(second.usage!.input_tokens_details.cached_tokens).toBe(6);
+});
+
+test('a response that is not the newest forks: both branches stay what they were', async () => {
+  const { ask, lastTurn, host } = setup();
+  const first = await ask();
+  const second = await ask({ input: 'Left', previous_response_id: first.id });
+  const { key } = lastTurn();
+  const third = await ask({ input: 'Right', previous_response_id: first.id });
+  expect(lastTurn().key).not.toBe(key);
+  const contents = (id: string) => host.sessions.get(id)!.messages.map(({ content }) => content);
+  expect(contents(key)[2]).toBe('Left');
+  expect(contents(lastTurn().key)).toEqual(['Hi', 'Hello there, friend.', 'Right', 'Hello there, friend.']);
+  for (const [id, content] of [
+    [second.id, 'Left'],
+    [third.id, 'Right'],
+  ] as const) {
+    await ask({ input: 'On', previous_response_id: id });
+    expect(lastTurn().request.messages.map((m) => m.content)).toEqual([
+      'Hi',
+      'Hello there, friend.',
+      content,
+      'Hello there, friend.',
+      'On',
+    ]);
+  }
+});
+
+test('instructions are those of one response', async () => {
+  const { ask, lastTurn, host } = setup();
+  const first = await ask({ instructions: 'Be brief.' });
+  const before = lastTurn().key;
+  await ask({ input: 'And?', previous_response_id: first.id });
+  expect(lastTurn().request.messages.map(({ role }) => role)).toEqual(['user', 'assistant', 'user']);
+  // What the first response stands for is not changed by it.
+  expect(host.sessions.get(before)!.messages[0]!.content).toBe('Be brief.');
+});
+
+test('a conversation is a session that the client named', async () => {
+  const { ask, lastTurn, call } = setup();
+  await call('/v1/sessions', { id: 'talk' });
+  const first = await ask({ conversation: 'talk', instructions: 'Be brief.' });
+  expect(first.conversation).toEqual({ id: 'talk' });
+  const second = await ask({ conversation: { id: 'talk' }, input: 'And?' });
+  expect(lastTurn().request).toMatchObject({ mode: 'append', messages: [{ content: 'And?' }] });
+  const session: any = await (await call('/v1/sessions/talk')).json();
+  expect(session.turns).toBe(2);
+  await ask({ input: 'On', previous_response_id: second.id });
+  expect(lastTurn().request.messages.length).toBe(6);
+  await ask({ conversation: 'talk', input: 'Now', instructions: 'Be long.' });
+  expect(lastTurn().request.messages[0]).toEqual({ role: 'system', content: 'Be long.' });
+  // The conversation reads otherwise now than what the response answered.
+  await expect(ask({ previous_response_id: second.id })).rejects.toMatchObject({
+    status: 404,
+    code: 'response_not_found',
+  });
+});
+
+test('items: roles, parts, and an earlier answer as it was handed out', async () => {
+  const { ask, lastTurn } = setup();
+  const first = await ask();
+  await ask({
+    input: [
+      { role: 'developer', content: 'Be brief.' },
+      { type: 'message', role: 'user', content: [{ type: 'input_text', text: 'Hi' }] },
+      ...first.output,
+      { role: 'user', content: 'And?' },
+    ],
+  });
+  expect(lastTurn().request.messages).toEqual([
+    { role: 'system', content: 'Be brief.' },
+    { role: 'user', content: 'Hi' },
+    { role: 'assistant', content: 'Hello there, friend.' },
+    { role: 'user', content: 'And?' },
+  ]);
+});
+
+test('store: false leaves nothing that could be continued', async () => {
+  const { ask, host, lastTurn } = setup();
+  const first = await ask({ store: false });
+  expect(host.sessions.size).toBe(0);
+  await expect(ask({ previous_response_id: first.id })).rejects.toMatchObject({
+    status: 404,
+    param: 'previous_response_id',
+  });
+  const kept = await ask();
+  await ask({ store: false, previous_response_id: kept.id });
+  expect(lastTurn().request).toMatchObject({ store: false, implicit: true });
+  expect(lastTurn().request.messages.length).toBe(3);
+  expect(host.sessions.size).toBe(1);
+});
+
+test.each([
+  [{ input: 5 }, 'input'],
+  [{ input: [] }, 'input'],
+  [{ input: [{ role: 'user', content: [{ type: 'input_image' }] }] }, 'input[0].content'],
+  [{ input: [{ type: 'function_call_output', output: '' }] }, 'input[0].type'],
+  [{ max_output_tokens: 0 }, 'max_output_tokens'],
+  [{ temperature: 3 }, 'temperature'],
+  [{ conversation: 'a', previous_response_id: 'resp_x' }, 'conversation'],
+  [{ conversation: 'a', store: false }, 'store'],
+  [{ tools: [{ type: 'web_search' }] }, 'tools'],
+  [{ background: true }, 'background'],
+  [{ truncation: 'auto' }, 'truncation'],
+  [{ metadata: { a: 1 } }, 'metadata.a'],
+])('%o is refused by name', async (fields, param) => {
+  await expect(setup().ask(fields)).rejects.toMatchObject({ status: 400, param });
+});
+
+test('a refusal has its status, a failure after the first event is told by response.failed', async () => {
+  const { ask, client, host } = setup();
+  host.refusal = new AdkvcError('session_busy', 'busy', { data: { retryAfter: 7 } });
+  await expect(ask()).rejects.toMatchObject({ status: 429 });
+  host.refusal = undefined;
+  host.failure = { after: 1, error: { code: 'turn_interrupted', message: 'again' } };
+  const stream = await client.responses.create({ model: MODEL.id, input: 'Hi', stream: true });
+  const types: string[] = [];
+  for await (const event of stream) {
+    types.push(event.type);
+    if (event.type === 'response.failed')
+      expect(event.response).toMatchObject({ status: 'failed', error: { code: 'turn_interrupted' } });
+  }
+  expect(types.at(-1)).toBe('response.failed');
+});
+
+test('log-probabilities when they are asked for', async () => {
+  const { ask } = setup();
+  const response = await ask({ top_logprobs: 2, include: ['message.output_text.logprobs'] });
+  const [item] = response.output as OpenAI.Responses.ResponseOutputMessage[];
+  const part = item!.content[0] as OpenAI.Responses.ResponseOutputText;
+  expect(part.logprobs!.length).toBe(4);
+  expect(part.logprobs![0]).toMatchObject({ token: 'Hello', logprob: -0.5 });
+  expect(part.logprobs![0]!.top_logprobs.length).toBe(2);
+});
+
+test('the responses of one key are not there for another', async () => {
+  const digest = async (key: string) =>
+    Buffer.from(await crypto.subtle.digest('SHA-256', new TextEncoder().encode(key))).toString('hex');
+  const { call } = fixture({ keys: `ann:${await digest('a')},bob:${await digest('b')}` });
+  const as = async (key: string, fields: object): Promise<Response> =>
+    call(
+      '/v1/responses',
+      { model: MODEL.id, input: 'Hi', ...fields },
+      {
+        headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+      },
+    );
+  const { id } = (await (await as('a', {})).json()) as { id: string };
+  expect((await as('b', { previous_response_id: id })).status).toBe(404);
+  expect((await as('a', { previous_response_id: id })).status).toBe(200);
+});
