@@ -136,6 +136,11 @@ function stop(): void {
   });
 }
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, stop);
+// npm hands a signal to its shell, and that ends without a word to its child.
+if (process.env.npm_lifecycle_event !== undefined) {
+  const shell = process.ppid;
+  setInterval(() => process.ppid !== shell && stop(), 500).unref();
+}
 
 const url = `http://localhost:${port}`;
 try {
