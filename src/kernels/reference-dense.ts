@@ -29,9 +29,11 @@ const TINY = f(1e-30);
 
 export const activationGroup = (kind: ActivationKind): number => (kind === 'i8h64' ? 64 : 32);
 
-/** Bytes of one row: codes, then (scale, scale * sum of codes) as f32 for each group; a multiple of 16. */
+/** Bytes of one row: codes, then for each group of i8 (scale, scale * sum of codes, high part, step), of i8h64 (scale, scale * sum). */
 export const activationRowBytes = (kind: ActivationKind, k: number): number =>
-  kind === 'f32' ? 0 : (k + (k / activationGroup(kind)) * 8 + 15) & ~15;
+  kind === 'f32' ? 0 : kind === 'i8' ? k + (k / 32) * 16 : (k + (k / 64) * 8 + 15) & ~15;
+/** A channel this many times as large as all others of its group of 32 gets a code of two bytes; see wasm/simd/activation.ts. */
+const OUTLIER = 2.5;
 
 export function denseReference(arena: Arena): DenseKernels {
   const floats = (ptr: Ptr, length: number) => new Float32Array(arena.memory.buffer, ptr, length);
@@ -47,22 +49,36 @@ export function denseReference(arena: Arena): DenseKernels {
       for (let row = 0; row < rows; row++) {
         const at = out + row * activationRowBytes(kind, k);
         const codes = new Int8Array(arena.memory.buffer, at, k);
-        const pairs = floats(at + k, (k / group) * 2);
         for (let g = 0; g < k / group; g++) {
           values.set(floats(x + (row * k + g * group) * 4, group));
           if (kind === 'i8h64') hadamard64(values);
-          let peak = 0;
-          for (const v of values) peak = Math.max(peak, Math.abs(v));
-          const factor = peak >= TINY ? f(127 / peak) : 0;
-          const scale = peak < TINY ? 0 : f(peak / 127);
-          let sum = 0;
-          for (let i = 0; i < group; i++) {
-            const code = nearest(f(values[i]! * factor));
-            codes[g * group + i] = code;
-            sum += codes[g * group + i]!;
+          const magnitudes = values.map(Math.abs);
+          const peak = magnitudes.reduce((most, m) => Math.max(most, m), 0);
+          let outlier = -1;
+          let kept = peak;
+          if (kind === 'i8') {
+            const place = magnitudes.indexOf(peak);
+            const rest = magnitudes.reduce((most, m, i) => (i === place ? most : Math.max(most, m)), 0);
+            const scaled = Math.max(rest, f(peak / 128));
+            if (peak > f(OUTLIER * rest) && scaled >= TINY) [outlier, kept] = [place, scaled];
           }
-          pairs[g * 2] = scale;
-          pairs[g * 2 + 1] = f(scale * sum);
+          const factor = kept >= TINY ? f(127 / kept) : 0;
+          const scale = kept < TINY ? 0 : f(kept / 127);
+          let sum = 0;
+          let high = 0;
+          for (let i = 0; i < group; i++) {
+            const code = nearest(f(values[i]! * factor)) || 0;
+            if (i === outlier) high = nearest(f(code / 128));
+            codes[g * group + i] = i === outlier ? code - 128 * high : code;
+            sum += code;
+          }
+          const meta = view(at + k + g * (kind === 'i8' ? 16 : 8), kind === 'i8' ? 16 : 8);
+          meta.setFloat32(0, scale, true);
+          meta.setFloat32(4, f(scale * sum), true);
+          if (kind !== 'i8') continue;
+          meta.setUint32(8, 0, true);
+          if (outlier >= 0) meta.setInt8(8 + (outlier & 3), high);
+          meta.setInt32(12, outlier >= 0 ? outlier >> 2 : -1, true);
         }
       }
     },
@@ -269,12 +285,16 @@ function addProducts(
   k: number,
 ): number {
   const x = new Int8Array(buffer, at, k);
-  const pairs = new Float32Array(buffer, at + k, (k / group) * 2);
+  const meta = new DataView(buffer, at + k);
   for (let g = 0; g < k / group; g++) {
     let dot = 0;
     for (let i = g * group; i < (g + 1) * group; i++) dot += x[i]! * codes[i]!;
-    const product = f(f(dot * scales[g]!) * pairs[g * 2]!);
-    sum = f(sum + f(product + f(shifts[g]! * pairs[g * 2 + 1]!)));
+    const pair = g * (group === 32 ? 16 : 8);
+    const step = group === 32 ? meta.getInt32(pair + 12, true) : -1;
+    if (step >= 0)
+      for (let i = 0; i < 4; i++) dot += 128 * meta.getInt8(pair + 8 + i) * codes[g * 32 + step * 4 + i]!;
+    const product = f(f(dot * scales[g]!) * meta.getFloat32(pair, true));
+    sum = f(sum + f(product + f(shifts[g]! * meta.getFloat32(pair + 4, true))));
   }
   return sum;
 }

@@ -202,6 +202,42 @@ describe('activations', () => {
         for (let i = 0; i < 80; i++) expect(Number.isFinite(out[i]!)).toBe(i < 32 || i >= 48);
       }
   });
+  it('outliers of every size and place: the same bits everywhere, alone and in company', () => {
+    const [n, k, rows] = [24, 1536, 9];
+    const packed = packWeight('q4r', randomSource('Q4_1', n, k, 41));
+    const x = randomFloats(rows * k, 42);
+    const random = seeded(43);
+    for (let g = 0; g < (rows * k) / 32; g++) {
+      const size = [0, 2.4, 2.6, 9, 120, 5000, 1e6, 1e30][g % 8]!;
+      if (size) x[g * 32 + Math.floor(random() * 32)] = random() < 0.5 ? -size * 3 : size * 3;
+      // Two equal peaks are no outlier.
+      if (g % 11 === 0) x[g * 32] = x[g * 32 + 9] = -77;
+      // A channel alone in its group.
+      if (g % 13 === 0) x.fill(0, g * 32 + 1, g * 32 + 32);
+    }
+    const all = same((bench) => ({ ptr: product(bench, 'q4r', packed, x, n, k, n), floats: rows * n }));
+    for (const v of all) expect(Number.isFinite(v)).toBe(true);
+    const alone = same((bench) => ({
+      ptr: product(bench, 'q4r', packed, x.slice(8 * k), n, k, n),
+      floats: n,
+    }));
+    expectSameBits(alone, all.slice(8 * n), 'the last row alone');
+  });
+  it('an outlier leaves the others their precision: within 1e-3 of their norms', () => {
+    const [n, k] = [64, 576];
+    const packed = packWeight('q4r', randomSource('Q4_1', n, k, 44));
+    const values = unpackWeight('q4r', packed, n, k);
+    const x = randomFloats(k, 45);
+    const rest = Math.sqrt(x.reduce((sum, v) => sum + v * v, 0));
+    for (let g = 0; g < k; g += 32) x[g + ((g * 7) % 32)] = g % 64 ? 60 : -60;
+    const out = same((bench) => ({ ptr: product(bench, 'q4r', packed, x, n, k, n), floats: n }));
+    for (let i = 0; i < n; i++) {
+      const row = values.subarray(i * k, (i + 1) * k);
+      const norm = Math.sqrt(row.reduce((sum, v) => sum + v * v, 0));
+      const dot = row.reduce((sum, v, c) => sum + v * x[c]!, 0);
+      expect(Math.abs(out[i]! - dot) / (norm * rest)).toBeLessThan(1e-3);
+    }
+  });
   it('zeros and the smallest numbers give zero, huge ones stay finite', () => {
     for (const [value, expected] of [
       [0, 0],

@@ -83,7 +83,7 @@ export function embedQ4r(table: usize, k: i32, ids: usize, count: i32, out: usiz
 }
 
 export function embedQ6h(table: usize, n: i32, k: i32, ids: usize, count: i32, out: usize): void {
-  const groupBytes = 64 + <usize>(k >> 6) * 400;
+  const groupBytes: usize = 64 + <usize>(k >> 6) * 400;
   const groups = table + (<usize>k << 2);
   const residuals = groups + <usize>((n + 7) >> 3) * groupBytes;
   for (; count > 0; count--) {

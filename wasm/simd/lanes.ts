@@ -1,10 +1,17 @@
 /** Small steps that several products share. */
 
-/** Bytes of one row of a quantised activation: codes, then (scale, scale * sum of codes) for each group; a multiple of 16. */
+/** Bytes of one row of an i8 activation: codes, then 16 bytes for each group of 32. */
 // @ts-ignore: decorator
 @inline
-export function activationStride(k: i32, groupShift: i32): usize {
-  return (<usize>k + ((<usize>k >> groupShift) << 3) + 15) & ~15;
+export function strideI8(k: i32): usize {
+  return <usize>k + (<usize>k >> 1);
+}
+
+/** Bytes of one row of an i8h64 activation: codes, then 8 bytes for each group of 64; a multiple of 16. */
+// @ts-ignore: decorator
+@inline
+export function strideI8H64(k: i32): usize {
+  return (<usize>k + (<usize>k >> 3) + 15) & ~15;
 }
 
 /** Step of an affine grid word: a bfloat16 in its upper half. */

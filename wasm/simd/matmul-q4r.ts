@@ -1,7 +1,6 @@
 import { dotPairs } from './dot';
 import {
   PANEL,
-  activationStride,
   gridOrigin,
   gridStep,
   highFloats,
@@ -11,12 +10,13 @@ import {
   nibbleMask,
   panel,
   storeLanes8,
+  strideI8,
 } from './lanes';
 
 /**
  * out [rows, n] = activation x weight transposed, weight in form q4r (layout: src/kernels/weights.ts).
  * For each block of 32 channels: (dot * scale) * xScale + minimum * xSum, added to the row's sum in block order.
- * A block's dot: codes <= 15, so eight pair sums of at most 3810 fit 16 bits (30480) and are widened once.
+ * A block's dot: codes <= 15, so eight pair sums of at most 3840 fit 16 bits (30720) and are widened once; an outlier's high part is added after.
  */
 export function matmulQ4r(
   activation: usize,
@@ -27,7 +27,7 @@ export function matmulQ4r(
   out: usize,
   ldOut: i32,
 ): void {
-  const stride = activationStride(k, 5);
+  const stride = strideI8(k);
   const groupBytes: usize = 64 + <usize>(k >> 5) * 144;
   const outStride = <usize>ldOut << 2;
   const quads = rows & ~3;
@@ -37,7 +37,7 @@ export function matmulQ4r(
       const channels = min(PANEL, k - from);
       unpack(weight, from, channels);
       let x = activation + from;
-      let pair = activation + k + ((from >> 5) << 3);
+      let pair = activation + k + ((from >> 5) << 4);
       let to = out;
       for (let left = quads; left > 0; left -= 4) {
         fourRows(x, pair, stride, channels, to, outStride, valid, from > 0);
@@ -73,13 +73,20 @@ function dot8(x: usize, c0: v128, c1: v128, c2: v128, c3: v128, mask: v128): v12
   sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 20), high(c2, mask)));
   sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 24), low(c3, mask)));
   sum = i16x8.add(sum, dotPairs(v128.load32_splat(x, 28), high(c3, mask)));
-  return f32x4.convert_i32x4_s(i32x4.extadd_pairwise_i16x8_s(sum));
+  return i32x4.extadd_pairwise_i16x8_s(sum);
+}
+
+/** dot + 128 * the products of an outlier's high part: one byte of `high` with the codes of its step. */
+// @ts-ignore: decorator
+@inline
+function addHigh(dot: v128, high: v128, codes: v128): v128 {
+  return i32x4.add(dot, i32x4.shl(i32x4.extadd_pairwise_i16x8_s(dotPairs(high, codes)), 7));
 }
 
 // @ts-ignore: decorator
 @inline
 function combine(sum: v128, dot: v128, scale: v128, minimum: v128, pair: usize): v128 {
-  const product = f32x4.mul(f32x4.mul(dot, scale), v128.load32_splat(pair));
+  const product = f32x4.mul(f32x4.mul(f32x4.convert_i32x4_s(dot), scale), v128.load32_splat(pair));
   return f32x4.add(sum, f32x4.add(product, f32x4.mul(minimum, v128.load32_splat(pair, 4))));
 }
 
@@ -102,8 +109,17 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
     const bytes = v128.load(weight);
     const scales = i16x8.extend_low_i8x16_u(bytes);
     const minima = i16x8.extend_high_i8x16_u(bytes);
-    const dot0 = dot8(x, v128.load(weight, 16), v128.load(weight, 32), v128.load(weight, 48), v128.load(weight, 64), mask);
-    const dot1 = dot8(x, v128.load(weight, 80), v128.load(weight, 96), v128.load(weight, 112), v128.load(weight, 128), mask);
+    let dot0 = dot8(x, v128.load(weight, 16), v128.load(weight, 32), v128.load(weight, 48), v128.load(weight, 64), mask);
+    let dot1 = dot8(x, v128.load(weight, 80), v128.load(weight, 96), v128.load(weight, 112), v128.load(weight, 128), mask);
+    const step = i32.load(pair, 12);
+    if (step >= 0) {
+      const high = v128.load32_splat(pair, 8);
+      const at = weight + (<usize>(step >> 1) << 4);
+      // The odd steps lie in the high nibbles.
+      const shift = (step & 1) << 2;
+      dot0 = addHigh(dot0, high, low(i16x8.shr_u(v128.load(at, 16), shift), mask));
+      dot1 = addHigh(dot1, high, low(i16x8.shr_u(v128.load(at, 80), shift), mask));
+    }
     sum0 = combine(
       sum0,
       dot0,
@@ -120,7 +136,7 @@ function oneRow(x: usize, weight: usize, k: i32, out: usize, valid: i32): void {
     );
     weight += 144;
     x += 32;
-    pair += 8;
+    pair += 16;
   }
   storeLanes8(out, valid, sum0, sum1);
 }
@@ -237,24 +253,54 @@ function fourRows(
     const pair1 = pair + stride;
     const pair2 = pair1 + stride;
     const pair3 = pair2 + stride;
-    sum00 = combine(sum00, widen(d00), scale0, minimum0, pair);
-    sum01 = combine(sum01, widen(d01), scale1, minimum1, pair);
-    sum10 = combine(sum10, widen(d10), scale0, minimum0, pair1);
-    sum11 = combine(sum11, widen(d11), scale1, minimum1, pair1);
-    sum20 = combine(sum20, widen(d20), scale0, minimum0, pair2);
-    sum21 = combine(sum21, widen(d21), scale1, minimum1, pair2);
-    sum30 = combine(sum30, widen(d30), scale0, minimum0, pair3);
-    sum31 = combine(sum31, widen(d31), scale1, minimum1, pair3);
-    pair += 8;
+    d00 = i32x4.extadd_pairwise_i16x8_s(d00);
+    d01 = i32x4.extadd_pairwise_i16x8_s(d01);
+    d10 = i32x4.extadd_pairwise_i16x8_s(d10);
+    d11 = i32x4.extadd_pairwise_i16x8_s(d11);
+    d20 = i32x4.extadd_pairwise_i16x8_s(d20);
+    d21 = i32x4.extadd_pairwise_i16x8_s(d21);
+    d30 = i32x4.extadd_pairwise_i16x8_s(d30);
+    d31 = i32x4.extadd_pairwise_i16x8_s(d31);
+    let step = i32.load(pair, 12);
+    if (step >= 0) {
+      const high = v128.load32_splat(pair, 8);
+      const codes = scales + (<usize>step << 5);
+      d00 = addHigh(d00, high, v128.load(codes, 64));
+      d01 = addHigh(d01, high, v128.load(codes, 80));
+    }
+    step = i32.load(pair1, 12);
+    if (step >= 0) {
+      const high = v128.load32_splat(pair1, 8);
+      const codes = scales + (<usize>step << 5);
+      d10 = addHigh(d10, high, v128.load(codes, 64));
+      d11 = addHigh(d11, high, v128.load(codes, 80));
+    }
+    step = i32.load(pair2, 12);
+    if (step >= 0) {
+      const high = v128.load32_splat(pair2, 8);
+      const codes = scales + (<usize>step << 5);
+      d20 = addHigh(d20, high, v128.load(codes, 64));
+      d21 = addHigh(d21, high, v128.load(codes, 80));
+    }
+    step = i32.load(pair3, 12);
+    if (step >= 0) {
+      const high = v128.load32_splat(pair3, 8);
+      const codes = scales + (<usize>step << 5);
+      d30 = addHigh(d30, high, v128.load(codes, 64));
+      d31 = addHigh(d31, high, v128.load(codes, 80));
+    }
+    sum00 = combine(sum00, d00, scale0, minimum0, pair);
+    sum01 = combine(sum01, d01, scale1, minimum1, pair);
+    sum10 = combine(sum10, d10, scale0, minimum0, pair1);
+    sum11 = combine(sum11, d11, scale1, minimum1, pair1);
+    sum20 = combine(sum20, d20, scale0, minimum0, pair2);
+    sum21 = combine(sum21, d21, scale1, minimum1, pair2);
+    sum30 = combine(sum30, d30, scale0, minimum0, pair3);
+    sum31 = combine(sum31, d31, scale1, minimum1, pair3);
+    pair += 16;
   }
   storeLanes8(out, valid, sum00, sum01);
   storeLanes8(out1, valid, sum10, sum11);
   storeLanes8(out2, valid, sum20, sum21);
   storeLanes8(out3, valid, sum30, sum31);
-}
-
-// @ts-ignore: decorator
-@inline
-function widen(pairs: v128): v128 {
-  return f32x4.convert_i32x4_s(i32x4.extadd_pairwise_i16x8_s(pairs));
 }

@@ -1,7 +1,6 @@
 import { dotPairs } from './dot';
 import {
   PANEL,
-  activationStride,
   gridOrigin,
   gridStep,
   highFloats,
@@ -12,6 +11,7 @@ import {
   panel,
   sixMask,
   storeLanes8,
+  strideI8H64,
 } from './lanes';
 
 /** Rows with a second set of codes for what the first misses: 2048 of a vocabulary; src/kernels/weights-q6h.ts states it too. */
@@ -36,7 +36,7 @@ export function matmulQ6h(
   out: usize,
   ldOut: i32,
 ): void {
-  const stride = activationStride(k, 6);
+  const stride = strideI8H64(k);
   const outStride = <usize>ldOut << 2;
   for (let r = 0; r < rows; r++)
     fill(out + <usize>r * outStride, n, shared(activation + <usize>r * stride, weight, k));
