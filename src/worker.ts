@@ -3,6 +3,7 @@ import relaxed from '../wasm/build/adkvc-relaxed.wasm';
 import { generate } from './engine/generate.ts';
 import { ISOLATE_KERNEL_BYTES, isolateEngine } from './engine/isolate.ts';
 import { createApp } from './http/app.ts';
+import { durableObjectMetrics, type MetricsObject } from './http/metrics/durable-object.ts';
 import { type ServedModel, servedModel } from './http/models.ts';
 import { selectKernels } from './kernels/select.ts';
 import { fetchSource } from './runtime/fetch-source.ts';
@@ -13,9 +14,12 @@ import { Conversation, durableObjectHost, pause } from './session/durable-object
 import { Scheduler } from './session/scheduler.ts';
 import type { SessionServices } from './session/services.ts';
 
+export { MetricsObject } from './http/metrics/durable-object.ts';
+
 export interface Env {
   readonly ASSETS: Fetcher;
   readonly CONVERSATIONS: DurableObjectNamespace<ConversationObject>;
+  readonly METRICS: DurableObjectNamespace<MetricsObject>;
   /** Secret: `name:sha256` entries, see http/auth.ts. */
   readonly ADKVC_KEYS?: string;
   /** "1" serves without keys; only what binds to loopback passes it. */
@@ -61,6 +65,8 @@ export default {
   async fetch(request, env, context): Promise<Response> {
     const app = createApp({
       host: durableObjectHost(env.CONVERSATIONS),
+      metrics: durableObjectMetrics(env.METRICS),
+      defer: (work) => context.waitUntil(work),
       auth: { keys: env.ADKVC_KEYS, anonymous: env.ADKVC_ANONYMOUS === '1' },
       loadModel: async () => (model ??= servedModel(await readManifest(bundleOf(env)), aliases(env))),
     });

@@ -3,8 +3,12 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { SessionHost } from '../session/api.ts';
 import { type AuthConfig, authenticate } from './auth.ts';
 import { chatCompletions } from './chat-completions.ts';
+import { getDocs } from './docs.ts';
 import { errorReply, HttpError, isInternal, wireError } from './error-response.ts';
+import { meteredHost } from './metrics/metered-host.ts';
+import { getMetrics, MemoryMetrics, type Metrics } from './metrics/metrics.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
+import { openApiDocument } from './openapi.ts';
 import { createResponse } from './responses.ts';
 import { createSession, deleteSession, getMessages, getSession } from './sessions.ts';
 
@@ -13,7 +17,17 @@ export interface AppOptions {
   /** Reads the bundle's manifest; called when it is first needed, and again after a failure. */
   readonly loadModel: () => Promise<ServedModel>;
   readonly auth: AuthConfig;
+  /** Counters; those of this application alone by default. */
+  readonly metrics?: Metrics;
+  /** Keeps the host alive until the work is done, where answers are sent before that (a Worker's waitUntil). */
+  readonly defer?: (work: Promise<unknown>) => void;
 }
+
+/** Answers are data, never pages; a page brings its own policy. */
+const SECURITY_HEADERS: Readonly<Record<string, string>> = {
+  'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
+  'x-content-type-options': 'nosniff',
+};
 
 type Variables = { owner: string; requestId: string };
 export type App = Hono<{ Variables: Variables }>;
@@ -26,7 +40,9 @@ const REQUEST_ID = /^[\w.-]{1,128}$/;
  * const app = createApp({ host, loadModel: async () => servedModel(manifest), auth: { keys: 'me:9f86d0...' } });
  * const response = await app.request('/v1/models', { headers: { authorization: 'Bearer secret' } });
  */
-export function createApp({ host, loadModel, auth }: AppOptions): App {
+export function createApp(options: AppOptions): App {
+  const { loadModel, auth, metrics = new MemoryMetrics() } = options;
+  const host = meteredHost(options.host, metrics, options.defer);
   const app: App = new Hono<{ Variables: Variables }>();
   let loading: Promise<ServedModel> | undefined;
   const model = (): Promise<ServedModel> =>
@@ -41,6 +57,7 @@ export function createApp({ host, loadModel, auth }: AppOptions): App {
       given && REQUEST_ID.test(given) ? given : `req_${crypto.randomUUID().replaceAll('-', '')}`;
     c.set('requestId', requestId);
     c.header('x-request-id', requestId);
+    for (const [name, value] of Object.entries(SECURITY_HEADERS)) c.header(name, value);
     await next();
   });
 
@@ -49,10 +66,15 @@ export function createApp({ host, loadModel, auth }: AppOptions): App {
     return c.json({ status: 'ok', model: id, fingerprint });
   });
 
-  app.use('/v1/*', async (c, next) => {
-    c.set('owner', await authenticate(c.req.raw, auth));
-    await next();
-  });
+  app.get('/openapi.json', (c) => c.json(openApiDocument(app.routes)));
+  app.get('/docs', (c) => getDocs(c, openApiDocument(app.routes)));
+
+  for (const path of ['/v1/*', '/metrics'])
+    app.use(path, async (c, next) => {
+      c.set('owner', await authenticate(c.req.raw, auth));
+      await next();
+    });
+  app.get('/metrics', (c) => getMetrics(c, metrics));
   app.post('/v1/chat/completions', async (c) => chatCompletions(c, c.var.owner, host, await model()));
   app.post('/v1/responses', async (c) => createResponse(c, c.var.owner, host, await model()));
   app.get('/v1/models', async (c) => listModels(c, await model()));

@@ -1,0 +1,176 @@
+import { toJsonSchema } from '@valibot/to-json-schema';
+import type { GenericSchema } from 'valibot';
+import { responsesSchema } from './responses-schema.ts';
+import { chatSchema, sessionSchema } from './schema.ts';
+
+/** What a route takes and gives. Bodies are the schemas that validate. */
+interface RouteDoc {
+  readonly summary: string;
+  readonly body?: GenericSchema;
+  /** Of a body that is no JSON. */
+  readonly bodyType?: string;
+  /** 'stream': JSON, or server-sent events when `stream` is set. */
+  readonly answer: 'json' | 'stream' | 'binary' | 'text' | 'html';
+  readonly status?: number;
+  readonly public?: true;
+}
+
+/** `METHOD path`, as the application spells it. Those that the application lacks are left out of the document. */
+export const ROUTES: Readonly<Record<string, RouteDoc>> = {
+  'POST /v1/chat/completions': { summary: 'Answer a conversation', body: chatSchema, answer: 'stream' },
+  'POST /v1/responses': { summary: 'Create a response', body: responsesSchema, answer: 'stream' },
+  'GET /v1/models': { summary: 'List the models', answer: 'json' },
+  'GET /v1/models/:id': {
+    summary: 'Read a model: context length, defaults of sampling and cache',
+    answer: 'json',
+  },
+  'POST /v1/sessions': { summary: 'Create a session', body: sessionSchema, answer: 'json', status: 201 },
+  'GET /v1/sessions': { summary: "List the key's own sessions", answer: 'json' },
+  'GET /v1/sessions/:id': { summary: 'Read a session: tokens, bytes, ratio, last use', answer: 'json' },
+  'DELETE /v1/sessions/:id': { summary: 'Delete a session and every byte of it', answer: 'json' },
+  'GET /v1/sessions/:id/messages': { summary: 'Read the conversation', answer: 'json' },
+  'GET /v1/sessions/:id/cache': { summary: 'Read tiers and relevance, layer by layer', answer: 'json' },
+  'POST /v1/sessions/:id/fork': {
+    summary: 'Copy a session; the copy goes on apart',
+    answer: 'json',
+    status: 201,
+  },
+  'GET /v1/sessions/:id/export': { summary: 'Take a session out, as one checksummed file', answer: 'binary' },
+  'POST /v1/sessions/import': {
+    summary: 'Bring a session in that was exported',
+    bodyType: 'application/octet-stream',
+    answer: 'json',
+    status: 201,
+  },
+  'GET /health': { summary: 'Whether the server answers, and its model', answer: 'json', public: true },
+  'GET /metrics': { summary: 'Counters of the deployment, for Prometheus', answer: 'text' },
+  'GET /openapi.json': { summary: 'This document', answer: 'json', public: true },
+  'GET /docs': { summary: 'This document as a page', answer: 'html', public: true },
+};
+
+type Json = Record<string, unknown>;
+
+/** OpenAPI 3.1. https://spec.openapis.org/oas/v3.1.1 */
+export interface OpenApiDocument {
+  readonly openapi: string;
+  readonly info: { readonly title: string; readonly version: string; readonly description: string };
+  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>;
+  readonly components: Json;
+  readonly security: readonly Json[];
+}
+
+export interface Operation {
+  readonly summary: string;
+  readonly parameters?: readonly { readonly name: string; readonly in: 'path' }[];
+  readonly requestBody?: {
+    readonly required: true;
+    readonly content: Readonly<Record<string, { schema: Json }>>;
+  };
+  readonly responses: Json;
+  readonly security?: readonly Json[];
+}
+
+/** @param routes the application's own, so that the document tells what is there */
+export function openApiDocument(
+  routes: readonly { readonly method: string; readonly path: string }[],
+): OpenApiDocument {
+  const paths: Record<string, Record<string, Operation>> = {};
+  for (const { method, path } of routes) {
+    const plain = path.replace(/\{[^}]*\}/g, '');
+    const doc = ROUTES[`${method} ${plain}`];
+    if (!doc) continue;
+    const name = plain.replace(/:(\w+)/g, '{$1}');
+    (paths[name] ??= {})[method.toLowerCase()] = operation(doc, name);
+  }
+  return {
+    openapi: '3.1.1',
+    info: {
+      title: 'ADKVC',
+      version: '1',
+      description:
+        'Long conversations with a small language model. OpenAI-compatible; sessions are the addition.',
+    },
+    paths,
+    components: {
+      securitySchemes: { key: { type: 'http', scheme: 'bearer' } },
+      schemas: {
+        Error: {
+          type: 'object',
+          required: ['error'],
+          properties: {
+            error: {
+              type: 'object',
+              required: ['message', 'type', 'param', 'code'],
+              properties: {
+                message: { type: 'string' },
+                type: { type: 'string' },
+                param: { type: ['string', 'null'] },
+                code: { type: 'string' },
+                data: { type: 'object' },
+              },
+            },
+          },
+        },
+      },
+    },
+    security: [{ key: [] }],
+  };
+}
+
+function operation(doc: RouteDoc, path: string): Operation {
+  const parameters = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => ({
+    name: name!,
+    in: 'path' as const,
+    required: true,
+    schema: { type: 'string' },
+  }));
+  const type = { binary: 'application/octet-stream', text: 'text/plain', html: 'text/html' } as const;
+  const content: Json =
+    doc.answer === 'json' || doc.answer === 'stream'
+      ? { 'application/json': { schema: { type: 'object' } } }
+      : { [type[doc.answer]]: { schema: { type: 'string' } } };
+  if (doc.answer === 'stream') content['text/event-stream'] = { schema: { type: 'string' } };
+  const requestBody = doc.body
+    ? { 'application/json': { schema: jsonSchema(doc.body) } }
+    : doc.bodyType
+      ? { [doc.bodyType]: { schema: { type: 'string', format: 'binary' } } }
+      : undefined;
+  return {
+    summary: doc.summary,
+    ...(parameters.length > 0 && { parameters }),
+    ...(requestBody && { requestBody: { required: true, content: requestBody } }),
+    responses: {
+      [doc.status ?? 200]: { description: 'Done', content },
+      default: {
+        description: 'An error',
+        content: { 'application/json': { schema: { $ref: '#/components/schemas/Error' } } },
+      },
+    },
+    ...(doc.public && { security: [] }),
+  };
+}
+
+/** What a client sends: the schema before its transformations. Checks that JSON Schema cannot express are left to the messages of errors. */
+function jsonSchema(schema: GenericSchema): Json {
+  const {
+    $schema: _,
+    $defs: __,
+    ...rest
+  } = toJsonSchema(schema, {
+    target: 'draft-2020-12',
+    typeMode: 'input',
+    errorMode: 'ignore',
+    // Fields that are a text or a list choose their schema by what is given, for the sake of their errors.
+    overrideSchema: ({ valibotSchema }) =>
+      valibotSchema.type === 'lazy'
+        ? {
+            anyOf: ['', []].map((given) =>
+              jsonSchema((valibotSchema as unknown as LazySchema).getter(given)),
+            ),
+          }
+        : undefined,
+  });
+  return rest;
+}
+
+type LazySchema = { readonly getter: (given: unknown) => GenericSchema };
