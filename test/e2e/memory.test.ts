@@ -1,0 +1,49 @@
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { ISOLATE_BYTES, ISOLATE_KERNEL_BYTES } from '../../src/engine/isolate.ts';
+import { ROOT, runNode } from '../helpers/cli.ts';
+
+/**
+ * SQLite's page cache: its own default is 2,000 KiB a connection (https://www.sqlite.org/pragma.html#pragma_cache_size); one object has one.
+ * It cannot be read off in a Worker, so all of it counts.
+ */
+const SQLITE_CACHE_BYTES = 2_048_000;
+/** What must be reached, with the tokens of the current epoch still exact; and what is asked of the policy for it. */
+const RATIO = 3.5;
+const ASKED = 4.2;
+
+describe('the ledger of an isolate: embedded model, one conversation of 2,000 tokens, ratio 3.5', () => {
+  test('everything held stays under 128 MB, and the weights are never held twice', {
+    timeout: 600_000,
+  }, async () => {
+    // A process of its own does what an isolate does; its JavaScript heap counts whole, Node's own part included.
+    const result = await runNode([
+      '--expose-gc',
+      join(ROOT, 'test/helpers/memory-probe.ts'),
+      '2840',
+      String(ASKED),
+    ]);
+    expect(result.code, result.stderr).toBe(0);
+    const [report] = result.lines;
+    const { cache } = report.finished;
+    expect(cache.tokens).toBeGreaterThan(2000);
+    expect(cache.ratio).toBeGreaterThanOrEqual(RATIO);
+    expect(report.kernelMemory).toBeLessThanOrEqual(ISOLATE_KERNEL_BYTES);
+    // What the arena counts is what the memory holds, but for at most one step of growth and what compaction left.
+    const counted = report.ledger.weights + report.ledger.workspace + report.ledger.kernelStatic;
+    expect(counted + cache.peakBytes).toBeLessThanOrEqual(report.kernelMemory);
+
+    // Weights come in pieces, straight into the kernels' memory.
+    expect(report.largestPieceWhileLoading).toBeLessThanOrEqual(2 ** 20);
+    expect(report.javascript.loaded).toBeLessThan(report.javascript.start + 8e6);
+
+    const total = report.kernelMemory + report.ledger.ortHeap + report.javascript.most + SQLITE_CACHE_BYTES;
+    console.log(
+      `isolate: ${(total / 1e6).toFixed(1)} MB of 128: kernels ${(report.kernelMemory / 1e6).toFixed(1)} ` +
+        `(weights ${(report.ledger.weights / 1e6).toFixed(1)}, workspace ${(report.ledger.workspace / 1e6).toFixed(1)}, ` +
+        `cache ${(cache.bytes / 1e6).toFixed(1)}, at its peak ${(cache.peakBytes / 1e6).toFixed(1)}), ` +
+        `JavaScript ${(report.javascript.most / 1e6).toFixed(1)}, SQLite ${(SQLITE_CACHE_BYTES / 1e6).toFixed(1)}`,
+    );
+    expect(total).toBeLessThan(ISOLATE_BYTES);
+  });
+});
