@@ -20,7 +20,7 @@ describe('the ledger of an isolate: embedded model, one conversation of 2,000 to
     const result = await runNode([
       '--expose-gc',
       join(ROOT, 'test/helpers/memory-probe.ts'),
-      '2840',
+      '2900',
       String(ASKED),
     ]);
     expect(result.code, result.stderr).toBe(0);
