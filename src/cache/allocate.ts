@@ -26,20 +26,17 @@ export function planBytes(view: CacheView, plan: Plan, mass: boolean): number {
   return bytes;
 }
 
-/** What a tier costs and loses. */
+/** A tier and its bytes a token-head. */
 export interface TierOption {
   readonly tier: number;
-  /** Bytes a token-head. */
   readonly bytes: number;
-  /** Expected harm when a token of relevance 1 is held so, per (layer, kvHead) or one for all. Rises from option to option. */
-  readonly distortion: number;
 }
 
 /**
  * Relevance over lambda at which an option starts to be worth its bytes: log thresholds, one between each two options. An option off the
  * lower convex hull of (bytes, distortion) gets an empty interval. thresholds[i]: below it, option i + 1 or later is chosen.
  */
-export function hullThresholds(options: readonly TierOption[]): Float64Array {
+export function hullThresholds(options: readonly TierOption[], distortion: ArrayLike<number>): Float64Array {
   const thresholds = new Float64Array(options.length - 1).fill(Number.NEGATIVE_INFINITY);
   let from = 0;
   while (from < options.length - 1) {
@@ -47,8 +44,7 @@ export function hullThresholds(options: readonly TierOption[]): Float64Array {
     let bestSlope = Number.NEGATIVE_INFINITY;
     for (let j = from + 1; j < options.length; j++) {
       const slope =
-        (options[from]!.bytes - options[j]!.bytes) /
-        Math.max(options[j]!.distortion - options[from]!.distortion, 1e-30);
+        (options[from]!.bytes - options[j]!.bytes) / Math.max(distortion[j]! - distortion[from]!, 1e-30);
       if (slope > bestSlope) {
         bestSlope = slope;
         best = j;
@@ -64,9 +60,10 @@ export interface AllocationInput {
   readonly view: CacheView;
   /** ln relevance in the order of each segment's tiers. */
   readonly logRelevance: readonly Float32Array[];
+  /** Finest first. */
   readonly options: readonly TierOption[];
-  /** ln of a factor on relevance per (layer, kvHead): how much harm errors in this head do. */
-  readonly logWeight?: Float64Array;
+  /** Expected harm when all tokens of a head are held in an option, by head (layer * kvHeads + kvHead). Rises from option to option. */
+  readonly distortions: readonly ArrayLike<number>[];
   readonly budgetBytes: number;
   readonly mass: boolean;
 }
@@ -78,28 +75,29 @@ const BISECTIONS = 24;
  * the smallest lambda whose exact bytes fit. Never promotes. When even the largest lambda does not fit, that plan is returned.
  */
 export function allocate(input: AllocationInput): Plan {
-  const { view, options, logRelevance, logWeight } = input;
-  const thresholds = hullThresholds(options);
+  const { view, options, logRelevance, distortions } = input;
   const heads = view.layers * view.kvHeads;
+  const thresholds = distortions.map((d) => hullThresholds(options, d));
   const tierOf = Uint8Array.from(options, (o) => o.tier);
+  const last = options.length - 1;
 
-  // Bytes of a record by counts would be recomputed for every lambda: padding makes them no plain sum, so counts are gathered per record.
-  const counts = new Uint8Array(TIER_IDS);
-  const choose = (log: number, old: number): number => {
+  const choose = (limits: Float64Array, log: number, old: number): number => {
     let i = 0;
-    while (i < thresholds.length && log < thresholds[i]!) i++;
+    while (i < last && log < limits[i]!) i++;
     const tier = tierOf[i]!;
     return old === FRESH || tier > old ? tier : old;
   };
+  // Padding makes bytes no plain sum over tokens: counts are gathered per record.
+  const counts = new Uint8Array(TIER_IDS);
   const bytesAt = (lambda: number): number => {
     let bytes = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
     view.segments.forEach((segment, s) => {
       const n = segment.tokens;
       const relevance = logRelevance[s]!;
       for (let r = 0; r < heads; r++) {
-        const shift = (logWeight?.[r] ?? 0) - lambda;
         counts.fill(0);
-        for (let i = r * n; i < (r + 1) * n; i++) counts[choose(relevance[i]! + shift, segment.tiers[i]!)]!++;
+        for (let i = r * n; i < (r + 1) * n; i++)
+          counts[choose(thresholds[r]!, relevance[i]! - lambda, segment.tiers[i]!)]!++;
         counts[DROP] = 0;
         bytes += recordBytes(n, counts, view.headDim);
         if (input.mass) bytes += massBytes(recordCells(counts));
@@ -121,10 +119,9 @@ export function allocate(input: AllocationInput): Plan {
     tiers: view.segments.map((segment, s) => {
       const n = segment.tokens;
       const out = new Uint8Array(segment.tiers.length);
-      for (let r = 0; r < heads; r++) {
-        const shift = (logWeight?.[r] ?? 0) - high;
-        for (let i = r * n; i < (r + 1) * n; i++)
-          out[i] = choose(logRelevance[s]![i]! + shift, segment.tiers[i]!);
+      for (let i = 0; i < out.length; i++) {
+        const limits = thresholds[Math.floor(i / n)]!;
+        out[i] = choose(limits, logRelevance[s]![i]! - high, segment.tiers[i]!);
       }
       return out;
     }),

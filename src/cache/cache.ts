@@ -24,6 +24,7 @@ import {
   type Plan,
   type Policy,
 } from './policy.ts';
+import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
 import {
   cellIndex,
@@ -43,6 +44,8 @@ export interface CacheContext {
   readonly fingerprint: string;
   /** Static scratch: at least kvHeads * 128 bytes of tier ids. */
   readonly tierScratch: Ptr;
+  /** Of the model; undefined if it was never calibrated. */
+  readonly profile?: HeadProfile | undefined;
 }
 export const tierScratchBytes = (model: ModelConfig): number => align(model.kvHeads * SEGMENT_TOKENS);
 
@@ -80,7 +83,7 @@ export class KvCache {
   constructor(context: CacheContext, config: CacheConfig) {
     this.context = context;
     this.config = config;
-    this.policy = createPolicy(config, context.model);
+    this.policy = createPolicy(config, context.model, context.profile);
     if (config.exactBits === 32 && config.policy !== 'full' && config.policy !== 'window')
       throw new InvalidInputError('a float32 exact part serves the policies full and window only', 'policy');
     this.compressedEnd = config.sinks;
@@ -110,7 +113,7 @@ export class KvCache {
   /** Bytes the cache may hold after the plan at `position`; Infinity for policies without a budget. */
   budgetAt(position: number): number {
     if (this.config.bytes !== undefined) return this.config.bytes;
-    if (this.config.policy === 'full') return Number.POSITIVE_INFINITY;
+    if (this.config.policy === 'full' || this.policy.unbudgeted) return Number.POSITIVE_INFINITY;
     const ratio = this.config.ratio ?? DEFAULT_RATIO;
     return (Math.max(position, MIN_BUDGET_TOKENS) * fp16BytesPerToken(this.context.model)) / ratio;
   }
@@ -123,6 +126,20 @@ export class KvCache {
   /** Makes room for `rows` more exact tokens in every layer. @throws MemoryLimitError before anything is changed. */
   reserve(rows: number): void {
     this.#setCapacity(this.exactCount + rows);
+  }
+
+  /**
+   * How the next `rows` tokens are attended: runs of rows, with whether their attention counts as history. One run unless the policy
+   * counts only the last queries of an epoch.
+   */
+  attendRuns(rows: number): { from: number; rows: number; mass: boolean }[] {
+    const mass = this.policy.needs.mass;
+    if (mass?.lastQueries === undefined) return [{ from: 0, rows, mass: mass !== undefined }];
+    const first = Math.min(rows, Math.max(0, this.room - mass.lastQueries));
+    return [
+      { from: 0, rows: first, mass: false },
+      { from: first, rows: rows - first, mass: true },
+    ].filter((run) => run.rows > 0);
   }
 
   exactRef(layer: number): ExactRef {
@@ -198,6 +215,9 @@ export class KvCache {
       fp16Bytes,
       ratio: this.#bytes === 0 ? 0 : fp16Bytes / this.#bytes,
       peakBytes: Math.max(this.peakBytes, this.#bytes),
+      ...(this.policy.profile === undefined ? {} : { profile: this.policy.profile }),
+      meanRecodes:
+        this.recodes / Math.max(1, (this.compressedEnd - this.config.sinks) * model.kvHeads * this.layers),
       tiers,
     };
   }
@@ -222,6 +242,7 @@ export class KvCache {
       numerics: this.context.kernels.numerics,
       model: this.context.fingerprint,
       config: this.config,
+      ...(this.policy.profile === undefined ? {} : { profile: this.policy.profile }),
       position: this.position,
       segments: this.spans.length,
       peakBytes: this.peakBytes,
@@ -529,12 +550,12 @@ export function worstCaseBytes(
     { tiers: spans.map((s) => new Uint8Array(model.layers * model.kvHeads * s.tokens).fill(finest)) },
     mass,
   );
-  if (config.policy === 'full') return exact + unbudgeted;
+  const segmentTransient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
+  if (config.policy === 'full' || policy.unbudgeted) return exact + unbudgeted + segmentTransient;
   const budget =
     config.bytes ??
     (Math.max(tokens, MIN_BUDGET_TOKENS) * fp16BytesPerToken(model)) / (config.ratio ?? DEFAULT_RATIO);
   // uniform's budget is reached deep in the cache only: its early segments may stand above it.
   const slack = config.policy === 'uniform' ? unbudgeted / 4 : 0;
-  const segmentTransient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
   return Math.ceil(Math.min(exact + unbudgeted, exact + budget + slack) + segmentTransient);
 }

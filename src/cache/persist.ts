@@ -14,6 +14,8 @@ export interface CacheHeader {
   readonly numerics: string;
   readonly model: string;
   readonly config: CacheConfig;
+  /** The head profile that plans used (Policy.profile): under another one the cache would go on differently. */
+  readonly profile?: string;
   readonly position: number;
   readonly segments: number;
   readonly peakBytes: number;

@@ -36,18 +36,26 @@ export interface Plan {
   readonly tiers: readonly Uint8Array[];
 }
 
+export interface MassNeeds {
+  /** Mass decays by this factor at each epoch, 0..1. */
+  readonly decay: number;
+  /** Only this many queries before each epoch count; undefined: all do. */
+  readonly lastQueries?: number;
+}
+
 export interface Policy {
   readonly name: string;
-  readonly needs: {
-    /** Mass decays by this factor at each epoch (0..1]; undefined: no mass is tracked. */
-    readonly mass?: { readonly decay: number };
-    readonly lastQueries?: number;
-  };
+  /** `mass` undefined: no attention history is kept. */
+  readonly needs: { readonly mass?: MassNeeds };
+  /** Fingerprint of the head profile that plans depend on, 'none' where the policy would use one and has none; undefined: it uses none. */
+  readonly profile?: string;
+  /** Plans do not keep to the budget: its tiers alone decide. */
+  readonly unbudgeted?: boolean;
   plan(view: CacheView, budget: ByteBudget): Plan;
 }
 
 export interface CacheConfig {
-  /** Registered policy name: full, uniform, window, adkvc. */
+  /** Registered policy name: registry.ts. */
   readonly policy: string;
   /** fp16 bytes over held bytes that the policy aims at; exclusive with `bytes`; neither: the policy's default. */
   readonly ratio?: number;
@@ -61,6 +69,8 @@ export interface CacheConfig {
   /** Precision of the exact part; 32 only for --exact with policy full. */
   readonly exactBits: 16 | 32;
   readonly arithmetic: 'integer' | 'float';
+  /** false: plans as for a model that was never calibrated. */
+  readonly useProfile?: boolean;
 }
 export const DEFAULT_CACHE: CacheConfig = {
   policy: 'adkvc',
@@ -80,6 +90,10 @@ export interface CacheReport {
   /** fp16Bytes / bytes; 0 for an empty cache. */
   readonly ratio: number;
   readonly peakBytes: number;
+  /** The head profile that plans use: its fingerprint, or 'none' where the policy wants one and the model has none. */
+  readonly profile?: string;
+  /** Tiers assigned after the first, a token that has left the window. */
+  readonly meanRecodes?: number;
   /** Token-heads by tier name; exact ones under 'exact', dropped ones under 'drop'. */
   readonly tiers: Readonly<Record<string, number>>;
 }

@@ -5,8 +5,9 @@ import { full } from './policies/full.ts';
 import { uniform } from './policies/uniform.ts';
 import { window } from './policies/window.ts';
 import type { CacheConfig, Policy } from './policy.ts';
+import type { HeadProfile } from './profile.ts';
 
-export type PolicyFactory = (config: CacheConfig, model: ModelConfig) => Policy;
+export type PolicyFactory = (config: CacheConfig, model: ModelConfig, profile?: HeadProfile) => Policy;
 
 /** Factories, not instances. To add a policy: one file in policies/, one line here. */
 export const POLICIES: Readonly<Record<string, PolicyFactory>> = { adkvc, full, uniform, window };
@@ -15,7 +16,7 @@ export const MIN_RATIO = 1;
 export const MAX_RATIO = 64;
 
 /** @throws InvalidInputError naming the field and what would be right. */
-export function createPolicy(config: CacheConfig, model: ModelConfig): Policy {
+export function createPolicy(config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
   const factory = POLICIES[config.policy];
   if (!factory)
     throw new InvalidInputError(
@@ -37,5 +38,5 @@ export function createPolicy(config: CacheConfig, model: ModelConfig): Policy {
     throw new InvalidInputError('window and sinks cannot both be 0', 'window');
   if (!Number.isInteger(config.seed) || config.seed < 0 || config.seed > 0xffff_ffff)
     throw new InvalidInputError('seed must be an integer from 0 to 4294967295', 'seed');
-  return factory(config, model);
+  return factory(config, model, config.useProfile === false ? undefined : profile);
 }

@@ -69,6 +69,12 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
     );
 
   const cache = new KvCache(context, header.config);
+  if (cache.policy.profile !== header.profile) {
+    cache.dispose();
+    throw new CorruptDataError(
+      `the cache was compressed under head profile ${header.profile ?? 'none'}, this host has ${cache.policy.profile ?? 'none'}`,
+    );
+  }
   try {
     const { arena } = kernels;
     for (let layer = 0; layer < model.layers; layer++) {

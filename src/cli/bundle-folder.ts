@@ -3,7 +3,13 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { SingleBar } from 'cli-progress';
 import { UnsupportedModelError } from '../core/errors.ts';
-import { isAlive, PREPARER_VERSION, readBundleManifest, writeBundle } from '../prepare/bundle.ts';
+import {
+  attachProfile,
+  isAlive,
+  PREPARER_VERSION,
+  readBundleManifest,
+  writeBundle,
+} from '../prepare/bundle.ts';
 import { EMBEDDED_MODEL } from '../prepare/embedded-model.ts';
 import type { BundleForm } from '../prepare/forms.ts';
 import { openModel } from '../prepare/open-model.ts';
@@ -26,12 +32,28 @@ export async function bundleFolder(
   form: BundleForm,
   { folder = defaultBundleFolder(form), model }: { folder?: string; model?: string } = {},
 ): Promise<string> {
-  if (await isUsable(folder, form)) return folder;
-  await withLock(`${folder}.lock`, async () => {
-    if (!(await isUsable(folder, form))) await prepareBundle({ form, out: folder, model });
-  });
+  if (!(await isUsable(folder, form)))
+    await withLock(`${folder}.lock`, async () => {
+      if (!(await isUsable(folder, form))) await prepareBundle({ form, out: folder, model });
+    });
+  await refreshProfile(folder);
   return folder;
 }
+
+/** The embedded model's profile is a file of the project: a bundle made before it was there, or from an older one, takes it over. */
+async function refreshProfile(folder: string): Promise<void> {
+  const manifest = await readBundleManifest(folder);
+  if (manifest?.source.sha256 !== EMBEDDED_MODEL.sha256) return;
+  const profile = await embeddedProfile();
+  if (profile !== undefined) await attachProfile(folder, profile);
+}
+
+export const embeddedProfilePath = (): string => join(PROJECT_ROOT, EMBEDDED_MODEL.profile);
+const embeddedProfile = (): Promise<string | undefined> =>
+  readFile(embeddedProfilePath(), 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return undefined;
+    throw error;
+  });
 
 async function isUsable(folder: string, form: BundleForm): Promise<boolean> {
   const manifest = await readBundleManifest(folder);
@@ -56,6 +78,7 @@ export async function prepareBundle(options: { model?: string; form: BundleForm;
       ...(model === embedded ? { expectSha256: EMBEDDED_MODEL.sha256 } : {}),
       onProgress: bar.update,
     });
+    await refreshProfile(options.out);
     return { ...result, folder: options.out };
   } finally {
     bar.stop();

@@ -13,6 +13,8 @@ export interface EngineOptions {
   sinks: number;
   seed: number;
   exact?: boolean;
+  /** false: --no-profile. */
+  profile?: boolean;
 }
 
 const number =
@@ -39,6 +41,7 @@ export function addEngineOptions(command: Command, policy = DEFAULT_CACHE.policy
     .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
     .option('--seed <n>', 'seed of every random choice', natural, 0)
+    .option('--no-profile', "plan without the model's measured head profile")
     .option('--exact', 'weights as stored, float32 arithmetic; with --policy full a float32 cache');
 }
 
@@ -54,5 +57,6 @@ export function cacheConfig(o: EngineOptions): CacheConfig {
     seed: o.seed,
     exactBits: o.exact && o.policy === 'full' ? 32 : 16,
     arithmetic: o.exact ? 'float' : 'integer',
+    ...(o.profile === false ? { useProfile: false } : {}),
   };
 }

@@ -2,6 +2,7 @@
 import { Command, CommanderError } from 'commander';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { benchCommand } from './bench.ts';
+import { calibrateCommand } from './calibrate.ts';
 import { chatCommand } from './chat.ts';
 import { evaluateCommand } from './evaluate.ts';
 import { generateCommand } from './generate.ts';
@@ -26,6 +27,7 @@ renderCommand(program);
 scoreCommand(program);
 generateCommand(program);
 benchCommand(program);
+calibrateCommand(program);
 chatCommand(program);
 serveCommand(program);
 evaluateCommand(program);

@@ -1,4 +1,5 @@
 import { KvCache, worstCaseBytes } from '../cache/cache.ts';
+import type { HeadProfile } from '../cache/profile.ts';
 import { restoreCache } from '../cache/restore.ts';
 import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
@@ -11,6 +12,8 @@ export interface EngineParts {
   readonly forward: Forward;
   readonly tokenizer: Tokenizer;
   readonly template: ChatTemplate;
+  /** The heads' measured sensitivity, if the bundle has it. */
+  readonly profile?: HeadProfile | undefined;
   /** The kernels' unless something else computes a part. */
   readonly numerics?: string;
   /** Bytes of onnxruntime's heap: 0 unless a node was left to it. */
@@ -39,7 +42,13 @@ export interface ModelEngine extends Engine {
 export function createEngine(parts: EngineParts): ModelEngine {
   const { loaded, forward, tokenizer, template } = parts;
   const { kernels, config: model, manifest } = loaded;
-  const context = { kernels, model, fingerprint: manifest.fingerprint, tierScratch: loaded.tierScratch };
+  const context = {
+    kernels,
+    model,
+    fingerprint: manifest.fingerprint,
+    tierScratch: loaded.tierScratch,
+    profile: parts.profile,
+  };
   /** Chunks that want the workspace, the one that has it first. */
   const queue: symbol[] = [];
 

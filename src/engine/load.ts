@@ -1,3 +1,4 @@
+import { parseProfile } from '../cache/profile.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import { ORT_NUMERICS } from '../runtime/foreign.ts';
 import { type ForeignStage, Forward } from '../runtime/forward.ts';
@@ -22,23 +23,23 @@ export interface LoadEngineOptions {
   ) => Promise<ReadonlyMap<number, ForeignStage>>;
   /** onnxruntime's heap as it stands, for the ledger. */
   readonly ortHeapBytes?: () => number;
-  /** Rows of logits that the workspace holds at once; a server, which wants one row, saves 3 MB. */
-  readonly logitRows?: number;
 }
 
 /** Loads a bundle into the kernels' memory and makes it an engine. */
 export async function loadEngine(options: LoadEngineOptions): Promise<ModelEngine> {
   const { source, kernels } = options;
   const manifest = await readManifest(source);
-  // Before the weights: parsing tokenizer.json leaves garbage of 20 MB, which must not lie on top of them.
-  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
-  const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
   const loaded = await loadModel(source, manifest, kernels, options.onProgress);
   const stages = partition(manifest.graph, options.claims ?? claimDecoder);
   const foreign = stages.some((s) => s.kind === 'ort') ? await options.foreign?.(loaded, stages) : undefined;
-  const forward = new Forward(loaded, stages, foreign, options.logitRows);
+  const forward = new Forward(loaded, stages, foreign);
+  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
+  const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
+  const profile = manifest.profile
+    ? parseProfile(await source.json(manifest.profile.file), manifest.model, manifest.profile.sha256)
+    : undefined;
   return createEngine({
-    ...{ loaded, forward, tokenizer, template, ortHeapBytes: options.ortHeapBytes },
+    ...{ loaded, forward, tokenizer, template, profile, ortHeapBytes: options.ortHeapBytes },
     // Whoever computes a node decides its bits: a state is not continued under another onnxruntime.
     numerics: foreign ? `${kernels.numerics}+${ORT_NUMERICS}` : kernels.numerics,
   });

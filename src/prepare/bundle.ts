@@ -2,6 +2,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import * as v from 'valibot';
+import { parseProfile } from '../cache/profile.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { createTokenizer } from '../engine/tokenizer.ts';
 import type { WeightForm } from '../kernels/kernels.ts';
@@ -89,6 +90,7 @@ export async function readBundleManifest(folder: string): Promise<Manifest | und
     ...(manifest.stages ?? []),
     { file: manifest.graph.file },
     { file: manifest.tokenizer.file },
+    ...(manifest.profile ? [{ file: manifest.profile.file }] : []),
   ];
   for (const { file, bytes } of files) {
     const info = await stat(join(folder, file)).catch(() => undefined);
@@ -203,7 +205,7 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
     bosId: decides.bosId,
     generation: { ...source.generation },
   };
-  await writeFile(folder, 'manifest.json', `${JSON.stringify(v.parse(manifestSchema, manifest), null, 1)}\n`);
+  await writeFile(folder, 'manifest.json', manifestText(manifest));
   return manifest;
 }
 
@@ -218,6 +220,37 @@ async function writeFile(folder: string, file: string, data: string | Uint8Array
   } finally {
     await handle.close();
   }
+}
+
+/**
+ * Puts a head profile (the text of its file) into a bundle, or takes it out. Nothing is written when it is there already; the manifest, which
+ * names it with its checksum, is replaced last and in one step.
+ */
+export async function attachProfile(folder: string, profile: string | undefined): Promise<void> {
+  const manifest = await readBundleManifest(folder);
+  if (!manifest) throw new UnsupportedModelError(`${folder} is no complete bundle`, { folder });
+  const hash = profile === undefined ? undefined : sha256(profile);
+  if (manifest.profile?.sha256 === hash) return;
+  const { profile: old, ...rest } = manifest;
+  let next: Manifest = rest;
+  if (profile !== undefined) {
+    parseProfile(JSON.parse(profile), manifest.model, hash!);
+    // Named by its contents: a reader with the old manifest still finds the old file.
+    const file = `profile-${hash!.slice(0, 8)}.json`;
+    await replaceFile(folder, file, profile);
+    next = { ...rest, profile: { file, sha256: hash! } };
+  }
+  await replaceFile(folder, 'manifest.json', manifestText(next));
+  if (old) await rm(join(folder, old.file), { force: true });
+}
+
+const manifestText = (manifest: Manifest): string =>
+  `${JSON.stringify(v.parse(manifestSchema, manifest), null, 1)}\n`;
+
+async function replaceFile(folder: string, file: string, data: string): Promise<void> {
+  const temporary = `${file}.tmp-${process.pid}-${randomBytes(4).toString('hex')}`;
+  await writeFile(folder, temporary, data);
+  await rename(join(folder, temporary), join(folder, file));
 }
 
 /** Puts `from` in the place of `to`. A reader sees the old folder, none for a moment, or the new one; never a mixture. */

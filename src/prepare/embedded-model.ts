@@ -2,6 +2,8 @@
 export const EMBEDDED_MODEL = {
   /** Relative to the project's root. */
   file: 'models/SmolLM2-135M-Instruct.Q4_1.gguf',
+  /** Made by `adkvc calibrate`. */
+  profile: 'models/SmolLM2-135M-Instruct.profile.json',
   name: 'SmolLM2-135M-Instruct',
   bytes: 98_362_432,
   sha256: 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',

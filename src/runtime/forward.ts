@@ -9,7 +9,7 @@ import { compile, type Program, type Step } from './program.ts';
 
 /** Largest chunk: one epoch. */
 export const MAX_ROWS = EPOCH;
-/** Rows of logits computed at a time: 16 x 49,152 x 4 = 3.1 MB. A host that only ever wants the last row needs one. */
+/** Rows of logits computed at a time: 16 x 49,152 x 4 = 3.1 MB. */
 const LOGIT_ROWS = 16;
 /** Multiply-adds between two yields: about 50 ms at the speed of a slow core. A Worker's clock stands still while it computes, so work is counted instead of time. */
 const SLICE_MACS = 5e8;
@@ -42,7 +42,6 @@ export class Forward {
   readonly #values: Ptr;
   readonly #activation: Ptr;
   readonly #logits: Ptr;
-  readonly #logitRows: number;
   readonly #attend: Ptr;
   readonly #attendBytes: number;
   readonly #segments: Ptr;
@@ -55,7 +54,6 @@ export class Forward {
     model: LoadedModel,
     stages: readonly Stage[],
     foreign: ReadonlyMap<number, ForeignStage> = new Map(),
-    logitRows = LOGIT_ROWS,
   ) {
     this.#model = model;
     this.#stages = stages;
@@ -79,8 +77,7 @@ export class Forward {
           kernels.activationBytes(activationKind(weight.form), MAX_ROWS, weight.shape[1]!),
         );
     this.#activation = arena.allocStatic(align(activationBytes));
-    this.#logitRows = logitRows;
-    this.#logits = arena.allocStatic(logitRows * config.vocab * 4);
+    this.#logits = arena.allocStatic(LOGIT_ROWS * config.vocab * 4);
     this.#attendBytes = kernels.attendWorkspaceBytes({
       rows: MAX_ROWS,
       heads: config.heads,
@@ -166,8 +163,8 @@ export class Forward {
             macs += current * n * k;
           } else {
             // The logits: a tile of rows at a time, since all rows of a chunk would be 25 MB.
-            for (let row = 0; row < current; row += this.#logitRows) {
-              const count = Math.min(this.#logitRows, current - row);
+            for (let row = 0; row < current; row += LOGIT_ROWS) {
+              const count = Math.min(LOGIT_ROWS, current - row);
               const from = x + row * k * 4;
               this.#prepare(kind, from, count, k);
               kernels.matmul(
@@ -262,24 +259,25 @@ export class Forward {
     kernels.appendExact(exact, slot, rows, k, v, ldK);
     const segments = cache.segmentPtrs(layer);
     new Uint32Array(kernels.arena.memory.buffer, this.#segments, segments.length).set(segments);
-    kernels.attend({
-      q,
-      ldQ,
-      rows,
-      heads,
-      headDim,
-      scale: config.attentionScale,
-      segments: this.#segments,
-      segmentCount: segments.length,
-      exact,
-      visible: slot + 1,
-      out: this.#at(step.output),
-      ldOut: ldQ,
-      mass: cache.tracksMass,
-      arithmetic: cache.config.arithmetic,
-      workspace: this.#attend,
-      workspaceBytes: this.#attendBytes,
-    });
+    for (const run of cache.attendRuns(rows))
+      kernels.attend({
+        q: q + run.from * ldQ * 4,
+        ldQ,
+        rows: run.rows,
+        heads,
+        headDim,
+        scale: config.attentionScale,
+        segments: this.#segments,
+        segmentCount: segments.length,
+        exact,
+        visible: slot + 1 + run.from,
+        out: this.#at(step.output) + run.from * ldQ * 4,
+        ldOut: ldQ,
+        mass: run.mass,
+        arithmetic: cache.config.arithmetic,
+        workspace: this.#attend,
+        workspaceBytes: this.#attendBytes,
+      });
     kernels.hadamard(this.#at(step.output), ldQ, rows, heads, headDim);
   }
 

@@ -66,6 +66,8 @@ export const manifestSchema = v.object({
   ),
   shards: v.array(v.object({ file: v.string(), bytes, sha256 })),
   tokenizer: v.object({ file: v.string(), sha256 }),
+  /** The heads' measured sensitivity (src/cache/profile.ts), if the model was calibrated. Not part of the fingerprint: caches name the profile themselves. */
+  profile: v.optional(v.object({ file: v.string(), sha256 })),
   chatTemplate: v.nullable(v.string()),
   /** Ids that end a reply, and the one that names the beginning (null where the model uses none). */
   eosIds: v.array(bytes),

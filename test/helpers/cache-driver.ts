@@ -1,12 +1,11 @@
 import { KvCache } from '../../src/cache/cache.ts';
 import type { CacheConfig } from '../../src/cache/policy.ts';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
-import type { Arena } from '../../src/core/arena.ts';
+import type { HeadProfile } from '../../src/cache/profile.ts';
 import type { ModelConfig } from '../../src/core/config.ts';
 import { uniform01 } from '../../src/core/random.ts';
 import type { Kernels } from '../../src/kernels/kernels.ts';
-import { cacheReference } from '../../src/kernels/reference-cache.ts';
-import { plainArena } from './plain-memory.ts';
+import { referenceKernels, wasmKernels } from './kernels.ts';
 
 export const SHAPE: ModelConfig = {
   name: 'shape',
@@ -32,14 +31,12 @@ const noise = (...indices: number[]): number =>
  * Drives a cache with keys, values and queries that are a pure function of the position, as a model would: what attention answers
  * can be compared, and the state must not depend on the chunks.
  */
-export function cacheDriver(overrides: Partial<CacheConfig> = {}) {
-  const arena: Arena = plainArena(64e6);
-  const kernels = {
-    ...cacheReference(arena),
-    arena,
-    name: 'reference',
-    numerics: 'test',
-  } as unknown as Kernels;
+export function cacheDriver(
+  overrides: Partial<CacheConfig> = {},
+  { reference = false, profile }: { reference?: boolean; profile?: HeadProfile } = {},
+) {
+  const kernels: Kernels = reference ? referenceKernels(64e6) : wasmKernels('plain', 64e6);
+  const { arena } = kernels;
   const model = SHAPE;
   const width = model.kvHeads * model.headDim;
   const ldQ = model.heads * model.headDim;
@@ -48,7 +45,7 @@ export function cacheDriver(overrides: Partial<CacheConfig> = {}) {
   const table = arena.allocStatic(4 * 64);
   const workspaceBytes = 1_000_000;
   const workspace = arena.allocStatic(workspaceBytes);
-  const context = { kernels, model, fingerprint: 'f', tierScratch };
+  const context = { kernels, model, fingerprint: 'f', tierScratch, profile };
   const config: CacheConfig = { ...DEFAULT_CACHE, ...overrides };
 
   /** Feeds `rows` positions; returns the attention outputs, row by row, layers side by side. */
@@ -76,24 +73,25 @@ export function cacheDriver(overrides: Partial<CacheConfig> = {}) {
       kernels.appendExact(exact, slot, rows, k, v, width);
       const segments = cache.segmentPtrs(layer);
       new Uint32Array(arena.memory.buffer, table, segments.length).set(segments);
-      kernels.attend({
-        q,
-        ldQ,
-        rows,
-        heads: model.heads,
-        headDim: model.headDim,
-        scale: model.attentionScale,
-        segments: table,
-        segmentCount: segments.length,
-        exact,
-        visible: slot + 1,
-        out,
-        ldOut: ldQ,
-        mass: cache.tracksMass,
-        arithmetic: config.arithmetic,
-        workspace,
-        workspaceBytes,
-      });
+      for (const run of cache.attendRuns(rows))
+        kernels.attend({
+          q: q + run.from * ldQ * 4,
+          ldQ,
+          rows: run.rows,
+          heads: model.heads,
+          headDim: model.headDim,
+          scale: model.attentionScale,
+          segments: table,
+          segmentCount: segments.length,
+          exact,
+          visible: slot + 1 + run.from,
+          out: out + run.from * ldQ * 4,
+          ldOut: ldQ,
+          mass: run.mass,
+          arithmetic: config.arithmetic,
+          workspace,
+          workspaceBytes,
+        });
       for (let r = 0; r < rows; r++) outputs[r]!.push(...f32(out + r * ldQ * 4, ldQ));
     }
     cache.advance(rows);

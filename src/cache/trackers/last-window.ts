@@ -1,0 +1,7 @@
+import { scaledMass, type Tracker } from './tracker.ts';
+
+/** Attention mass of the last `queries` queries before the epoch only. */
+export const lastWindowTracker = (queries: number): Tracker => ({
+  mass: { decay: 0, lastQueries: queries },
+  read: (view) => scaledMass(view, () => 1),
+});

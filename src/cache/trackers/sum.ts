@@ -1,0 +1,4 @@
+import { scaledMass, type Tracker } from './tracker.ts';
+
+/** Accumulated attention mass: early tokens had more queries and win. */
+export const sumTracker = (): Tracker => ({ mass: { decay: 1 }, read: (view) => scaledMass(view, () => 1) });

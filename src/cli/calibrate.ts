@@ -1,0 +1,174 @@
+import { readFile, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { resolve } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import type { Command } from 'commander';
+import { EPOCH } from '../core/config.ts';
+import { InvalidInputError } from '../core/errors.ts';
+import { attachProfile, readBundleManifest } from '../prepare/bundle.ts';
+import {
+  type CalibrationResult,
+  type CalibrationTask,
+  calibrationTasks,
+  combineResults,
+  profileFile,
+} from '../prepare/calibrate.ts';
+import { calibrationItems, generateSource } from '../prepare/calibration-texts.ts';
+import { EMBEDDED_MODEL } from '../prepare/embedded-model.ts';
+import { bundleFolder, embeddedProfilePath } from './bundle-folder.ts';
+import { count, natural } from './engine-options.ts';
+import { loadCliEngine } from './load-engine.ts';
+
+interface CalibrateOptions {
+  text?: string[];
+  texts: number;
+  needles: number;
+  context: number;
+  needleContext: number;
+  workers: number;
+  seed: number;
+  out?: string;
+}
+
+/** Texts that the model writes when it is given none. */
+const OWN_TEXTS = 2;
+
+/** `adkvc calibrate`: measures the head profile of the prepared model, and puts it into its bundles; one JSON line tells what was done. */
+export function calibrateCommand(program: Command): void {
+  program
+    .command('calibrate')
+    .description("measures how much each head's cache matters, from plain text, for policy adkvc")
+    .option('--text <files...>', 'plain text to measure on (default: the model writes some)')
+    .option('--texts <n>', 'pieces of text', count, 4)
+    .option('--needles <n>', 'needle prompts, made of the texts', count, 8)
+    .option('--context <n>', "tokens of a text's past, a multiple of 128", count, 1024)
+    .option('--needle-context <n>', "tokens of a needle prompt's past, a multiple of 128", count, 1024)
+    .option('--workers <n>', 'threads; each holds the model', count, availableParallelism())
+    .option('--seed <n>', 'seed of every random choice', natural, 1)
+    .option('--out <file>', 'where the profile goes (default: beside the embedded model)')
+    .action(async (options: CalibrateOptions) => {
+      for (const [name, n] of [
+        ['--context', options.context],
+        ['--needle-context', options.needleContext],
+      ] as const)
+        if (n % EPOCH !== 0)
+          throw new InvalidInputError(`${name} must be a multiple of ${EPOCH}, not ${n}`, name);
+      const started = performance.now();
+      // The compact form's rounding of activations would hide all but the most sensitive heads.
+      const engine = await loadCliEngine({ backend: 'wasm', exact: true });
+      const sources = await textSources(engine, options);
+      const items = calibrationItems(engine, { ...options, sources });
+      const heads = engine.model.layers * engine.model.kvHeads;
+      const parts = Math.max(1, Math.ceil(options.workers / items.length));
+      const tasks = calibrationTasks(items, heads, parts);
+      const results = await runTasks(tasks, Math.min(options.workers, tasks.length), items.length * heads);
+
+      const exact = await bundleFolder('exact');
+      const manifest = (await readBundleManifest(exact))!;
+      const file = profileFile(
+        engine,
+        manifest.source.sha256,
+        {
+          texts: options.texts,
+          context: options.context,
+          needles: options.needles,
+          needleContext: options.needleContext,
+          seed: options.seed,
+          source: options.text ? 'plain text given' : 'text written by the model',
+        },
+        combineResults(
+          tasks.map((task, i) => ({ task, result: results[i]! })),
+          heads,
+        ),
+      );
+      const text = profileText(file);
+      const out = resolve(options.out ?? embeddedProfilePath());
+      if (options.out === undefined && manifest.source.sha256 !== EMBEDDED_MODEL.sha256)
+        throw new InvalidInputError(
+          'the bundle is not the embedded model: say with --out where its profile goes',
+          '--out',
+        );
+      await writeFile(out, text);
+      for (const form of ['exact', 'compact'] as const) await attachProfile(await bundleFolder(form), text);
+      process.stdout.write(
+        `${JSON.stringify({ profile: out, heads, runs: items.length * heads, seconds: Math.round((performance.now() - started) / 1000) })}\n`,
+      );
+    });
+}
+
+/** One line a list: diffs of a profile stay readable. */
+function profileText(file: object): string {
+  const text = JSON.stringify(file, null, 1);
+  return `${text.replaceAll(/\[\n\s+([^\]]*?)\n\s+\]/g, (_, body: string) => `[${body.replaceAll(/\n\s+/g, ' ')}]`)}\n`;
+}
+
+async function textSources(
+  engine: Awaited<ReturnType<typeof loadCliEngine>>,
+  options: CalibrateOptions,
+): Promise<number[][]> {
+  if (options.text)
+    return Promise.all(
+      options.text.map(async (file) => engine.tokenizer.encode(await readFile(resolve(file), 'utf8'))),
+    );
+  const sources: number[][] = [];
+  const length = Math.max(options.context + EPOCH, options.needleContext);
+  for (let i = 0; i < OWN_TEXTS; i++) {
+    process.stderr.write(`writing text ${i + 1} of ${OWN_TEXTS}, ${length} tokens ...\n`);
+    sources.push(await generateSource(engine, length, options.seed + i));
+  }
+  return sources;
+}
+
+/** Hands tasks to threads, first come first served; progress and remaining time on standard error. */
+async function runTasks(
+  tasks: readonly CalibrationTask[],
+  threads: number,
+  runs: number,
+): Promise<CalibrationResult[]> {
+  const results: CalibrationResult[] = new Array(tasks.length);
+  const started = performance.now();
+  let next = 0;
+  let done = 0;
+  const workers: Worker[] = [];
+  const show = (): void => {
+    const seconds = (performance.now() - started) / 1000;
+    const left = Math.round((seconds / done) * (runs - done));
+    if (process.stderr.isTTY) process.stderr.write(`\r${done} of ${runs} runs, ${left} s to go   `);
+    else if (done % 90 === 0) process.stderr.write(`${done} of ${runs} runs, ${left} s to go\n`);
+  };
+  // Built code lies beside as .js.
+  const file = import.meta.url.endsWith('.ts') ? './calibrate-worker.ts' : './calibrate-worker.js';
+  try {
+    await Promise.all(
+      Array.from(
+        { length: threads },
+        () =>
+          new Promise<void>((finish, fail) => {
+            const worker = new Worker(new URL(file, import.meta.url));
+            workers.push(worker);
+            const give = (): void => {
+              const index = next++;
+              if (index < tasks.length) worker.postMessage({ index, task: tasks[index] });
+              else finish();
+            };
+            worker.on('error', fail);
+            worker.on(
+              'message',
+              (m: { ready?: true; head?: 1; index?: number; result?: CalibrationResult }) => {
+                if (m.head) {
+                  done++;
+                  show();
+                  return;
+                }
+                if (m.index !== undefined) results[m.index] = m.result!;
+                give();
+              },
+            );
+          }),
+      ),
+    );
+  } finally {
+    await Promise.all(workers.map((w) => w.terminate()));
+  }
+  return results;
+}
