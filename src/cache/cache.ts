@@ -113,7 +113,7 @@ export class KvCache {
   /** Bytes the cache may hold after the plan at `position`; Infinity for policies without a budget. */
   budgetAt(position: number): number {
     if (this.config.bytes !== undefined) return this.config.bytes;
-    if (this.config.policy === 'full' || this.policy.unbudgeted) return Number.POSITIVE_INFINITY;
+    if (this.config.policy === 'full') return Number.POSITIVE_INFINITY;
     const ratio = this.config.ratio ?? DEFAULT_RATIO;
     return (Math.max(position, MIN_BUDGET_TOKENS) * fp16BytesPerToken(this.context.model)) / ratio;
   }
@@ -551,7 +551,7 @@ export function worstCaseBytes(
     mass,
   );
   const segmentTransient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
-  if (config.policy === 'full' || policy.unbudgeted) return exact + unbudgeted + segmentTransient;
+  if (config.policy === 'full' || policy.bounded === false) return exact + unbudgeted + segmentTransient;
   const budget =
     config.bytes ??
     (Math.max(tokens, MIN_BUDGET_TOKENS) * fp16BytesPerToken(model)) / (config.ratio ?? DEFAULT_RATIO);

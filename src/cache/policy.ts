@@ -49,8 +49,8 @@ export interface Policy {
   readonly needs: { readonly mass?: MassNeeds };
   /** Fingerprint of the head profile that plans depend on, 'none' where the policy would use one and has none; undefined: it uses none. */
   readonly profile?: string;
-  /** Plans do not keep to the budget: its tiers alone decide. */
-  readonly unbudgeted?: boolean;
+  /** false: plans may exceed the budget, since their tiers decide first. */
+  readonly bounded?: boolean;
   plan(view: CacheView, budget: ByteBudget): Plan;
 }
 

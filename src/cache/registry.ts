@@ -1,7 +1,14 @@
 import type { ModelConfig } from '../core/config.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import { adkvc } from './policies/adkvc.ts';
+import { adkvcAdapted, adkvcEvict, adkvcFixed, adkvcQuantize } from './policies/adkvc-forms.ts';
+import { dynamickv } from './policies/dynamickv.ts';
 import { full } from './policies/full.ts';
+import { h2o } from './policies/h2o.ts';
+import { pyramidkv } from './policies/pyramidkv.ts';
+import { random } from './policies/random.ts';
+import { snapkv } from './policies/snapkv.ts';
+import { tova } from './policies/tova.ts';
 import { uniform } from './policies/uniform.ts';
 import { window } from './policies/window.ts';
 import type { CacheConfig, Policy } from './policy.ts';
@@ -10,7 +17,22 @@ import type { HeadProfile } from './profile.ts';
 export type PolicyFactory = (config: CacheConfig, model: ModelConfig, profile?: HeadProfile) => Policy;
 
 /** Factories, not instances. To add a policy: one file in policies/, one line here. */
-export const POLICIES: Readonly<Record<string, PolicyFactory>> = { adkvc, full, uniform, window };
+export const POLICIES: Readonly<Record<string, PolicyFactory>> = {
+  adkvc,
+  'adkvc-adapted': adkvcAdapted,
+  'adkvc-evict': adkvcEvict,
+  'adkvc-fixed': adkvcFixed,
+  'adkvc-quantize': adkvcQuantize,
+  dynamickv,
+  full,
+  h2o,
+  pyramidkv,
+  random,
+  snapkv,
+  tova,
+  uniform,
+  window,
+};
 
 export const MIN_RATIO = 1;
 export const MAX_RATIO = 64;

@@ -1,0 +1,75 @@
+import type { ModelConfig } from '../../core/config.ts';
+import { cellBytes, DROP, tierNamed } from '../../kernels/layout.ts';
+import { allocate } from '../allocate.ts';
+import { keepBest } from '../evict.ts';
+import { type CacheConfig, FRESH, type Policy } from '../policy.ts';
+import type { HeadProfile } from '../profile.ts';
+import { ADKVC, logRelevance, profiledPolicy } from './adkvc.ts';
+
+/** Eviction alone: the tokens of the highest relevance stay as they are, equally many for each head; the others go. */
+export function adkvcEvict(config: CacheConfig): Policy {
+  return {
+    name: 'adkvc-evict',
+    needs: { mass: ADKVC.tracker.mass },
+    plan: (view, budget) => keepBest(view, budget, config, logRelevance(view, ADKVC), { mass: true }),
+  };
+}
+
+/** Quantisation alone: the profiled allocation without the tier that drops. Its coarsest tier bounds the ratio it reaches. */
+export function adkvcQuantize(_config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
+  const tiers = ADKVC.tiers.filter((tier) => tier !== DROP);
+  return { ...profiledPolicy({ ...ADKVC, name: 'adkvc-quantize', tiers }, model, profile), bounded: false };
+}
+
+/** Bits by relevance over the head's mean: high, mid, low. */
+const STEPS = ['8,8', '4,4', '2,2'].map(tierNamed);
+const HIGH = Math.log(2);
+const MID = Math.log(0.6);
+
+/** Fixed thresholds: the text decides how many bytes it takes. */
+export function adkvcFixed(): Policy {
+  return {
+    name: 'adkvc-fixed',
+    needs: { mass: ADKVC.tracker.mass },
+    bounded: false,
+    plan: (view) => {
+      const relevance = logRelevance(view, ADKVC);
+      return {
+        tiers: view.segments.map((segment, s) =>
+          segment.tiers.map((old, i) => {
+            const log = relevance[s]![i]!;
+            const tier = STEPS[log >= HIGH ? 0 : log >= MID ? 1 : 2]!;
+            return old === FRESH || tier > old ? tier : old;
+          }),
+        ),
+      };
+    },
+  };
+}
+
+/**
+ * The same three steps and a fourth that drops, their thresholds moved together until the budget is met: every head alike, each a factor of four
+ * in relevance below the one before.
+ */
+export function adkvcAdapted(_config: CacheConfig, model: ModelConfig): Policy {
+  const tiers = [...STEPS, DROP];
+  const options = tiers.map((tier) => ({ tier, bytes: cellBytes(tier, model.headDim, true) }));
+  // Distortions whose slopes against bytes stand a factor of four apart.
+  const harm = new Float64Array(tiers.length);
+  for (let i = 1; i < tiers.length; i++)
+    harm[i] = harm[i - 1]! + (options[i - 1]!.bytes - options[i]!.bytes) * 4 ** i;
+  const distortions = new Array<Float64Array>(model.layers * model.kvHeads).fill(harm);
+  return {
+    name: 'adkvc-adapted',
+    needs: { mass: ADKVC.tracker.mass },
+    plan: (view, budget) =>
+      allocate({
+        view,
+        logRelevance: logRelevance(view, ADKVC),
+        options,
+        distortions,
+        budgetBytes: budget.recordBytes,
+        mass: true,
+      }),
+  };
+}
