@@ -10,7 +10,15 @@ import { getMetrics, MemoryMetrics, type Metrics } from './metrics/metrics.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
 import { openApiDocument } from './openapi.ts';
 import { createResponse } from './responses.ts';
-import { createSession, deleteSession, getMessages, getSession } from './sessions.ts';
+import {
+  createSession,
+  deleteSession,
+  exportSession,
+  forkSession,
+  getMessages,
+  getSession,
+  importSession,
+} from './sessions.ts';
 
 export interface AppOptions {
   readonly host: SessionHost;
@@ -80,6 +88,9 @@ export function createApp(options: AppOptions): App {
   app.get('/v1/models', async (c) => listModels(c, await model()));
   app.get('/v1/models/:id{.+}', async (c) => getModel(c, await model(), c.req.param('id')));
   app.post('/v1/sessions', (c) => createSession(c, c.var.owner, host));
+  app.post('/v1/sessions/import', (c) => importSession(c, c.var.owner, host));
+  app.post('/v1/sessions/:id/fork', (c) => forkSession(c, c.var.owner, host, c.req.param('id')));
+  app.get('/v1/sessions/:id/export', (c) => exportSession(c, c.var.owner, host, c.req.param('id')));
   app.get('/v1/sessions/:id', (c) => getSession(c, c.var.owner, host, c.req.param('id')));
   app.delete('/v1/sessions/:id', (c) => deleteSession(c, c.var.owner, host, c.req.param('id')));
   app.get('/v1/sessions/:id/messages', (c) => getMessages(c, c.var.owner, host, c.req.param('id')));

@@ -109,7 +109,8 @@ function checkLocal(request: Request): void {
     );
   if (request.method !== 'GET' && request.method !== 'HEAD' && request.method !== 'DELETE') {
     const type = (request.headers.get('content-type') ?? '').split(';')[0]!.trim().toLowerCase();
-    if (type !== 'application/json')
+    // Either type makes a browser ask first.
+    if (type !== 'application/json' && type !== 'application/octet-stream')
       throw new HttpError('unsupported_media_type', 'Send the header `content-type: application/json`.');
   }
 }

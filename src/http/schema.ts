@@ -146,6 +146,20 @@ export const sessionSchema = v.looseObject({
 });
 export type SessionRequest = v.InferOutput<typeof sessionSchema>;
 
+const forkSchema = v.looseObject({
+  id: optional(sessionId),
+  /** How many of the conversation's messages the fork keeps. */
+  messages: optional(integer(1, MAX_MESSAGES)),
+  ttl_seconds: optional(integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS)),
+});
+export type ForkRequest = v.InferOutput<typeof forkSchema>;
+
+const importSchema = v.looseObject({
+  id: optional(sessionId),
+  ttl_seconds: optional(v.pipe(v.string(), v.transform(Number), integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS))),
+});
+export type ImportQuery = v.InferOutput<typeof importSchema>;
+
 /** A checked request; what is undefined takes the model's defaults. */
 export interface ChatRequest {
   readonly model: string;
@@ -243,6 +257,9 @@ function refuseUnsupported(body: unknown): void {
   if (Array.isArray(modalities) && modalities.some((kind) => kind !== 'text'))
     refuse('modalities', 'only ["text"] is');
 }
+
+export const parseForkRequest = (body: unknown): ForkRequest => check(forkSchema, body);
+export const parseImportQuery = (query: unknown): ImportQuery => check(importSchema, query);
 
 export function check<T extends v.GenericSchema>(schema: T, body: unknown): v.InferOutput<T> {
   if (typeof body !== 'object' || body === null || Array.isArray(body))

@@ -1,10 +1,13 @@
 import type { Context } from 'hono';
 import type { CacheConfig } from '../cache/policy.ts';
 import type { SessionHost } from '../session/api.ts';
+import { MAX_EXPORT_BYTES } from '../session/limits.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
 import { sessionObject } from './report.ts';
-import { parseSessionRequest, readJson, SESSION_ID } from './schema.ts';
+import { parseForkRequest, parseImportQuery, parseSessionRequest, readJson, SESSION_ID } from './schema.ts';
+
+const FILE_TYPE = 'application/octet-stream';
 
 /** POST /v1/sessions */
 export async function createSession(c: Context, owner: string, host: SessionHost): Promise<Response> {
@@ -39,6 +42,59 @@ export async function getMessages(
   id: string,
 ): Promise<Response> {
   return c.json({ object: 'list', data: await host.messages(await keyOf(owner, id)) });
+}
+
+/** POST /v1/sessions/:id/fork: a copy as of the last commit, that goes on apart. */
+export async function forkSession(
+  c: Context,
+  owner: string,
+  host: SessionHost,
+  from: string,
+): Promise<Response> {
+  const request = parseForkRequest(c.req.raw.body === null ? {} : await readJson(c.req.raw));
+  const id = request.id ?? newSessionId();
+  const info = await host.fork(
+    await keyOf(owner, from),
+    { key: await sessionKey(owner, id), id },
+    {
+      ...(request.messages === undefined ? {} : { messages: request.messages }),
+      ...(request.ttl_seconds === undefined ? {} : { ttlSeconds: request.ttl_seconds }),
+    },
+  );
+  return c.json(sessionObject(info), 201);
+}
+
+/** GET /v1/sessions/:id/export: one file, as of the last commit; turns may go on while it is read. */
+export async function exportSession(
+  c: Context,
+  owner: string,
+  host: SessionHost,
+  id: string,
+): Promise<Response> {
+  const { bytes, stream } = await host.export(await keyOf(owner, id));
+  return c.body(stream, 200, {
+    'content-type': FILE_TYPE,
+    'content-length': String(bytes),
+    'content-disposition': `attachment; filename="${id}.adkvc"`,
+    'cache-control': 'no-store',
+  });
+}
+
+/** POST /v1/sessions/import?id=&ttl_seconds=: the body is what export gave. */
+export async function importSession(c: Context, owner: string, host: SessionHost): Promise<Response> {
+  const type = (c.req.header('content-type') ?? '').split(';')[0]!.trim().toLowerCase();
+  if (type !== FILE_TYPE)
+    throw new HttpError('unsupported_media_type', `Send the header \`content-type: ${FILE_TYPE}\`.`);
+  const { id = newSessionId(), ttl_seconds } = parseImportQuery(c.req.query());
+  if (Number(c.req.header('content-length') ?? 0) > MAX_EXPORT_BYTES)
+    throw new HttpError(
+      'export_too_large',
+      `The file is larger than the limit of ${MAX_EXPORT_BYTES} bytes (MAX_EXPORT_BYTES).`,
+      { param: 'file', data: { limit: MAX_EXPORT_BYTES } },
+    );
+  const file = c.req.raw.body ?? new Blob([]).stream();
+  const options = ttl_seconds === undefined ? {} : { ttlSeconds: ttl_seconds };
+  return c.json(sessionObject(await host.import(await sessionKey(owner, id), id, file, options)), 201);
 }
 
 /** DELETE /v1/sessions/:id. Aborts a running turn first. */

@@ -83,6 +83,12 @@ export interface SessionInfo {
   readonly storedBytes: number;
 }
 
+/** One conversation as bytes, see transfer.ts. Cancel the stream when it is not read to its end. */
+export interface SessionExport {
+  readonly bytes: number;
+  readonly stream: ReadableStream<Uint8Array>;
+}
+
 /**
  * `key` is the object's name, HMAC(owner, id): made by the HTTP layer. Methods throw AdkvcError with codes
  * session_not_found, session_exists, session_diverged, session_moved, session_busy (data.retryAfter), memory_limit (data.retryAfter), context_length_exceeded, ...
@@ -96,6 +102,24 @@ export interface SessionHost {
   get(key: string): Promise<SessionInfo>;
   messages(key: string): Promise<ChatMessage[]>;
   delete(key: string): Promise<void>;
+  /** As of the last commit; turns go on meanwhile. */
+  export(key: string): Promise<SessionExport>;
+  /** @throws AdkvcError session_exists, not_an_export, unsupported_export_version, unsupported_layout, foreign_model, export_truncated, export_too_large, export_corrupt */
+  import(
+    key: string,
+    id: string,
+    file: ReadableStream<Uint8Array>,
+    options: { ttlSeconds?: number },
+  ): Promise<SessionInfo>;
+  /**
+   * An independent copy, as of the last commit, that goes on under another key and id.
+   * @param options.messages how many of the conversation's messages it keeps; undefined: all
+   */
+  fork(
+    key: string,
+    to: { readonly key: string; readonly id: string },
+    options: { messages?: number; ttlSeconds?: number },
+  ): Promise<SessionInfo>;
   /**
    * Runs one turn. Errors found before the first event are thrown, later ones come as `failed`. Aborting
    * `signal` (or returning from the iterator) ends the turn at the next token; what was generated is committed.

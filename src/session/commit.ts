@@ -45,12 +45,14 @@ export interface CommitResult {
  *
  * @param head the session as it is to be; `states` names the older states that are still true for this log
  * @param stored what of `cache` is in the store; undefined: nothing
+ * @param pinned rows that somebody reads: they stay as they are
  */
 export function commit(
   store: SessionStore,
   head: Head,
   cache: EngineCache,
   stored: StateRecord | undefined,
+  pinned: Iterable<number> = [],
 ): CommitResult {
   const before = { ...store.counters };
   const epochs = Math.floor((cache.position - (stored?.header.position ?? 0)) / EPOCH);
@@ -62,7 +64,7 @@ export function commit(
     const untouched = blocks.withoutLayers(layers);
     const kept = keepStates(store, head, cache.position, untouched);
     // Rows that `stored` alone refers to are not overwritten yet: only the next commit's transaction finds them free.
-    const used = new Set(kept.used);
+    const used = new Set([...kept.used, ...pinned]);
     for (const ref of stored ? refsOf(stored) : []) used.add(ref[0]);
     const rows = new RowAllocator(store.ids(), used, FIRST_FREE_ROW);
 

@@ -1,6 +1,6 @@
 import { DurableObject } from 'cloudflare:workers';
 import { AdkvcError } from '../core/errors.ts';
-import type { SessionHost, TurnEvent, TurnRequest } from './api.ts';
+import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
 import type { Alarm } from './expiry.ts';
 import type { SessionServices } from './services.ts';
 import { Session } from './session.ts';
@@ -55,6 +55,15 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
         case '/delete':
           await this.#session.delete();
           return Response.json(null);
+        case '/export': {
+          const { messages } = await request.json<ExportCall>();
+          const { bytes, stream } = this.#session.export(messages);
+          return new Response(stream, { headers: { [BYTES]: String(bytes) } });
+        }
+        case '/import': {
+          const { id, options } = JSON.parse(request.headers.get(CALL)!) as ImportCall;
+          return Response.json(await this.#session.import(id, request.body!, options));
+        }
         case '/turn': {
           const { id, turn } = await request.json<TurnCall>();
           const events = await streamTurn((emit, signal) => {
@@ -78,6 +87,16 @@ interface CreateCall {
   readonly id: string;
   readonly options: Parameters<SessionHost['create']>[2];
 }
+interface ExportCall {
+  readonly messages?: number | undefined;
+}
+/** Beside the file, which is the body. */
+interface ImportCall {
+  readonly id: string;
+  readonly options: { ttlSeconds?: number };
+}
+const CALL = 'x-adkvc-call';
+const BYTES = 'x-adkvc-bytes';
 interface TurnCall {
   readonly id: string;
   readonly turn: TurnRequest;
@@ -113,18 +132,32 @@ function encodeLines(events: TurnStream): ReadableStream<Uint8Array> {
 
 /** Sessions behind a namespace of Conversation objects, named by `key`. */
 export function durableObjectHost(namespace: DurableObjectNamespace): SessionHost {
-  const call = async (key: string, path: string, body: unknown, signal?: AbortSignal): Promise<Response> => {
-    const response = await namespace.getByName(key).fetch(`https://conversation/${path}`, {
-      method: 'POST',
-      body: JSON.stringify(body ?? null),
-      ...(signal && { signal }),
-    });
+  const send = async (key: string, path: string, init: RequestInit): Promise<Response> => {
+    const response = await namespace
+      .getByName(key)
+      .fetch(`https://conversation/${path}`, { ...init, method: 'POST' });
     if (response.status === FAILED) throw fromWire(await response.json());
     return response;
   };
+  const call = (key: string, path: string, body: unknown, signal?: AbortSignal): Promise<Response> =>
+    send(key, path, { body: JSON.stringify(body ?? null), ...(signal && { signal }) });
   const json = async <T>(key: string, path: string, body?: unknown): Promise<T> =>
     (await call(key, path, body)).json<T>();
+  const exported = async (key: string, messages?: number): Promise<SessionExport> => {
+    const response = await call(key, 'export', { messages } satisfies ExportCall);
+    return { bytes: Number(response.headers.get(BYTES)), stream: response.body! };
+  };
+  const imported: SessionHost['import'] = async (key, id, file, options) => {
+    const headers = { [CALL]: JSON.stringify({ id, options } satisfies ImportCall) };
+    return (await send(key, 'import', { body: file, headers })).json<SessionInfo>();
+  };
   return {
+    export: exported,
+    import: imported,
+    fork: async (key, to, options) => {
+      const { stream } = await exported(key, options.messages);
+      return imported(to.key, to.id, stream, options.ttlSeconds ? { ttlSeconds: options.ttlSeconds } : {});
+    },
     create: (key, id, options) => json(key, 'create', { id, options } satisfies CreateCall),
     get: (key) => json(key, 'get'),
     messages: (key) => json(key, 'messages'),

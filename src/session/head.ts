@@ -90,7 +90,8 @@ export function readHead(store: SessionStore): HeadReading | undefined {
       damage ??= error.message;
     }
   }
-  if (store.ids().length === 0) return undefined;
+  // Only an import writes rows before there is a head.
+  if (!store.ids().some((id) => id < FIRST_FREE_ROW)) return undefined;
   throw new CorruptDataError(`both copies of the session's log are damaged: ${damage}`);
 }
 

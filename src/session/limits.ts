@@ -11,6 +11,8 @@ export const RETRY_AFTER_SECONDS = 5;
 
 /** Positions between two commits of a long prefill or a long answer, at most. */
 export const CHECKPOINT_POSITIONS = 1_024;
+/** An opening (system messages, first message of the user) of at least so many positions gets a checkpoint near its end, for forks. */
+export const OPENING_POSITIONS = 512;
 /** Turns whose starts can be returned to without a replay from the beginning. */
 export const CHECKPOINT_TURNS = 4;
 /** Bytes that checkpoints may hold beside what the current state refers to. */
@@ -34,6 +36,15 @@ export const SPARE_ROWS = 32;
 export const IMPLICIT_TTL_SECONDS = 3_600;
 /** The alarm looks again after this long when it finds a turn running. */
 export const EXPIRY_RETRY_MS = 60_000;
+
+/** Bytes of an exported session that an import takes: more than any cache that an isolate holds. */
+export const MAX_EXPORT_BYTES = 64_000_000;
+/** Of these, text and ids, which are held in memory at once. */
+export const MAX_MANIFEST_BYTES = 4_000_000;
+/** Exports of one session at a time: each keeps the rows of its commit from being overwritten. */
+export const MAX_EXPORTS_PER_SESSION = 2;
+/** An import whose sender went silent is cleared away after this long. */
+export const IMPORT_TIMEOUT_MS = 600_000;
 
 /** Events that wait for a slow reader, as JSON; beyond it the reader counts as gone. */
 export const MAX_BUFFERED_BYTES = 1_000_000;

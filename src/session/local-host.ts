@@ -1,7 +1,7 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import { AdkvcError } from '../core/errors.ts';
 import type { ChatMessage } from '../engine/types.ts';
-import type { SessionHost, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
 import type { Alarm } from './expiry.ts';
 import type { SessionServices } from './services.ts';
 import { Session } from './session.ts';
@@ -50,6 +50,28 @@ export class LocalHost implements SessionHost {
     this.evict(key);
   }
 
+  async export(key: string, messages?: number): Promise<SessionExport> {
+    return this.#use(key, async (session) => session.export(messages));
+  }
+
+  async import(
+    key: string,
+    id: string,
+    file: ReadableStream<Uint8Array>,
+    options: { ttlSeconds?: number } = {},
+  ): Promise<SessionInfo> {
+    return this.#use(key, (session) => session.import(id, file, options));
+  }
+
+  async fork(
+    key: string,
+    to: { key: string; id: string },
+    options: { messages?: number; ttlSeconds?: number } = {},
+  ): Promise<SessionInfo> {
+    const { stream } = await this.export(key, options.messages);
+    return this.import(to.key, to.id, stream, options);
+  }
+
   async turn(
     key: string,
     id: string,
@@ -94,7 +116,7 @@ export class LocalHost implements SessionHost {
   /** Session objects that hold nothing are let go: all that they know is in their stores. */
   #tidy(): void {
     for (const [key, session] of this.#sessions)
-      if (!session.busy && session.residentBytes === 0) this.evict(key);
+      if (!session.used && session.residentBytes === 0) this.evict(key);
   }
 
   async #use<T>(key: string, action: (session: Session) => Promise<T>): Promise<T> {

@@ -1,5 +1,6 @@
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { ChatMessage, Engine } from '../engine/types.ts';
+import { OPENING_POSITIONS } from './limits.ts';
 
 /** A message and where its ids lie: from the previous message's end (0 for the first) to `end`, template markup included. */
 export interface LoggedMessage extends ChatMessage {
@@ -125,9 +126,15 @@ export function answered(
   return { messages: [...prompt.messages, message], ids, fed };
 }
 
+/** The log when only its first `count` messages had been said; nothing of it is fed. `count` is below the number of messages. */
+export function prefixOf(log: Log, count: number): Log {
+  const messages = log.messages.slice(0, count);
+  return { messages, ids: log.ids.slice(0, messages.at(-1)?.end ?? 0), fed: 0 };
+}
+
 /**
  * Positions that somebody may want to return to, newest first: for each of the last `turns` answers the last position
- * before it was sampled (regenerate) and the end of the answer before (edit).
+ * before it was sampled (regenerate) and the end of the answer before (edit); then a long conversation's openings (fork).
  */
 export function anchors(log: Log, turns: number): number[] {
   const found: number[] = [];
@@ -137,7 +144,15 @@ export function anchors(log: Log, turns: number): number[] {
   for (let i = answers.length - 1; i >= 0 && found.length < 2 * turns; i--) {
     found.push((answers[i]!.prompt ?? answers[i]!.end) - 1, answers[i - 1]?.end ?? 0);
   }
-  return found.filter((position) => position > 0);
+  return [...found.filter((position) => position > 0), ...openings(log.messages)];
+}
+
+/** Where the system's messages end, and the user's first: what several conversations may have in common. */
+export function openings(messages: readonly LoggedMessage[]): number[] {
+  const user = messages.findIndex(({ role }) => role === 'user');
+  return [messages[user - 1], messages[user]].flatMap((message) =>
+    message && message.end >= OPENING_POSITIONS ? [message.end] : [],
+  );
 }
 
 /** Closing markup after an answer: what the template writes from its end-of-reply token on; a sampled one gives way to it, since it is not fed yet. */

@@ -39,12 +39,16 @@ export function restoreNewest(
       const stored = readState(store, entry);
       return { residence: { cache: restore(store, engine, stored), stored }, passedOver };
     } catch (error) {
-      if (!(error instanceof CorruptDataError)) throw error;
+      if (!isDamage(error)) throw error;
       passedOver.push(error.message);
     }
   }
   return { residence: undefined, passedOver };
 }
+
+/** Bytes that make no sense are met as an error of a check, or of reading past their end. */
+const isDamage = (error: unknown): error is Error =>
+  error instanceof CorruptDataError || error instanceof RangeError;
 
 /** @throws CorruptDataError when a row is damaged or the state belongs to another model, numerics or layout */
 export function restore(store: SessionStore, engine: Engine, stored: StateRecord): EngineCache {

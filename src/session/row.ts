@@ -41,8 +41,17 @@ export function readRow(
   kind: RowKind,
 ): { payload: Uint8Array; check: number } {
   const row = store.get(id);
+  if (!row) throw new CorruptDataError(`row ${id} is missing`, { row: id });
+  return readFramed(row, id, kind);
+}
+
+/** The payload of a framed row that is at hand. @throws CorruptDataError naming it by `id` */
+export function readFramed(
+  row: Uint8Array,
+  id: number,
+  kind: RowKind,
+): { payload: Uint8Array; check: number } {
   const wrong = (what: string) => new CorruptDataError(`row ${id} ${what}`, { row: id });
-  if (!row) throw wrong('is missing');
   if (row.byteLength < FRAME_BYTES) throw wrong('is shorter than its frame');
   const view = new DataView(row.buffer, row.byteOffset);
   if (view.getUint32(0, true) !== MAGIC) throw wrong('does not start with the format mark');

@@ -2,15 +2,24 @@ import { type CacheConfig, DEFAULT_CACHE } from '../cache/policy.ts';
 import { AbortedError, AdkvcError, ContextLengthError, CorruptDataError } from '../core/errors.ts';
 import type { ChatMessage, Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
-import type { SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type { SessionExport, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import { ByteReader } from './byte-reader.ts';
 import { type Alarm, armExpiry, onAlarm } from './expiry.ts';
-import { type EngineIdentity, expiresAt, type Head, readHead, writeHead } from './head.ts';
-import { IMPLICIT_TTL_SECONDS } from './limits.ts';
+import { type EngineIdentity, expiresAt, FIRST_FREE_ROW, type Head, readHead, writeHead } from './head.ts';
+import {
+  IMPLICIT_TTL_SECONDS,
+  IMPORT_TIMEOUT_MS,
+  MAX_EXPORTS_PER_SESSION,
+  RETRY_AFTER_SECONDS,
+} from './limits.ts';
 import { EMPTY_LOG, joinPrompt } from './log.ts';
 import type { Residence } from './recover.ts';
+import { RowAllocator, RowKind, RowStream } from './row.ts';
 import type { Tenant } from './scheduler.ts';
 import type { SessionServices } from './services.ts';
+import { encodeState } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
+import { exportChunks, type Imported, readExport, type Snapshot, snapshot } from './transfer.ts';
 import { Turn } from './turn.ts';
 import { TurnLock } from './turn-lock.ts';
 import { toWire } from './wire.ts';
@@ -34,6 +43,8 @@ export class Session implements Tenant {
   #running: AbortController | undefined;
   /** The turn that runs; it holds the residence meanwhile. */
   #turn: Turn | undefined;
+  /** Commits that are being exported: their rows stay as they are. */
+  #exports = new Set<Snapshot>();
 
   /** @param key names the conversation within the isolate */
   constructor(key: string, services: SessionServices, store: SessionStore, alarm: Alarm) {
@@ -58,6 +69,11 @@ export class Session implements Tenant {
     return this.#lock.held || this.#lock.waiting > 0;
   }
 
+  /** Something reads or writes it. */
+  get used(): boolean {
+    return this.busy || this.#exports.size > 0;
+  }
+
   forget(): void {
     this.#residence?.cache.dispose();
     this.#residence = undefined;
@@ -78,8 +94,8 @@ export class Session implements Tenant {
     const engine = await this.#services.loadEngine();
     const release = await this.#lock.acquire();
     try {
-      if (this.#readHead())
-        throw new AdkvcError('session_exists', `session ${id} exists already`, { param: 'id' });
+      if (this.#readHead()) throw exists(id);
+      await this.#clearUnfinished();
       const head = newHead(id, this.#now(), { ...options, implicit: false, engine });
       engine.worstCaseBytes(head.cacheConfig, 1); // refuses a configuration that no cache could have
       this.#store.transaction(() => writeHead(this.#store, head));
@@ -112,6 +128,95 @@ export class Session implements Tenant {
   /** @throws AdkvcError session_not_found */
   messages(): ChatMessage[] {
     return this.#existing().log.messages.map(({ role, content }) => ({ role, content }));
+  }
+
+  /**
+   * The conversation as of its last commit, or its first `messages` messages, as one stream; turns go on meanwhile.
+   * @throws AdkvcError session_not_found, session_busy; InvalidInputError messages
+   */
+  export(messages?: number): SessionExport {
+    const head = this.#existing();
+    if (this.#exports.size >= MAX_EXPORTS_PER_SESSION)
+      throw new AdkvcError(
+        'session_busy',
+        `${this.#exports.size} exports of this session run already (MAX_EXPORTS_PER_SESSION); try again in ${RETRY_AFTER_SECONDS} s`,
+        { data: { retryAfter: RETRY_AFTER_SECONDS, limit: MAX_EXPORTS_PER_SESSION } },
+      );
+    const shot = snapshot(this.#store, head, messages);
+    this.#exports.add(shot);
+    const end = () => this.#exports.delete(shot);
+    const chunks = exportChunks(this.#store, shot);
+    // Pulled by the reader: a row is read when it can be sent.
+    const stream = new ReadableStream<Uint8Array>(
+      {
+        pull(controller) {
+          try {
+            const { done, value } = chunks.next();
+            if (!done) return controller.enqueue(value);
+            end();
+            controller.close();
+          } catch (error) {
+            end();
+            controller.error(error);
+          }
+        },
+        cancel() {
+          end();
+        },
+      },
+      { highWaterMark: 0 },
+    );
+    return { bytes: shot.bytes, stream };
+  }
+
+  /**
+   * Becomes the exported conversation, under another id. Nothing stays behind when it fails: rows are no session until the head is
+   * written, last.
+   * @throws AdkvcError session_exists, and what readExport throws
+   */
+  async import(
+    id: string,
+    stream: ReadableStream<Uint8Array>,
+    options: { ttlSeconds?: number } = {},
+  ): Promise<SessionInfo> {
+    const file = new ByteReader(stream);
+    try {
+      const engine = await this.#services.loadEngine();
+      const release = await this.#lock.acquire();
+      try {
+        if (this.#readHead()) throw exists(id);
+        await this.#clearUnfinished();
+        await this.#alarm.set(this.#now() + IMPORT_TIMEOUT_MS);
+        try {
+          await this.#take(id, options, engine, file);
+        } catch (error) {
+          await this.#destroy();
+          throw error;
+        }
+        return this.info();
+      } finally {
+        release();
+      }
+    } finally {
+      await file.cancel();
+    }
+  }
+
+  async #take(id: string, options: { ttlSeconds?: number }, engine: Engine, file: ByteReader): Promise<void> {
+    const store = this.#store;
+    const imported = await readExport(file, engine, (row, bytes) =>
+      store.transaction(() => store.put(row, bytes)),
+    );
+    engine.worstCaseBytes(imported.cacheConfig, 1); // refuses a configuration that no cache could have
+    const head = store.transaction(() => {
+      const made = adopted(id, this.#now(), options, imported, store);
+      writeHead(store, made);
+      return made;
+    });
+    await store.sync();
+    this.#head = head;
+    await this.#alarm.clear();
+    await armExpiry(this.#alarm, head);
   }
 
   /** Ends the running turn, then deletes every byte. @throws AdkvcError session_not_found */
@@ -205,6 +310,7 @@ export class Session implements Tenant {
       residence: this.#residence,
       request: { ...request, maxTokens: tokens - prompt.ids.length },
       signal,
+      pinned: () => [...this.#exports].flatMap(({ stored }) => stored),
       deleted: () => signal.reason === DELETED,
       committed: async (next) => {
         this.#head = next;
@@ -249,6 +355,7 @@ export class Session implements Tenant {
         await this.#destroy();
         return { head: fresh(), damage: undefined };
       }
+      if (!head) await this.#clearUnfinished();
       return { head: head ?? fresh(), damage: this.#damage };
     } catch (error) {
       // Nothing tells what was said before, unless the request does.
@@ -294,10 +401,15 @@ export class Session implements Tenant {
     return this.#head;
   }
 
-  /** 'damaged': there is a session, and nothing can be told about it. */
+  /** Rows without a head are of an import that was cut off. */
+  async #clearUnfinished(): Promise<void> {
+    if (this.#store.ids().length > 0) await this.#destroy();
+  }
+
+  /** 'damaged': there are rows, and nothing can be told about them. */
   #peekHead(): Head | 'damaged' | undefined {
     try {
-      return this.#readHead();
+      return this.#readHead() ?? (this.#store.ids().length > 0 ? 'damaged' : undefined);
     } catch (error) {
       if (error instanceof CorruptDataError) return 'damaged';
       throw error;
@@ -316,6 +428,9 @@ export class Session implements Tenant {
 
 const notFound = (message = 'no such session') =>
   new AdkvcError('session_not_found', message, { param: 'session_id' });
+
+const exists = (id: string) =>
+  new AdkvcError('session_exists', `session ${id} exists already`, { param: 'id' });
 
 const isExpired = (head: Head, now: number): boolean => {
   const at = expiresAt(head);
@@ -346,4 +461,32 @@ function newHead(
     log: EMPTY_LOG,
     states: [],
   };
+}
+
+/** Within the transaction that writes the head: the state record gets its rows beside those that it names. */
+function adopted(
+  id: string,
+  now: number,
+  options: { ttlSeconds?: number },
+  imported: Imported,
+  store: SessionStore,
+): Head {
+  const { state, ttlSeconds, ...rest } = imported;
+  const base = {
+    ...rest,
+    id,
+    createdAt: now,
+    lastUsedAt: now,
+    ttlSeconds: options.ttlSeconds ?? ttlSeconds,
+    implicit: false,
+  };
+  if (!state) return { ...base, states: [] };
+  const existing = store.ids();
+  const rows = new RowStream(
+    store,
+    new RowAllocator(existing, new Set(existing), FIRST_FREE_ROW),
+    RowKind.state,
+  );
+  rows.push(encodeState(state));
+  return { ...base, states: [{ refs: rows.end(), position: state.header.position }] };
 }

@@ -5,8 +5,8 @@ import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
 import { answerKey, storedAnswer } from './continue-answer.ts';
 import type { EngineIdentity, Head } from './head.ts';
-import { CHECKPOINT_POSITIONS } from './limits.ts';
-import { answered, type Prompt } from './log.ts';
+import { CHECKPOINT_POSITIONS, OPENING_POSITIONS } from './limits.ts';
+import { answered, openings, type Prompt } from './log.ts';
 import { type Residence, restoreNewest } from './recover.ts';
 import type { Lease } from './scheduler.ts';
 import type { Generate } from './services.ts';
@@ -28,6 +28,8 @@ export interface TurnSetup {
   readonly residence: Residence | undefined;
   readonly request: TurnRequest;
   readonly signal: AbortSignal;
+  /** Rows that an export reads. */
+  readonly pinned: () => Iterable<number>;
   /** Nothing may be written any more. */
   readonly deleted: () => boolean;
   /** Told after each commit, which is durable then. */
@@ -98,8 +100,7 @@ export class Turn {
       for await (const event of events) {
         if (event.type === 'prefill') {
           emit(event);
-          // The next event may be an epoch away.
-          if (cache.position + EPOCH - this.#committedAt > CHECKPOINT_POSITIONS) await this.#commit();
+          if (this.#checkpointDue(cache.position)) await this.#commit();
         } else if (event.type === 'token') {
           if (sampled++ === 0) {
             this.#timing.prefillMs = now() - mark;
@@ -185,6 +186,16 @@ export class Turn {
       this.#recovered = { reason: reasons.join('; '), from, replayed: Math.max(0, reusable - from) };
   }
 
+  /** During prefill, where the next event may be an epoch away. */
+  #checkpointDue(position: number): boolean {
+    const since = position - this.#committedAt;
+    if (since + EPOCH > CHECKPOINT_POSITIONS) return true;
+    return (
+      since >= OPENING_POSITIONS &&
+      openings(this.#setup.prompt.messages).some((end) => position <= end && end < position + EPOCH)
+    );
+  }
+
   async #commit(): Promise<void> {
     const { request, prompt, identity, store, now } = this.#setup;
     if (this.#setup.deleted() || !request.store) {
@@ -215,7 +226,7 @@ export class Turn {
         : [],
     };
     this.clean = false;
-    const result = commit(store, next, cache, stored);
+    const result = commit(store, next, cache, stored, this.#setup.pinned());
     await store.sync();
     this.#head = result.head;
     this.residence = { cache, stored: result.stored };

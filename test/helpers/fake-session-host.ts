@@ -1,7 +1,13 @@
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { AbortedError, AdkvcError } from '../../src/core/errors.ts';
 import type { ChatMessage } from '../../src/engine/types.ts';
-import type { SessionHost, SessionInfo, TurnEvent, TurnRequest } from '../../src/session/api.ts';
+import type {
+  SessionExport,
+  SessionHost,
+  SessionInfo,
+  TurnEvent,
+  TurnRequest,
+} from '../../src/session/api.ts';
 
 export interface FakeTurn {
   readonly key: string;
@@ -56,6 +62,34 @@ export class FakeSessionHost implements SessionHost {
   async delete(key: string): Promise<void> {
     this.#find(key);
     this.sessions.delete(key);
+  }
+
+  /** The file is the messages as JSON. */
+  async export(key: string): Promise<SessionExport> {
+    const bytes = new TextEncoder().encode(JSON.stringify(this.#find(key).messages));
+    return { bytes: bytes.length, stream: new Blob([bytes]).stream() };
+  }
+  async import(
+    key: string,
+    id: string,
+    file: ReadableStream<Uint8Array>,
+    options: { ttlSeconds?: number },
+  ): Promise<SessionInfo> {
+    const text = await new Response(file as BodyInit).text();
+    if (!text.startsWith('[')) throw new AdkvcError('not_an_export', 'no export', { param: 'file' });
+    const info = await this.create(key, id, options);
+    this.sessions.get(key)!.messages = JSON.parse(text);
+    return info;
+  }
+  async fork(
+    key: string,
+    to: { key: string; id: string },
+    options: { messages?: number; ttlSeconds?: number },
+  ): Promise<SessionInfo> {
+    const { messages } = this.#find(key);
+    const info = await this.create(to.key, to.id, options);
+    this.sessions.get(to.key)!.messages = messages.slice(0, options.messages);
+    return info;
   }
 
   async turn(
