@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { classification } from '../../src/eval/metrics/classification.ts';
 import { codeSimilarity, ratioPercent } from '../../src/eval/metrics/code-similarity.ts';
 import { distribution, divergence, lossOf } from '../../src/eval/metrics/divergence.ts';
-import { meanInterval, rateInterval, t95 } from '../../src/eval/metrics/interval.ts';
+import { meanInterval, pairedRateInterval, rateInterval, t95 } from '../../src/eval/metrics/interval.ts';
 import { containsAll, containsAny, startsWith } from '../../src/eval/metrics/match.ts';
 import { count, retrieval } from '../../src/eval/metrics/numbers.ts';
 import { passAtK } from '../../src/eval/metrics/pass-at-k.ts';
@@ -155,5 +155,24 @@ describe('intervals', () => {
       high: expect.closeTo(0.9821, 3),
     });
     expect(rateInterval(0, 10)).toMatchObject({ low: 0, high: expect.closeTo(0.2775, 3) });
+  });
+  test("Newcombe's paired difference, his example (36, 12, 2, 0)", () => {
+    const pairs = [
+      ...Array.from({ length: 36 }, () => [1, 1] as const),
+      ...Array.from({ length: 12 }, () => [1, 0] as const),
+      ...Array.from({ length: 2 }, () => [0, 1] as const),
+    ];
+    const e = pairedRateInterval(pairs);
+    expect(e.mean).toBeCloseTo(0.2, 12);
+    expect(e.low).toBeCloseTo(0.0569, 4);
+    expect(e.high).toBeCloseTo(0.3404, 4);
+  });
+  test('two pairs that agree leave the difference open', () => {
+    const e = pairedRateInterval([
+      [1, 1],
+      [1, 1],
+    ]);
+    expect(e.mean).toBe(0);
+    expect(e.low).toBeLessThan(-0.5);
   });
 });

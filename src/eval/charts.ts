@@ -1,0 +1,375 @@
+import type { TopLevelSpec } from 'vega-lite';
+import { heading, titleOf } from './markdown.ts';
+import { type Section, shown } from './summary.ts';
+import { DEPTH_BINS, QUANTILES } from './tasks/needle-relevance.ts';
+
+/** A chart with its data in it; `render.ts` draws it. */
+export interface Chart {
+  readonly title: string;
+  readonly caption: string;
+  readonly spec: TopLevelSpec;
+}
+
+const WIDTH = 520;
+const HEIGHT = 280;
+const SCHEMA = 'https://vega.github.io/schema/vega-lite/v6.json';
+
+/** Every chart that the rows have data for. */
+export function charts(sections: readonly Section[]): Chart[] {
+  return [
+    ...sections.filter((s) => !s.task.analysis).flatMap((s) => [...byteCurve(s), ...differences(s)]),
+    ...heatMaps(sections),
+    ...relevanceCharts(sections),
+    ...leaveOneOutChart(sections),
+  ];
+}
+
+/** Metric against bytes held, one line a policy; the full cache is a point of its own. */
+function byteCurve(section: Section): Chart[] {
+  const metric = section.task.metrics[0]!;
+  const values = section.summaries.flatMap((s) => {
+    const f = s.figures[0];
+    if (!f) return [];
+    const known = Number.isFinite(f.low) && Number.isFinite(f.high);
+    return [
+      {
+        policy: s.policy,
+        method: s.method,
+        megabytes: s.bytes / 1e6,
+        value: f.mean,
+        low: known ? f.low : f.mean,
+        high: known ? f.high : f.mean,
+      },
+    ];
+  });
+  if (values.length < 2) return [];
+  const x = {
+    field: 'megabytes',
+    type: 'quantitative' as const,
+    scale: { type: 'log' as const },
+    title: 'bytes held at the end, MB',
+  };
+  const color = { field: 'policy', type: 'nominal' as const };
+  return [
+    {
+      title: `${titleOf(section)}: ${metric.label} against bytes`,
+      caption: `${metric.better === 'higher' ? 'Higher' : 'Lower'} and further left is better. Bars: 95 % intervals.`,
+      spec: {
+        $schema: SCHEMA,
+        width: WIDTH,
+        height: HEIGHT,
+        data: { values },
+        layer: [
+          {
+            mark: { type: 'line', point: { size: 40 } },
+            encoding: {
+              x,
+              y: { field: 'value', type: 'quantitative', title: heading({ metric }), scale: { zero: false } },
+              color,
+            },
+          },
+          {
+            mark: { type: 'rule', opacity: 0.4 },
+            encoding: { x, y: { field: 'low', type: 'quantitative' }, y2: { field: 'high' }, color },
+          },
+        ],
+      },
+    },
+  ];
+}
+
+/** Every variant's difference to the full cache, as bars. */
+function differences(section: Section): Chart[] {
+  const metric = section.task.metrics[0]!;
+  const values = section.summaries.flatMap((s) => {
+    const f = s.figures[0];
+    const e = metric.kind === 'exp-percent' ? f : f?.paired;
+    if (s.policy === 'full' || !e) return [];
+    const known = Number.isFinite(e.low) && Number.isFinite(e.high);
+    return [
+      {
+        method: s.method,
+        policy: s.policy,
+        value: e.mean,
+        low: known ? e.low : e.mean,
+        high: known ? e.high : e.mean,
+      },
+    ];
+  });
+  if (values.length < 2) return [];
+  const sort = values.toSorted((a, b) => a.value - b.value).map((v) => v.method);
+  const y = { field: 'method', type: 'nominal' as const, sort, title: null };
+  return [
+    {
+      title: `${titleOf(section)}: variants`,
+      caption: `${metric.label}: difference to the full cache on the same samples, 95 % intervals.`,
+      spec: {
+        $schema: SCHEMA,
+        width: WIDTH,
+        data: { values },
+        layer: [
+          {
+            mark: 'bar',
+            encoding: {
+              y,
+              x: {
+                field: 'value',
+                type: 'quantitative',
+                title: `difference to full${metric.unit === '' ? '' : `, ${metric.unit}`}`,
+              },
+              color: { field: 'policy', type: 'nominal' },
+            },
+          },
+          {
+            mark: { type: 'rule' },
+            encoding: { y, x: { field: 'low', type: 'quantitative' }, x2: { field: 'high' } },
+          },
+        ],
+      },
+    },
+  ];
+}
+
+const HEAT_BINS = 5;
+const HEAT_LABELS = Array.from(
+  { length: HEAT_BINS },
+  (_, b) => `${(b * 100) / HEAT_BINS}–${((b + 1) * 100) / HEAT_BINS} %`,
+);
+
+/** Needle tasks: hits by depth and length, one panel a method. */
+function heatMaps(sections: readonly Section[]): Chart[] {
+  const names = new Set(
+    sections
+      .filter((s) => /^(needle|passkey)-/.test(s.task.name) && !s.task.analysis)
+      .map((s) => s.task.name),
+  );
+  return [...names].map((name) => {
+    const own = sections.filter((s) => s.task.name === name);
+    const metric = own[0]!.task.metrics[0]!;
+    const cells = new Map<
+      string,
+      { method: string; length: number; depth: string; hits: number; n: number }
+    >();
+    for (const section of own)
+      for (const s of section.summaries)
+        for (const row of s.rows) {
+          const depth = row.detail?.depth;
+          if (row.scores === undefined || typeof depth !== 'number') continue;
+          const bin = Math.min(HEAT_BINS - 1, Math.floor(depth * HEAT_BINS));
+          const label = HEAT_LABELS[bin]!;
+          const key = `${s.method}/${section.length}/${bin}`;
+          const cell = cells.get(key) ?? {
+            method: s.method,
+            length: section.length,
+            depth: label,
+            hits: 0,
+            n: 0,
+          };
+          cell.hits += row.scores[metric.name]!;
+          cell.n++;
+          cells.set(key, cell);
+        }
+    const values = [...cells.values()].map((c) => ({ ...c, value: shown(metric, c.hits / c.n) }));
+    return {
+      title: `${name}: depth and length`,
+      caption: `${metric.label}, %. Depth counts from the text's beginning; the number is how many samples a cell has.`,
+      spec: {
+        $schema: SCHEMA,
+        data: { values },
+        facet: { field: 'method', type: 'nominal', title: null },
+        columns: 4,
+        spec: {
+          width: 130,
+          height: 130,
+          encoding: {
+            x: { field: 'length', type: 'ordinal', title: 'tokens' },
+            y: { field: 'depth', type: 'ordinal', title: 'depth', sort: HEAT_LABELS },
+          },
+          layer: [
+            {
+              mark: 'rect',
+              encoding: {
+                color: {
+                  field: 'value',
+                  type: 'quantitative',
+                  scale: { domain: [0, 100], scheme: 'redyellowgreen' },
+                  title: '%',
+                },
+              },
+            },
+            { mark: { type: 'text', fontSize: 9 }, encoding: { text: { field: 'n' } } },
+          ],
+        },
+      } satisfies TopLevelSpec,
+    };
+  });
+}
+
+interface RelevanceLayer {
+  readonly needle: number;
+  readonly percentile: number;
+  readonly quantiles: readonly number[];
+  readonly bins: readonly number[];
+}
+const mean = (v: readonly number[]): number => v.reduce((a, b) => a + b, 0) / v.length;
+
+/** Layers of the needle-relevance analysis, averaged over its samples. */
+export function relevanceLayers(section: Section): RelevanceLayer[] {
+  const samples = section.summaries
+    .flatMap((s) => s.rows)
+    .flatMap((r) =>
+      (r.detail?.layers as RelevanceLayer[] | undefined) ? [r.detail!.layers as RelevanceLayer[]] : [],
+    );
+  if (samples.length === 0) return [];
+  return samples[0]!.map((_, layer) => ({
+    needle: mean(samples.map((s) => s[layer]!.needle)),
+    percentile: mean(samples.map((s) => s[layer]!.percentile)),
+    quantiles: QUANTILES.map((_, q) => mean(samples.map((s) => s[layer]!.quantiles[q]!))),
+    bins: Array.from({ length: DEPTH_BINS }, (_, b) => mean(samples.map((s) => s[layer]!.bins[b]!))),
+  }));
+}
+
+function relevanceCharts(sections: readonly Section[]): Chart[] {
+  return sections
+    .filter((s) => s.task.name === 'needle-relevance')
+    .flatMap((section): Chart[] => {
+      const layers = relevanceLayers(section);
+      if (layers.length === 0) return [];
+      const quantiles = layers.flatMap((l, layer) =>
+        l.quantiles.map((value, q) => ({
+          layer,
+          quantile: `${QUANTILES[q]! * 100} %`,
+          value: Math.max(value, 1e-3),
+        })),
+      );
+      const bins = layers.flatMap((l, layer) =>
+        l.bins.map((value, b) => ({
+          layer,
+          depth: `${b * DEPTH_BINS} %`,
+          value: Math.log2(Math.max(value, 1e-3)),
+        })),
+      );
+      const needles = section.summaries
+        .flatMap((s) => s.rows)
+        .flatMap((r) =>
+          r.detail
+            ? [{ depth: (r.detail.depth as number) * 100, value: (r.scores?.needlePercentile ?? 0) * 100 }]
+            : [],
+        );
+      return [
+        {
+          title: `Relevance by layer, ${section.length} tokens`,
+          caption: "Quantiles of the tokens' relevance; 1 is the head's mean.",
+          spec: {
+            $schema: SCHEMA,
+            width: WIDTH,
+            height: HEIGHT,
+            data: { values: quantiles },
+            mark: { type: 'line', point: true },
+            encoding: {
+              x: { field: 'layer', type: 'quantitative' },
+              y: {
+                field: 'value',
+                type: 'quantitative',
+                scale: { type: 'log' },
+                title: 'relative relevance',
+              },
+              color: { field: 'quantile', type: 'nominal', sort: null },
+            },
+          },
+        },
+        {
+          title: `Relevance by layer and depth, ${section.length} tokens`,
+          caption:
+            "Mean relevance of a tenth of the text, log2 of the head's mean: which layers look back, and where to.",
+          spec: {
+            $schema: SCHEMA,
+            width: WIDTH,
+            height: HEIGHT,
+            data: { values: bins },
+            mark: 'rect',
+            encoding: {
+              x: { field: 'layer', type: 'ordinal' },
+              y: { field: 'depth', type: 'ordinal', sort: null, title: 'depth from' },
+              color: {
+                field: 'value',
+                type: 'quantitative',
+                scale: { scheme: 'blueorange', domainMid: 0 },
+                title: 'log2',
+              },
+            },
+          },
+        },
+        {
+          title: `A needle's relevance before the question, ${section.length} tokens`,
+          caption:
+            "Share of the text's tokens that the needle's tokens outrank, mean over layers and heads, one point a sample.",
+          spec: {
+            $schema: SCHEMA,
+            width: WIDTH,
+            height: HEIGHT,
+            data: { values: needles },
+            mark: 'point',
+            encoding: {
+              x: { field: 'depth', type: 'quantitative', title: 'depth, %', scale: { domain: [0, 100] } },
+              y: {
+                field: 'value',
+                type: 'quantitative',
+                title: 'outranked tokens, %',
+                scale: { domain: [0, 100] },
+              },
+            },
+          },
+        },
+      ];
+    });
+}
+
+export interface LeftOut {
+  readonly layer: number;
+  readonly rankCorrelation: number | null;
+  readonly rise: readonly number[];
+}
+
+/** By layer: rank correlations of all samples, and the largest rise of the loss. */
+export function leftOutLayers(section: Section): { layer: number; correlations: number[]; worst: number }[] {
+  const all = section.summaries
+    .flatMap((s) => s.rows)
+    .flatMap((r) => (r.detail?.layers as LeftOut[] | undefined) ?? []);
+  return [...new Set(all.map((l) => l.layer))].map((layer) => {
+    const own = all.filter((l) => l.layer === layer);
+    return {
+      layer,
+      correlations: own.map((l) => l.rankCorrelation).filter((r) => r !== null),
+      worst: Math.max(...own.flatMap((l) => l.rise)),
+    };
+  });
+}
+
+function leaveOneOutChart(sections: readonly Section[]): Chart[] {
+  return sections
+    .filter((s) => s.task.name === 'leave-one-out')
+    .map((section) => {
+      const values = leftOutLayers(section).flatMap((l) =>
+        l.correlations.map((value) => ({ layer: l.layer, value })),
+      );
+      return {
+        title: `Relevance and loss when left out, ${section.length} tokens`,
+        caption: 'Rank correlation over the blocks of one layer; one point a sample, the line is the mean.',
+        spec: {
+          $schema: SCHEMA,
+          width: WIDTH,
+          height: HEIGHT,
+          data: { values },
+          layer: [
+            {
+              mark: 'point',
+              encoding: { y: { field: 'value', type: 'quantitative', title: 'rank correlation' } },
+            },
+            { mark: 'line', encoding: { y: { field: 'value', type: 'quantitative', aggregate: 'mean' } } },
+          ],
+          encoding: { x: { field: 'layer', type: 'quantitative' } },
+        } satisfies TopLevelSpec,
+      };
+    });
+}

@@ -1,0 +1,160 @@
+import { type Estimate, meanInterval, pairedRateInterval, rateInterval } from './metrics/interval.ts';
+import { TASKS } from './registry.ts';
+import type { Row } from './rows.ts';
+import type { MetricSpec, Task } from './task.ts';
+
+/** One metric of one method over its samples, in the unit that is shown. */
+export interface Figure extends Estimate {
+  readonly metric: MetricSpec;
+  /** Against the full cache on the same samples and seeds; absent for the full cache and for figures that are differences already. */
+  readonly paired?: Estimate;
+}
+
+/** One method on one task. */
+export interface Summary {
+  /** `adkvc at 4x` */
+  readonly method: string;
+  readonly policy: string;
+  readonly ratio: number | null;
+  readonly figures: readonly Figure[];
+  readonly skipped: number;
+  readonly failed: number;
+  /** Bytes, means over samples; the peak is the largest. */
+  readonly averageBytes: number;
+  readonly peakBytes: number;
+  readonly bytes: number;
+  readonly trueRatio: number;
+  /** Medians over samples. */
+  readonly prefillTokensPerSecond: number;
+  readonly decodeTokensPerSecond: number;
+  readonly ttftMs: number;
+  readonly restoreMs: number;
+  readonly processPeakBytes: number;
+  readonly rows: readonly Row[];
+}
+
+/** One task at one length under one setting: what is compared stands in one section. */
+export interface Section {
+  readonly task: Task;
+  readonly length: number;
+  readonly setting: string;
+  readonly summaries: readonly Summary[];
+  /** The full cache does no better than guessing: the task says nothing of this model's cache. */
+  readonly atChance: boolean;
+}
+
+const settingOf = (row: Row): string =>
+  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, window ${row.config.window}, sinks ${row.config.sinks}, ${row.protocol}`;
+
+export const methodName = (row: Pick<Row, 'policy' | 'ratio'>): string =>
+  row.ratio === null ? row.policy : `${row.policy} at ${row.ratio}x`;
+
+function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
+  const groups = new Map<string, T[]>();
+  for (const item of items) {
+    const group = groups.get(key(item));
+    if (group) group.push(item);
+    else groups.set(key(item), [item]);
+  }
+  return groups;
+}
+
+/** Sections in the registry's order; rows of tasks that this program does not know are left out. */
+export function summarise(rows: readonly Row[]): Section[] {
+  const order = Object.keys(TASKS);
+  const known = rows.filter((row) => TASKS[row.task]?.version === row.taskVersion);
+  const sections = [
+    ...groupBy(known, (r) => JSON.stringify([r.task, r.length, settingOf(r), r.fingerprint])),
+  ].map(([, group]): Section => {
+    const task = TASKS[group[0]!.task]!;
+    const byMethod = [...groupBy(group, methodName).values()];
+    const full = byMethod.find((g) => g[0]!.policy === 'full') ?? [];
+    const summaries = byMethod
+      .map((g) => summary(task, g, full))
+      .sort(
+        (a, b) => rank(a) - rank(b) || a.policy.localeCompare(b.policy) || (a.ratio ?? 0) - (b.ratio ?? 0),
+      );
+    const reference = summaries.find((s) => s.policy === 'full')?.figures[0];
+    const { chance } = task.metrics[0]!;
+    const atChance =
+      reference !== undefined && chance !== undefined && !(reference.low > shown(task.metrics[0]!, chance));
+    return { task, length: group[0]!.length, setting: settingOf(group[0]!), summaries, atChance };
+  });
+  return sections.sort(
+    (a, b) => order.indexOf(a.task.name) - order.indexOf(b.task.name) || a.length - b.length,
+  );
+}
+
+const rank = (s: Summary): number => (s.policy === 'full' ? 0 : 1);
+const mean = (v: readonly number[]): number => v.reduce((a, b) => a + b, 0) / v.length;
+const median = (v: readonly number[]): number =>
+  v.toSorted((a, b) => a - b)[Math.floor((v.length - 1) / 2)] ?? 0;
+
+function summary(task: Task, rows: readonly Row[], full: readonly Row[]): Summary {
+  const scored = rows.filter((r) => r.scores !== undefined);
+  const { policy, ratio } = rows[0]!;
+  const cache = (pick: (c: NonNullable<Row['cache']>) => number): number[] =>
+    scored.map((r) => pick(r.cache!));
+  const measured = (pick: (m: NonNullable<Row['measured']>) => number): number[] =>
+    scored.map((r) => pick(r.measured!));
+  return {
+    method: methodName(rows[0]!),
+    policy,
+    ratio,
+    figures: scored.length === 0 ? [] : task.metrics.flatMap((m) => figure(m, scored, full) ?? []),
+    skipped: rows.filter((r) => r.skipped !== undefined).length,
+    failed: rows.filter((r) => r.error !== undefined).length,
+    averageBytes: mean(cache((c) => c.averageBytes)),
+    peakBytes: Math.max(...cache((c) => c.peakBytes)),
+    bytes: mean(cache((c) => c.bytes)),
+    trueRatio: mean(cache((c) => c.ratio)),
+    prefillTokensPerSecond: median(measured((m) => m.prefillTokensPerSecond)),
+    decodeTokensPerSecond: median(measured((m) => m.decodeTokensPerSecond)),
+    ttftMs: median(measured((m) => m.ttftMs)),
+    restoreMs: median(measured((m) => m.restoreMs)),
+    processPeakBytes: Math.max(...measured((m) => m.processPeakBytes)),
+    rows,
+  };
+}
+
+/** A sample's value in the unit of the table. */
+export const shown = (metric: MetricSpec, value: number): number =>
+  ({
+    rate: value * 100,
+    percent: value * 100,
+    mean: value,
+    exp: Math.exp(value),
+    'exp-percent': 100 * Math.expm1(value),
+  })[metric.kind];
+
+function figure(metric: MetricSpec, rows: readonly Row[], full: readonly Row[]): Figure | undefined {
+  const values = rows.map((r) => r.scores![metric.name]).filter((v) => v !== undefined);
+  if (values.length === 0) return undefined;
+  const raw =
+    metric.kind === 'rate'
+      ? rateInterval(
+          values.reduce((a, b) => a + b, 0),
+          values.length,
+        )
+      : meanInterval(values);
+  const own = { ...convert(raw, (v) => shown(metric, v)), metric };
+  if (rows[0]!.policy === 'full' || metric.kind === 'exp-percent') return own;
+  const reference = new Map(full.map((r) => [`${r.sample}/${r.seed}`, r.scores?.[metric.name]]));
+  const pairs = rows.flatMap((r): [number, number][] => {
+    const other = reference.get(`${r.sample}/${r.seed}`);
+    return other === undefined ? [] : [[r.scores![metric.name]!, other]];
+  });
+  if (pairs.length === 0) return own;
+  const difference =
+    metric.kind === 'rate' ? pairedRateInterval(pairs) : meanInterval(pairs.map(([a, b]) => a - b));
+  // The difference of mean losses is the logarithm of the perplexities' ratio.
+  const scale = metric.kind === 'exp' ? (v: number) => 100 * Math.expm1(v) : (v: number) => shown(metric, v);
+  return { ...own, paired: convert(difference, scale) };
+}
+
+const convert = (e: Estimate, scale: (v: number) => number): Estimate => ({
+  mean: scale(e.mean),
+  low: scale(e.low),
+  high: scale(e.high),
+  n: e.n,
+});

@@ -1,0 +1,189 @@
+import { spawn } from 'node:child_process';
+import { appendFileSync, existsSync, readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { writeReport } from '../../src/eval/report.ts';
+import { ResultLog, type Row, rowKey } from '../../src/eval/rows.ts';
+import { summarise } from '../../src/eval/summary.ts';
+import { ROOT, runCli } from '../helpers/cli.ts';
+import { evalFixture } from '../helpers/eval-fixture.ts';
+
+let fixture: Awaited<ReturnType<typeof evalFixture>>;
+beforeAll(async () => {
+  fixture = await evalFixture({ context: 2048 });
+});
+afterAll(() => fixture.remove());
+
+const commonArgs = (): string[] => [
+  ...['evaluate', '--bundle', fixture.bundle, '--data', fixture.data],
+  ...['--policies', 'adkvc,uniform,window', '--ratios', '2,4', '--samples', '2'],
+];
+const args = (out: string, ...more: string[]): string[] => [
+  ...commonArgs(),
+  ...['--tasks', 'pg19,needle-essay', '--lengths', '1024'],
+  ...['--out', join(fixture.folder, out), ...more],
+];
+const rowsOf = (out: string): Row[] =>
+  readFileSync(join(fixture.folder, out), 'utf8')
+    .split('\n')
+    .slice(0, -1)
+    .map((line) => JSON.parse(line) as Row);
+/** What the configuration decides: everything but when, where and how fast. */
+const decided = (rows: readonly Row[]) =>
+  rows.map(({ measured, origin, ...row }) => row).sort((a, b) => (a.key < b.key ? -1 : 1));
+
+const TOTAL = 2 * 2 * 7;
+
+describe('the runner', () => {
+  test('runs everything over two workers, with progress and the time that is left on standard error', async () => {
+    const result = await runCli(args('whole.jsonl', '--workers', '2'));
+    expect(result.stderr).toMatch(/28 of 28 rows, .* gone, done/);
+    expect(result.lines).toEqual([{ out: join(fixture.folder, 'whole.jsonl'), rows: TOTAL, failed: 0 }]);
+    const rows = rowsOf('whole.jsonl');
+    expect(new Set(rows.map((r) => r.key)).size).toBe(TOTAL);
+    for (const row of rows) {
+      const { key, policy, ratio, scores, detail, tokens, cache, measured, origin, ...spec } = row;
+      expect(rowKey(spec)).toBe(key);
+      expect(row.protocol).toBe('streaming');
+      expect(measured!.processPeakBytes).toBeGreaterThan(1e6);
+      expect(measured!.restoreMs).toBeGreaterThan(0);
+      expect(cache!.averageBytes).toBeGreaterThan(0);
+      expect(Object.values(row.data)[0]).toMatch(/^[0-9a-f]{64}$/);
+    }
+  });
+
+  test('killed and torn, it goes on where it was and ends with the same rows', async () => {
+    const out = join(fixture.folder, 'killed.jsonl');
+    const child = spawn(
+      process.execPath,
+      [join(ROOT, 'src/cli/main.ts'), ...args('killed.jsonl', '--workers', '1')],
+      {
+        cwd: ROOT,
+        stdio: 'ignore',
+      },
+    );
+    const closed = new Promise((resolve) => child.on('close', resolve));
+    while (!existsSync(out) || readFileSync(out, 'utf8').split('\n').length < 9)
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill('SIGKILL');
+    await closed;
+    const before = rowsOf('killed.jsonl').length;
+    expect(before).toBeGreaterThanOrEqual(8);
+    expect(before).toBeLessThan(TOTAL);
+    appendFileSync(out, '{"key":"torn","task":"pg');
+    const result = await runCli(args('killed.jsonl', '--workers', '0'));
+    expect(result.stderr).toContain(`(${before} from before)`);
+    expect(result.code).toBe(0);
+    expect(decided(rowsOf('killed.jsonl'))).toEqual(decided(rowsOf('whole.jsonl')));
+  });
+
+  test('finished, it does nothing more; a further ratio adds its rows only', async () => {
+    const again = await runCli(args('whole.jsonl', '--workers', '0'));
+    expect(again.lines[0]).toMatchObject({ rows: TOTAL, failed: 0 });
+    expect(rowsOf('whole.jsonl')).toHaveLength(TOTAL);
+    const more = args('whole.jsonl', '--workers', '0').with(8, '2,4,6');
+    expect(more[8]).toBe('2,4,6');
+    await runCli(more);
+    expect(rowsOf('whole.jsonl')).toHaveLength(TOTAL + 2 * 2 * 3);
+  });
+
+  test('a method that fails is a row of its own, retried, and the command fails', async () => {
+    const bad = [
+      ...commonArgs(),
+      '--tasks',
+      'pg19',
+      '--lengths',
+      '256',
+      '--workers',
+      '0',
+      '--ratios',
+      '2,900',
+    ];
+    const out = join(fixture.folder, 'bad.jsonl');
+    const result = await runCli([...bad, '--out', out]);
+    expect(result.code).toBe(1);
+    const rows = rowsOf('bad.jsonl');
+    expect(rows.filter((r) => r.error !== undefined).every((r) => r.ratio === 900)).toBe(true);
+    expect(rows.filter((r) => r.scores !== undefined)).toHaveLength(2 * 4);
+    expect(result.stderr).toMatch(/ratio must lie between/);
+    await runCli([...bad, '--out', out]);
+    expect(rowsOf('bad.jsonl')).toHaveLength(rows.length + 2 * 3);
+  });
+
+  test.each([
+    [['--tasks', 'nonsense'], /unknown task "nonsense": use one of pg19/],
+    [['--policies', 'nonsense'], /unknown policy "nonsense"/],
+    [['--data', '/nowhere'], /is missing: give the folder/],
+    [['--report-only'], /--report-only needs --report/],
+  ])('refuses %j', async (more, message) => {
+    const result = await runCli([...args('refused.jsonl', '--workers', '0'), ...more]);
+    expect(result.code).not.toBe(0);
+    expect(result.stderr).toMatch(message);
+  });
+
+  test('a file that holds something else is left alone', () => {
+    const path = join(fixture.folder, 'notes.txt');
+    appendFileSync(path, 'my notes\nmore notes');
+    expect(() => new ResultLog(path)).toThrow(/line 1 is not a result/);
+    expect(readFileSync(path, 'utf8')).toBe('my notes\nmore notes');
+  });
+});
+
+describe('the report', () => {
+  let markdown: string;
+  let html: string;
+  let rows: Row[];
+  beforeAll(async () => {
+    const extra = ['--policies', 'window', '--ratios', '4', '--samples', '2', '--workers', '0'];
+    const more = await runCli([
+      ...commonArgs(),
+      ...['--tasks', 'needle-relevance,leave-one-out,longbench-qasper', '--lengths', '1024', ...extra],
+      ...['--out', join(fixture.folder, 'whole.jsonl')],
+    ]);
+    expect(more.stderr).toMatch(/done/);
+    rows = rowsOf('whole.jsonl');
+    await writeReport(rows, join(fixture.folder, 'report'));
+    markdown = await readFile(join(fixture.folder, 'report/report.md'), 'utf8');
+    html = await readFile(join(fixture.folder, 'report/report.html'), 'utf8');
+  });
+
+  test('has a table of every task with n, intervals and bytes', () => {
+    for (const title of ['pg19, 1024 tokens', 'needle-essay, 1024 tokens', 'longbench-qasper'])
+      expect(markdown).toContain(`## ${title}\n`);
+    expect(markdown).toMatch(/\| adkvc at 4x \| 2 \| [\d.]+x \| [+\d.e-]+ \[/);
+    expect(markdown).toContain('process peak, MB');
+    expect(markdown).toContain('## By layer: leave-one-out, 1024 tokens');
+  });
+
+  test('says where the full cache is at chance', () => {
+    const needle = summarise(rows).find((s) => s.task.name === 'needle-essay')!;
+    // Random weights find nothing.
+    expect(needle.atChance).toBe(true);
+    expect(markdown).toContain('no better than guessing');
+  });
+
+  test('computes the figures that the rows give by hand', () => {
+    const section = summarise(rows).find((s) => s.task.name === 'pg19')!;
+    const summary = section.summaries.find((s) => s.method === 'window at 4x')!;
+    const own = rows.filter((r) => r.task === 'pg19' && r.policy === 'window' && r.ratio === 4);
+    const mean = own.reduce((sum, r) => sum + r.scores!.lossDeltaLast!, 0) / own.length;
+    expect(summary.figures[0]!.mean).toBeCloseTo(100 * (Math.exp(mean) - 1), 9);
+    expect(summary.averageBytes).toBeCloseTo(
+      own.reduce((s, r) => s + r.cache!.averageBytes, 0) / own.length,
+      3,
+    );
+    const loss = summary.figures.find((f) => f.metric.name === 'loss')!;
+    const delta = own.reduce((sum, r) => sum + r.scores!.lossDelta!, 0) / own.length;
+    expect(loss.paired!.mean).toBeCloseTo(100 * (Math.exp(delta) - 1), 6);
+  });
+
+  test('is one page that needs nothing else, with the charts drawn in it', () => {
+    expect(html.match(/<svg /g)!.length).toBeGreaterThanOrEqual(8);
+    for (const title of ['against bytes', 'depth and length', 'variants', 'Relevance by layer and depth'])
+      expect(html).toContain(title);
+    expect(html).not.toMatch(/<script|<link|src="http|@import/);
+    expect(html).not.toContain('undefined');
+    expect(html).not.toContain('NaN');
+  });
+});
