@@ -85,6 +85,10 @@ async function runJob(
   const done = new Set<Method>();
   const run = (methods: readonly Method[]): Promise<void> =>
     task.run({ engine, data, length, sample, seed }, methods, (method, outcome) => {
+      if ('scores' in outcome)
+        // JSON has no such numbers: they would be lost in silence.
+        for (const [name, value] of Object.entries(outcome.scores))
+          if (!Number.isFinite(value)) throw new Error(`the score ${name} of ${method.policy} is ${value}`);
       done.add(method);
       emit({ method: job.methods.indexOf(method), outcome, processPeakBytes: peak() });
     });
