@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { loadEngine } from '../../src/engine/load.ts';
 import { DataFolder } from '../../src/eval/data.ts';
@@ -12,7 +13,6 @@ import { CODE_PROBLEMS } from '../../src/eval/tasks/code-problems.ts';
 import { leaveOut } from '../../src/eval/tasks/leave-one-out.ts';
 import { fillPrompt, LONGBENCH, scoreExample } from '../../src/eval/tasks/longbench.ts';
 import { needlePrompt, RULER } from '../../src/eval/tasks/needle.ts';
-import { createReferenceKernels } from '../../src/kernels/reference.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
 import { evalFixture } from '../helpers/eval-fixture.ts';
 
@@ -31,7 +31,7 @@ beforeAll(async () => {
   fixture = await evalFixture({ context: 2048 });
   engine = await loadEngine({
     source: folderSource(fixture.bundle),
-    kernels: createReferenceKernels({ maxBytes: 200e6 }),
+    kernels: await loadWasmKernels(200e6),
   });
   data = new DataFolder(fixture.data);
 });
