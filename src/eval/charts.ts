@@ -14,10 +14,25 @@ const WIDTH = 520;
 const HEIGHT = 280;
 const SCHEMA = 'https://vega.github.io/schema/vega-lite/v6.json';
 
+interface Colour {
+  readonly field: string;
+  readonly type: 'nominal';
+  readonly scale: { readonly domain: string[]; readonly scheme: 'tableau10' | 'tableau20' };
+}
+
 /** Every chart that the rows have data for. */
 export function charts(sections: readonly Section[]): Chart[] {
+  // One colour a policy in all charts.
+  const domain = [...new Set(sections.flatMap((s) => s.summaries.map((m) => m.policy)))].sort();
+  const color: Colour = {
+    field: 'policy',
+    type: 'nominal',
+    scale: { domain, scheme: domain.length > 10 ? 'tableau20' : 'tableau10' },
+  };
   return [
-    ...sections.filter((s) => !s.task.analysis).flatMap((s) => [...byteCurve(s), ...differences(s)]),
+    ...sections
+      .filter((s) => !s.task.analysis)
+      .flatMap((s) => [...byteCurve(s, color), ...differences(s, color)]),
     ...heatMaps(sections),
     ...relevanceCharts(sections),
     ...leaveOneOutChart(sections),
@@ -25,7 +40,7 @@ export function charts(sections: readonly Section[]): Chart[] {
 }
 
 /** Metric against bytes held, one line a policy; the full cache is a point of its own. */
-function byteCurve(section: Section): Chart[] {
+function byteCurve(section: Section, color: Colour): Chart[] {
   const metric = section.task.metrics[0]!;
   const values = section.summaries.flatMap((s) => {
     const f = s.figures[0];
@@ -46,10 +61,9 @@ function byteCurve(section: Section): Chart[] {
   const x = {
     field: 'megabytes',
     type: 'quantitative' as const,
-    scale: { type: 'log' as const },
+    scale: { type: 'log' as const, nice: false },
     title: 'bytes held at the end, MB',
   };
-  const color = { field: 'policy', type: 'nominal' as const };
   return [
     {
       title: `${titleOf(section)}: ${metric.label} against bytes`,
@@ -79,7 +93,7 @@ function byteCurve(section: Section): Chart[] {
 }
 
 /** Every variant's difference to the full cache, as bars. */
-function differences(section: Section): Chart[] {
+function differences(section: Section, color: Colour): Chart[] {
   const metric = section.task.metrics[0]!;
   const values = section.summaries.flatMap((s) => {
     const f = s.figures[0];
@@ -117,7 +131,7 @@ function differences(section: Section): Chart[] {
                 type: 'quantitative',
                 title: `difference to full${metric.unit === '' ? '' : `, ${metric.unit}`}`,
               },
-              color: { field: 'policy', type: 'nominal' },
+              color,
             },
           },
           {

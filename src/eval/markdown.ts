@@ -92,7 +92,13 @@ const samples = (s: Summary): string => {
 export const titleOf = (section: Section): string =>
   section.length === 0 ? section.task.name : `${section.task.name}, ${section.length} tokens`;
 
-export const CHANCE_NOTE =
+/** What guessing reaches, and whether the full cache does better. */
+export function chanceNote({ chance, atChance, task }: Section): string | undefined {
+  if (chance === undefined || chance < 0.1) return atChance ? AT_CHANCE : undefined;
+  const unit = task.metrics[0]!.unit;
+  return `Guessing reaches ${number(chance)}${unit === '%' ? ' %' : ''}.${atChance ? ` ${AT_CHANCE}` : ''}`;
+}
+const AT_CHANCE =
   'The full cache does no better than guessing here: this task says nothing about caches on this model.';
 
 /** Where the rows come from: commits, machines, days. */
@@ -135,7 +141,7 @@ export function markdownReport(
     parts.push(
       `## ${titleOf(section)}`,
       `${section.task.description}.  \n${section.setting}`,
-      ...(section.atChance ? [`**${CHANCE_NOTE}**`] : []),
+      ...[chanceNote(section)].flatMap((note) => (note === undefined ? [] : [`**${note}**`])),
       markdownTable(scoreTable(section)),
       markdownTable(costTable(section)),
     );

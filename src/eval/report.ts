@@ -2,7 +2,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Chart, charts, leftOutLayers, relevanceLayers } from './charts.ts';
 import {
-  CHANCE_NOTE,
+  chanceNote,
   costTable,
   failures,
   markdownReport,
@@ -77,6 +77,9 @@ function analysisTables(sections: readonly Section[]): Extra[] {
 const plain = (text: string): string =>
   text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
 
+const warning = (note: string | undefined): string =>
+  note === undefined ? '' : `<p class="warn">${plain(note)}</p>`;
+
 function htmlTable({ head, body }: Table): string {
   const line = (tag: string, cells: readonly string[]): string =>
     `<tr>${cells.map((c) => `<${tag}>${plain(c)}</${tag}>`).join('')}</tr>`;
@@ -105,7 +108,7 @@ function htmlReport(
     (
       s,
     ) => `<h2>${plain(titleOf(s))}</h2><p>${plain(s.task.description)}.<br><span class="note">${plain(s.setting)}</span></p>
-${s.atChance ? `<p class="warn">${CHANCE_NOTE}</p>` : ''}${htmlTable(scoreTable(s))}${htmlTable(costTable(s))}`,
+${warning(chanceNote(s))}${htmlTable(scoreTable(s))}${htmlTable(costTable(s))}`,
   );
   const analyses = extra.map((e) => `<h2>${plain(e.title)}</h2><p>${plain(e.note)}</p>${htmlTable(e.table)}`);
   const failed = failures(rows);

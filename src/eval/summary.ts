@@ -39,6 +39,8 @@ export interface Section {
   readonly length: number;
   readonly setting: string;
   readonly summaries: readonly Summary[];
+  /** What guessing reaches, in the unit that is shown, where that is known. */
+  readonly chance: number | undefined;
   /** The full cache does no better than guessing: the task says nothing of this model's cache. */
   readonly atChance: boolean;
 }
@@ -75,14 +77,37 @@ export function summarise(rows: readonly Row[]): Section[] {
         (a, b) => rank(a) - rank(b) || a.policy.localeCompare(b.policy) || (a.ratio ?? 0) - (b.ratio ?? 0),
       );
     const reference = summaries.find((s) => s.policy === 'full')?.figures[0];
-    const { chance } = task.metrics[0]!;
-    const atChance =
-      reference !== undefined && chance !== undefined && !(reference.low > shown(task.metrics[0]!, chance));
-    return { task, length: group[0]!.length, setting: settingOf(group[0]!), summaries, atChance };
+    const chance = chanceOf(task.metrics[0]!, full);
+    const atChance = reference !== undefined && chance !== undefined && !(reference.low > chance);
+    return { task, length: group[0]!.length, setting: settingOf(group[0]!), summaries, chance, atChance };
   });
   return sections.sort(
     (a, b) => order.indexOf(a.task.name) - order.indexOf(b.task.name) || a.length - b.length,
   );
+}
+
+/** Guessing: as the metric says, or the full cache's answers held against every other question's truths. */
+function chanceOf(metric: MetricSpec, full: readonly Row[]): number | undefined {
+  if (metric.chance !== undefined) return shown(metric, metric.chance);
+  const { rescore } = metric;
+  if (!rescore) return undefined;
+  const answered = full.flatMap(answersOf);
+  const values = answered.flatMap(({ prediction }, i) =>
+    answered.flatMap(({ answers }, j) => (i === j ? [] : [rescore(prediction, answers)])),
+  );
+  return values.length === 0 ? undefined : shown(metric, mean(values));
+}
+
+interface Answered {
+  readonly prediction: string;
+  readonly answers: readonly string[];
+}
+/** What a row's sample was answered, question by question. */
+function answersOf({ detail }: Row): Answered[] {
+  if (typeof detail?.prediction === 'string') return [detail as unknown as Answered];
+  const truths = detail?.answers as readonly string[] | undefined;
+  const turns = detail?.turns as readonly { prediction: string }[] | undefined;
+  return turns?.map((turn, i) => ({ prediction: turn.prediction, answers: [truths![i]!] })) ?? [];
 }
 
 const rank = (s: Summary): number => (s.policy === 'full' ? 0 : 1);

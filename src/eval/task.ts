@@ -16,6 +16,8 @@ export interface MetricSpec {
   readonly kind: 'rate' | 'percent' | 'mean' | 'exp' | 'exp-percent';
   /** The sample value that guessing reaches, where that is known. */
   readonly chance?: number;
+  /** Scores an answer anew: guessing then is what the full cache's answers reach against other questions' truths. */
+  readonly rescore?: (prediction: string, answers: readonly string[]) => number;
 }
 
 /** One way to hold the cache. `full` is the reference that everything is measured against. */

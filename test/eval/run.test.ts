@@ -163,6 +163,20 @@ describe('the report', () => {
     expect(markdown).toContain('no better than guessing');
   });
 
+  test("takes as guessing what the full cache's answers reach for other questions", () => {
+    const full = rows.find((r) => r.task === 'longbench-qasper' && r.policy === 'full')!;
+    const answer = (sample: number, prediction: string, truth: string, score: number): Row => ({
+      ...full,
+      sample,
+      scores: { score },
+      detail: { prediction, answers: [truth] },
+    });
+    const right = [answer(0, 'red cat', 'red cat', 1), answer(1, 'red dog', 'red dog', 1)];
+    expect(summarise(right)[0]).toMatchObject({ chance: 50, atChance: false });
+    const vague = [answer(0, 'red', 'red cat', 2 / 3), answer(1, 'red', 'red dog', 2 / 3)];
+    expect(summarise(vague)[0]).toMatchObject({ chance: expect.closeTo(66.7, 1), atChance: true });
+  });
+
   test('computes the figures that the rows give by hand', () => {
     const section = summarise(rows).find((s) => s.task.name === 'pg19')!;
     const summary = section.summaries.find((s) => s.method === 'window at 4x')!;

@@ -58,7 +58,11 @@ export const LONGBENCH: Readonly<Record<string, Dataset>> = {
 };
 
 /** Best score over the answers, as LongBench's eval.py counts an example. */
-export function scoreExample(dataset: string, prediction: string, item: LongBenchItem): number {
+export function scoreExample(
+  dataset: string,
+  prediction: string,
+  item: Pick<LongBenchItem, 'answers' | 'all_classes'>,
+): number {
   const text = FIRST_LINE.has(dataset) ? prediction.replace(/^\n+/, '').split('\n')[0]! : prediction;
   const { score } = LONGBENCH[dataset]!;
   return Math.max(...item.answers.map((truth) => score(text, truth, item.all_classes ?? [])));
@@ -75,7 +79,18 @@ async function items(data: DataFolder, files: readonly string[]): Promise<LongBe
 function longBenchTask(dataset: string): Task {
   const { label, chance, files } = LONGBENCH[dataset]!;
   const paths = files.map((f) => `longbench/${dataset}${f === 'fits' ? '' : '.over8k'}.jsonl.gz`);
-  const metric: MetricSpec = { name: 'score', label, unit: '%', better: 'higher', kind: 'percent', chance };
+  const metric: MetricSpec = {
+    name: 'score',
+    label,
+    unit: '%',
+    better: 'higher',
+    kind: 'percent',
+    ...(chance === undefined
+      ? {
+          rescore: (prediction, answers) => scoreExample(dataset, prediction, { answers, all_classes: null }),
+        }
+      : { chance }),
+  };
   const itemOf = new WeakMap<object, LongBenchItem>();
   return promptTask({
     name: `longbench-${dataset}`,
