@@ -25,6 +25,8 @@ export interface Identity {
   readonly weightForm: string;
   readonly fingerprint: string;
   readonly numerics: string;
+  /** sha256 of the heads' measured sensitivity in the bundle; 'none' where the model was not calibrated. */
+  readonly profile: string;
 }
 
 /** One sample under the methods that still lack it. */
@@ -67,6 +69,7 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
       weightForm: manifest.weightForm,
       fingerprint: engine.fingerprint,
       numerics: engine.numerics,
+      profile: (manifest as { profile?: { sha256: string } }).profile?.sha256 ?? 'none',
     },
     run: (job, emit) => runJob(engine, data, job, emit),
   };

@@ -33,6 +33,7 @@ export interface RowSpec {
   /** Of weights, tokenizer and template. */
   readonly fingerprint: string;
   readonly numerics: string;
+  readonly profile: string;
   /** sha256 by data file. */
   readonly data: Readonly<Record<string, string>>;
 }

@@ -46,7 +46,7 @@ export interface Section {
 }
 
 const settingOf = (row: Row): string =>
-  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, window ${row.config.window}, sinks ${row.config.sinks}, ${row.protocol}`;
+  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}, window ${row.config.window}, sinks ${row.config.sinks}, ${row.protocol}`;
 
 export const methodName = (row: Pick<Row, 'policy' | 'ratio'>): string =>
   row.ratio === null ? row.policy : `${row.policy} at ${row.ratio}x`;
