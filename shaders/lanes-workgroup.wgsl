@@ -1,0 +1,9 @@
+// Exchange between the 32 lanes of a workgroup through its memory, where there are no subgroups of 32.
+var<workgroup> exchange: array<vec2<f32>, 32>;
+fn swap2(x: vec2<f32>, lane: u32, mask: u32) -> vec2<f32> {
+  workgroupBarrier();
+  exchange[lane] = x;
+  workgroupBarrier();
+  return exchange[lane ^ mask];
+}
+fn swap1(x: f32, lane: u32, mask: u32) -> f32 { return swap2(vec2(x, 0.0), lane, mask).x; }

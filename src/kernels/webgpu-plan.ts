@@ -1,0 +1,86 @@
+import { InvalidInputError } from '../core/errors.ts';
+import { SEGMENT_TOKENS } from './layout.ts';
+import { MAX_CELLS } from './webgpu-prelude.ts';
+
+/** One conversation's attention in one layer; places within the device's buffers. */
+export interface AttendItem {
+  /** f32 index of row 0's queries, rotated, [rows, heads, headDim] contiguous; and of the output, likewise. */
+  readonly q: number;
+  readonly out: number;
+  /** Byte offset of the exact part within the cache buffer. */
+  readonly exact: number;
+  readonly capacity: number;
+  readonly exactBits: 16 | 32;
+  /** Exact slots that row 0 sees, its own included. */
+  readonly visible: number;
+  /** Byte offsets of the segment blocks. */
+  readonly segments: readonly number[];
+}
+
+/** The tables of shaders/attend.wgsl; structs as in shaders/common.wgsl. */
+export interface AttendPlan {
+  readonly rows: number;
+  readonly itemCount: number;
+  readonly splitCount: number;
+  readonly items: Uint32Array<ArrayBuffer>;
+  readonly splits: Uint32Array<ArrayBuffer>;
+  readonly segments: Uint32Array<ArrayBuffer>;
+  /** Cells whose scores a query has, padding included. */
+  readonly scoreCells: number;
+}
+
+/** Workgroups that a dimension of a dispatch may have: WebGPU's default limit, which devices do not exceed. */
+const MAX_WORKGROUPS = 65535;
+const unit = (bytes: number, what: string): number => {
+  if (bytes % 16 !== 0)
+    throw new InvalidInputError(`${what} starts at byte ${bytes}, no multiple of 16`, what);
+  return bytes / 16;
+};
+
+/**
+ * Divides every conversation's cells into splits, which run side by side: runs of `segmentsPerSplit` segments, and the exact part by 128 slots.
+ * Where a split ends follows from the conversation alone, so that its bits do not depend on the company or on the number of rows.
+ * @param rows query rows of every item; their own keys were appended before
+ */
+export function planAttend(items: readonly AttendItem[], rows: number, segmentsPerSplit: number): AttendPlan {
+  const [itemWords, splitWords, segments]: [number[], number[], number[]] = [[], [], []];
+  let cells = 0;
+  const split = (item: number, first: number, count: number): void => {
+    splitWords.push(item, first, count, cells);
+    cells += Math.max(1, count) * MAX_CELLS;
+  };
+  items.forEach((a, index) => {
+    const firstSplit = splitWords.length / 4;
+    const first = segments.length;
+    for (const at of a.segments) segments.push(unit(at, 'a segment block'));
+    for (let i = 0; i < a.segments.length; i += segmentsPerSplit)
+      split(index, first + i, Math.min(segmentsPerSplit, a.segments.length - i));
+    for (let slot = 0; slot < a.visible + rows - 1; slot += SEGMENT_TOKENS) split(index, slot, 0);
+    const splits = splitWords.length / 4 - firstSplit;
+    itemWords.push(
+      a.q,
+      a.out,
+      unit(a.exact, 'the exact part'),
+      a.capacity,
+      a.visible,
+      a.exactBits,
+      firstSplit,
+      splits,
+    );
+  });
+  const splitCount = splitWords.length / 4;
+  if (splitCount > MAX_WORKGROUPS)
+    throw new InvalidInputError(
+      `${splitCount} splits in one dispatch, at most ${MAX_WORKGROUPS}; batch fewer conversations`,
+      'items',
+    );
+  return {
+    rows,
+    itemCount: items.length,
+    splitCount,
+    items: Uint32Array.from(itemWords),
+    splits: Uint32Array.from(splitWords),
+    segments: Uint32Array.from(segments.length > 0 ? segments : [0]),
+    scoreCells: cells,
+  };
+}

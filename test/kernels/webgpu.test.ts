@@ -1,0 +1,49 @@
+import { afterAll, describe, expect, it } from 'vitest';
+import { exactMassAt, MASS_ONE } from '../../src/kernels/layout.ts';
+import { cacheReference } from '../../src/kernels/reference-cache.ts';
+import { subgroupsOf } from '../../src/kernels/webgpu.ts';
+import { plainArena } from '../helpers/plain-memory.ts';
+import { webGpuDevice } from '../helpers/webgpu.ts';
+import { attendTruth, largestDifference, massesOf } from './attend-truth.ts';
+import { ATTEND_CASES, buildCache, type CacheCase } from './cache-cases.ts';
+import { attendOnDevice } from './webgpu-run.ts';
+
+/** float32 sums of unit-variance values over at most 400 cells, in another order than the reference, and the device's own exp (3 + 2 |x| ulp in WGSL). */
+const TOLERANCE = 5e-6;
+
+// Dawn's promises do not keep Node's event loop turning.
+const alive = setInterval(() => {}, 1000);
+const device = await webGpuDevice();
+/** Subgroups of 32 are there on some devices only; the other way is everywhere. */
+const WAYS = subgroupsOf(device) ? [{ subgroups: false }, { subgroups: true }] : [{ subgroups: false }];
+afterAll(() => {
+  device.destroy();
+  clearInterval(alive);
+});
+
+const setUp = (c: CacheCase) => {
+  const arena = plainArena(3e6);
+  const kernels = cacheReference(arena);
+  return { arena, kernels, built: buildCache(kernels, arena, c, true) };
+};
+
+describe.each(WAYS)('attend (webgpu, subgroups $subgroups)', ({ subgroups }) => {
+  it.each(ATTEND_CASES)(`$name: within ${TOLERANCE} of float64, and its mass`, async (c) => {
+    const { arena, kernels, built } = setUp(c);
+    const ran = await attendOnDevice(device, arena, c, built, { subgroups, mass: true });
+    const truth = attendTruth(kernels, arena, c, built);
+    expect(largestDifference(ran.out, truth.out)).toBeLessThan(TOLERANCE);
+    const queries = c.rows * (c.heads / c.kvHeads);
+    massesOf(ran.arena, c, built, (h) => exactMassAt(built.exact, h)).forEach((mass, h) => {
+      mass.forEach((m, i) => {
+        const expected = truth.mass[h]![i]!;
+        expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 1e-5 + queries / 2 + 1);
+        if (expected === 0) expect(m).toBe(0);
+      });
+      const sum = mass.reduce((a, b) => a + b, 0);
+      expect(Math.abs(sum - queries * MASS_ONE)).toBeLessThanOrEqual(
+        (queries * mass.length) / 2 + queries * 8,
+      );
+    });
+  });
+});
