@@ -1,7 +1,7 @@
 import plain from '../wasm/build/adkvc-plain.wasm';
 import relaxed from '../wasm/build/adkvc-relaxed.wasm';
 import { generate } from './engine/generate.ts';
-import { isolateEngine } from './engine/isolate.ts';
+import { ISOLATE_KERNEL_BYTES, isolateEngine } from './engine/isolate.ts';
 import { createApp } from './http/app.ts';
 import { durableObjectMetrics, type MetricsObject } from './http/metrics/durable-object.ts';
 import { type ServedModel, servedModel } from './http/models.ts';
@@ -28,9 +28,6 @@ export interface Env {
   readonly ADKVC_MODEL_ALIASES?: string;
 }
 
-/** An isolate has 128 MB; what is not here is for the JS heap, the tokenizer and SQLite. https://developers.cloudflare.com/workers/platform/limits/#memory */
-const KERNEL_BYTES = 108e6;
-
 const bundleOf = (env: Env): BundleSource =>
   fetchSource('https://assets.local/bundle', (url) => env.ASSETS.fetch(url));
 
@@ -52,7 +49,8 @@ export class ConversationObject extends Conversation<Env> {
       generate,
       loadEngine: () =>
         isolateEngine.get(bundleOf(env), {
-          makeKernels: () => selectKernels({ modules: { relaxed, plain }, maxBytes: KERNEL_BYTES }).kernels,
+          makeKernels: () =>
+            selectKernels({ modules: { relaxed, plain }, maxBytes: ISOLATE_KERNEL_BYTES }).kernels,
           wait: pause,
           ort,
         }),

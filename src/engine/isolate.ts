@@ -8,6 +8,14 @@ import { loadEngine } from './load.ts';
 /** Looks that find no progress before a waiter takes the load over: with 50 ms between looks, 3 seconds. */
 const PATIENCE = 60;
 export const LOOK_MS = 50;
+/** A server samples from one row. */
+const SERVED_LOGIT_ROWS = 1;
+/**
+ * What an isolate's kernels may take of the platform's 128 MB (https://developers.cloudflare.com/workers/platform/limits/#memory): weights,
+ * workspaces, caches. The rest is for code, JS heap, tokenizer and SQLite's page cache; test/e2e/memory.test.ts adds all of it up.
+ */
+export const ISOLATE_BYTES = 128e6;
+export const ISOLATE_KERNEL_BYTES = 110e6;
 
 export interface IsolateHost {
   /** Called once an isolate. */
@@ -56,6 +64,7 @@ export class IsolateEngine {
       const engine = await loadEngine({
         source,
         kernels: this.#kernels,
+        logitRows: SERVED_LOGIT_ROWS,
         ...(host.ort
           ? { foreign: foreignFromBundle(source, host.ort), ortHeapBytes: host.ort.heapBytes }
           : {}),

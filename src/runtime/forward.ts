@@ -9,7 +9,7 @@ import { compile, type Program, type Step } from './program.ts';
 
 /** Largest chunk: one epoch. */
 export const MAX_ROWS = EPOCH;
-/** Rows of logits computed at a time: 16 x 49,152 x 4 = 3.1 MB. */
+/** Rows of logits computed at a time: 16 x 49,152 x 4 = 3.1 MB. A host that only ever wants the last row needs one. */
 const LOGIT_ROWS = 16;
 /** Multiply-adds between two yields: about 50 ms at the speed of a slow core. A Worker's clock stands still while it computes, so work is counted instead of time. */
 const SLICE_MACS = 5e8;
@@ -42,6 +42,7 @@ export class Forward {
   readonly #values: Ptr;
   readonly #activation: Ptr;
   readonly #logits: Ptr;
+  readonly #logitRows: number;
   readonly #attend: Ptr;
   readonly #attendBytes: number;
   readonly #segments: Ptr;
@@ -54,6 +55,7 @@ export class Forward {
     model: LoadedModel,
     stages: readonly Stage[],
     foreign: ReadonlyMap<number, ForeignStage> = new Map(),
+    logitRows = LOGIT_ROWS,
   ) {
     this.#model = model;
     this.#stages = stages;
@@ -77,7 +79,8 @@ export class Forward {
           kernels.activationBytes(activationKind(weight.form), MAX_ROWS, weight.shape[1]!),
         );
     this.#activation = arena.allocStatic(align(activationBytes));
-    this.#logits = arena.allocStatic(LOGIT_ROWS * config.vocab * 4);
+    this.#logitRows = logitRows;
+    this.#logits = arena.allocStatic(logitRows * config.vocab * 4);
     this.#attendBytes = kernels.attendWorkspaceBytes({
       rows: MAX_ROWS,
       heads: config.heads,
@@ -163,8 +166,8 @@ export class Forward {
             macs += current * n * k;
           } else {
             // The logits: a tile of rows at a time, since all rows of a chunk would be 25 MB.
-            for (let row = 0; row < current; row += LOGIT_ROWS) {
-              const count = Math.min(LOGIT_ROWS, current - row);
+            for (let row = 0; row < current; row += this.#logitRows) {
+              const count = Math.min(this.#logitRows, current - row);
               const from = x + row * k * 4;
               this.#prepare(kind, from, count, k);
               kernels.matmul(

@@ -243,7 +243,7 @@ test('refused by name: foreign model, other layout, too large, and forged manife
   expect(await refusal(large)).toBe('export_too_large');
 
   const forgeries: ((m: any) => unknown)[] = [
-    () => "text",
+    () => 'text',
     () => [],
     (m) => void delete m.log,
     (m) => void (m.more = 1),
