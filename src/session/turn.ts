@@ -5,7 +5,7 @@ import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
 import { answerKey, storedAnswer } from './continue-answer.ts';
 import type { EngineIdentity, Head } from './head.ts';
-import { CHECKPOINT_POSITIONS, OPENING_POSITIONS } from './limits.ts';
+import { CHECKPOINT_POSITIONS } from './limits.ts';
 import { answered, openings, type Prompt } from './log.ts';
 import { type Residence, restoreNewest } from './recover.ts';
 import type { Lease } from './scheduler.ts';
@@ -191,7 +191,7 @@ export class Turn {
     const since = position - this.#committedAt;
     if (since + EPOCH > CHECKPOINT_POSITIONS) return true;
     return (
-      since >= OPENING_POSITIONS &&
+      since >= EPOCH &&
       openings(this.#setup.prompt.messages).some((end) => position <= end && end < position + EPOCH)
     );
   }

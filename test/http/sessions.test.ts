@@ -101,3 +101,52 @@ test('every answer carries a request id, the given one where there is one', asyn
   const given = await call('/v1/models', undefined, { headers: { 'x-request-id': 'abc-1' } });
   expect(given.headers.get('x-request-id')).toBe('abc-1');
 });
+
+test('a session is forked, exported and imported; each copy is a session of its own', async () => {
+  const { call, chat } = fixture();
+  await chat({ session_id: 's1' });
+  const forked = await body(await call('/v1/sessions/s1/fork', { id: 's2', messages: 1, ttl_seconds: 60 }));
+  expect(forked).toMatchObject({ id: 's2', object: 'session', expires_at: 1_700_000_060 });
+  expect((await body(await call('/v1/sessions/s2/messages'))).data).toHaveLength(1);
+  const named = await body(await call('/v1/sessions/s1/fork', {}));
+  expect(named.id).toMatch(/^sess_[0-9a-f]{32}$/);
+
+  const exported = await call('/v1/sessions/s1/export');
+  expect(exported.headers.get('content-type')).toBe('application/octet-stream');
+  expect(exported.headers.get('content-disposition')).toBe('attachment; filename="s1.adkvc"');
+  const file = await exported.bytes();
+  expect(exported.headers.get('content-length')).toBe(String(file.length));
+  const headers = { 'content-type': 'application/octet-stream' };
+  const send = (query: string, bytes: Uint8Array = file, more: RequestInit = {}) =>
+    call(`/v1/sessions/import${query}`, undefined, {
+      method: 'POST',
+      headers,
+      body: bytes as BodyInit,
+      ...more,
+    });
+  const imported = await send('?id=s3&ttl_seconds=120');
+  expect([imported.status, await body(imported)]).toMatchObject([
+    201,
+    { id: 's3', expires_at: 1_700_000_120 },
+  ]);
+  expect((await body(await call('/v1/sessions/s3/messages'))).data).toHaveLength(2);
+
+  const refusals: [Promise<Response>, number, string][] = [
+    [send('?id=s3'), 409, 'session_exists'],
+    [send('?id=s4', new TextEncoder().encode('nothing')), 400, 'not_an_export'],
+    [send('?ttl_seconds=1'), 400, 'invalid_input'],
+    [send('?ttl_seconds=x'), 400, 'invalid_input'],
+    [send('?id=%2F'), 400, 'invalid_input'],
+    [send('', file, { headers: { ...headers, 'content-length': '64000001' } }), 413, 'export_too_large'],
+    [send('', file, { headers: { 'content-type': 'application/json' } }), 415, 'unsupported_media_type'],
+    [send('', file, { headers: { 'content-type': 'text/plain' } }), 415, 'unsupported_media_type'],
+    [call('/v1/sessions/s1/fork', { messages: 0 }), 400, 'invalid_input'],
+    [call('/v1/sessions/s1/fork', { id: 's2' }), 409, 'session_exists'],
+    [call('/v1/sessions/none/fork', {}), 404, 'session_not_found'],
+    [call('/v1/sessions/none/export'), 404, 'session_not_found'],
+  ];
+  for (const [answer, status, code] of refusals) {
+    const response = await answer;
+    expect([response.status, (await body(response)).error.code]).toEqual([status, code]);
+  }
+});

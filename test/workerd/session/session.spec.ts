@@ -3,8 +3,12 @@ import { env, exports } from 'cloudflare:workers';
 import { expect, test } from 'vitest';
 import type { ChatMessage } from '../../../src/engine/types.ts';
 import type { TurnEvent } from '../../../src/session/api.ts';
-import { durableObjectHost } from '../../../src/session/durable-object.ts';
+import { durableObjectHost, pause } from '../../../src/session/durable-object.ts';
+import { LocalHost } from '../../../src/session/local-host.ts';
+import { Scheduler } from '../../../src/session/scheduler.ts';
 import { DurableObjectStore } from '../../../src/session/store/durable-object.ts';
+import { MemoryStore } from '../../../src/session/store/memory.ts';
+import { fakeGenerate } from '../../helpers/fake-generate.ts';
 import { assistant, GREEDY, prose, read, request, user } from '../../helpers/turns.ts';
 
 const host = durableObjectHost(env.CONVERSATIONS);
@@ -132,7 +136,7 @@ test('a client that goes away before its first event: the turn ends, and what it
 });
 
 test('a row that is written is billed as one', async () => {
-  const { finished } = await read(await host.turn('billed', 'billed', request([user(prose(600))]), never));
+  const { finished } = await read(await host.turn('billed', 'billed', request([user(prose(400))]), never));
   expect(finished.rows.written).toBe((await rowsOf('billed')).size);
 });
 
@@ -157,4 +161,86 @@ test('two turns at once run one after the other; two conversations side by side'
     'user',
     'assistant',
   ]);
+});
+
+const HOT = { maxTokens: 40, sampling: { ...GREEDY, temperature: 1, seed: 3 } };
+
+test('a fork goes from object to object; deleted or talked to, the original leaves it as it is', async () => {
+  const messages: ChatMessage[] = [user(prose(900))];
+  const first = await read(await host.turn('origin', 'origin', request(messages, HOT), never));
+  messages.push(assistant(first.text));
+  expect(await host.fork('origin', { key: 'branch', id: 'branch' }, {})).toMatchObject({
+    id: 'branch',
+    turns: 1,
+    expiresAt: null,
+  });
+  await host.fork('origin', { key: 'at-first', id: 'at-first' }, { messages: 1, ttlSeconds: 100 });
+  expect(await host.messages('at-first')).toEqual(messages.slice(0, 1));
+  const next = request([...messages, user('more')], HOT);
+  const original = await read(await host.turn('origin', 'origin', next, never));
+  await host.delete('origin');
+  expect(await host.messages('branch')).toEqual(messages);
+  await evictDurableObject(stub('branch'));
+  const copy = await read(await host.turn('branch', 'branch', next, never));
+  expect(copy.ids).toEqual(original.ids);
+  expect(copy.started).toEqual(original.started);
+  const again = await read(
+    await host.turn('at-first', 'at-first', request(messages.slice(0, 1), HOT), never),
+  );
+  expect(again.ids).toEqual(first.ids);
+  expect(again.started.cachedTokens).toBeGreaterThanOrEqual(768);
+  const alarm = await runInDurableObject(stub('at-first'), (_object, state) => state.storage.getAlarm());
+  expect(alarm).not.toBeNull();
+});
+
+test('exported here, imported into another kind of host, and back: the same tokens from the same state', async () => {
+  const messages: ChatMessage[] = [user(prose(600))];
+  const first = await read(await host.turn('from', 'from', request(messages, HOT), never));
+  messages.push(assistant(first.text), user('more'));
+  const { bytes, stream } = await host.export('from');
+  const file = await new Response(stream).arrayBuffer();
+  expect(file.byteLength).toBe(bytes);
+
+  const { engine } = await import('./worker.ts');
+  const services = {
+    loadEngine: async () => engine,
+    generate: fakeGenerate,
+    scheduler: new Scheduler({ pause }),
+  };
+  const stores = new Map<string, MemoryStore>();
+  const other = new LocalHost(
+    services,
+    (key) => stores.get(key) ?? stores.set(key, new MemoryStore()).get(key)!,
+  );
+  await other.import('there', 'there', new Response(file).body!);
+  const back = await other.export('there');
+  await host.import('back', 'back', back.stream, {});
+  const next = request(messages, HOT);
+  const [a, b, c] = [
+    await read(await host.turn('from', 'from', next, never)),
+    await read(await other.turn('there', 'there', next, never)),
+    await read(await host.turn('back', 'back', next, never)),
+  ];
+  other.close();
+  expect(b.ids).toEqual(a.ids);
+  expect(c.ids).toEqual(a.ids);
+  expect(c.started).toEqual(a.started);
+  expect(c.finished.recovered).toBeUndefined();
+});
+
+test('a file that is cut or changed is refused by name, and leaves no row and no alarm', async () => {
+  const { stream } = await host.export('from');
+  const file = new Uint8Array(await new Response(stream).arrayBuffer());
+  const changed = file.slice();
+  changed[file.length >> 1]! ^= 4;
+  for (const [bytes, code] of [
+    [file.slice(0, file.length >> 1), 'export_truncated'],
+    [changed, 'export_corrupt'],
+  ] as const) {
+    await expect(host.import('bad', 'bad', new Response(bytes).body!, {})).rejects.toMatchObject({ code });
+    expect((await rowsOf('bad')).size).toBe(0);
+    const alarm = await runInDurableObject(stub('bad'), (_object, state) => state.storage.getAlarm());
+    expect(alarm).toBeNull();
+  }
+  await expect(host.export('bad')).rejects.toMatchObject({ code: 'session_not_found' });
 });
