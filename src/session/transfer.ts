@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import type { CacheConfig } from '../cache/policy.ts';
+import { EPOCH } from '../core/config.ts';
 import { AdkvcError, CorruptDataError, InvalidInputError } from '../core/errors.ts';
 import type { Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
@@ -39,27 +40,33 @@ export interface Snapshot {
 
 const uint = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
 const refs = v.array(v.tuple([uint, uint, uint]));
-const configSchema = v.strictObject({
-  policy: v.string(),
-  ratio: v.exactOptional(v.number()),
-  bytes: v.exactOptional(v.number()),
-  window: uint,
-  sinks: uint,
-  seed: uint,
-  exactBits: v.picklist([16, 32]),
-  arithmetic: v.picklist(['integer', 'float']),
-});
+/** Fields that a policy adds; the engine judges a configuration. */
+const more = v.union([v.string(), v.number(), v.boolean()]);
+const configSchema = v.objectWithRest(
+  {
+    policy: v.string(),
+    window: v.pipe(uint, v.maxValue(EPOCH)),
+    sinks: v.pipe(uint, v.maxValue(EPOCH)),
+    seed: uint,
+    exactBits: v.picklist([16, 32]),
+    arithmetic: v.picklist(['integer', 'float']),
+  },
+  more,
+);
 const stateSchema = v.strictObject({
-  header: v.strictObject({
-    layoutVersion: uint,
-    numerics: v.string(),
-    model: v.string(),
-    config: configSchema,
-    position: uint,
-    segments: uint,
-    peakBytes: uint,
-    recodes: uint,
-  }),
+  header: v.objectWithRest(
+    {
+      layoutVersion: uint,
+      numerics: v.string(),
+      model: v.string(),
+      config: configSchema,
+      position: uint,
+      segments: uint,
+      peakBytes: uint,
+      recodes: uint,
+    },
+    more,
+  ),
   hot: v.strictObject({ refs, sizes: v.array(uint) }),
   extents: v.array(v.strictObject({ refs, written: uint, runs: refs })),
   journal: v.array(v.strictObject({ refs, positions: v.array(uint) })),
@@ -68,15 +75,18 @@ const manifestSchema = v.strictObject({
   ttlSeconds: v.nullable(uint),
   cacheConfig: configSchema,
   report: v.nullable(
-    v.strictObject({
-      policy: v.string(),
-      tokens: uint,
-      bytes: uint,
-      fp16Bytes: uint,
-      ratio: v.number(),
-      peakBytes: uint,
-      tiers: v.record(v.string(), uint),
-    }),
+    v.objectWithRest(
+      {
+        policy: v.string(),
+        tokens: uint,
+        bytes: uint,
+        fp16Bytes: uint,
+        ratio: v.number(),
+        peakBytes: uint,
+        tiers: v.record(v.string(), uint),
+      },
+      more,
+    ),
   ),
   engine: v.nullable(
     v.strictObject({ model: v.string(), fingerprint: v.string(), numerics: v.string(), layoutVersion: uint }),
