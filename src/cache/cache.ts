@@ -8,6 +8,7 @@ import {
   exactKAt,
   exactMassAt,
   exactVAt,
+  groupBytes,
   LAYOUT_VERSION,
   massBytes,
   SEGMENT_TOKENS,
@@ -191,6 +192,11 @@ export class KvCache {
   report(): CacheReport {
     const { model } = this.context;
     const tiers: Record<string, number> = {};
+    const tierBytes: Record<string, number> = {};
+    const count = (name: string, n: number, bytes: number): void => {
+      tiers[name] = (tiers[name] ?? 0) + n;
+      tierBytes[name] = (tierBytes[name] ?? 0) + bytes;
+    };
     for (const blocks of this.blocks)
       for (const [s, block] of blocks.entries()) {
         const reader = this.reader(block);
@@ -199,14 +205,21 @@ export class KvCache {
           const counts = reader.counts(h);
           for (const tier of TIERS) {
             const n = counts[tier.id]!;
-            if (n > 0) tiers[tier.name] = (tiers[tier.name] ?? 0) + n;
+            if (n > 0) count(tier.name, n, groupBytes(tier.id, n, model.headDim));
             seen += n;
           }
         }
         const dropped = this.spans[s]!.tokens * model.kvHeads - seen;
-        if (dropped > 0) tiers.drop = (tiers.drop ?? 0) + dropped;
+        if (dropped > 0) count('drop', dropped, 0);
       }
-    if (this.exactCount > 0) tiers.exact = this.exactCount * model.kvHeads * this.layers;
+    if (this.exactCount > 0)
+      count(
+        'exact',
+        this.exactCount * model.kvHeads * this.layers,
+        this.exact.reduce((sum, id) => sum + this.#arena.size(id), 0),
+      );
+    // Headers, maps, means, mass.
+    tierBytes.overhead = this.#bytes - Object.values(tierBytes).reduce((sum, bytes) => sum + bytes, 0);
     const fp16Bytes = this.position * fp16BytesPerToken(model);
     return {
       policy: this.config.policy,
@@ -219,6 +232,7 @@ export class KvCache {
       meanRecodes:
         this.recodes / Math.max(1, (this.compressedEnd - this.config.sinks) * model.kvHeads * this.layers),
       tiers,
+      tierBytes,
     };
   }
 

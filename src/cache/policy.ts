@@ -96,4 +96,6 @@ export interface CacheReport {
   readonly meanRecodes?: number;
   /** Token-heads by tier name; exact ones under 'exact', dropped ones under 'drop'. */
   readonly tiers: Readonly<Record<string, number>>;
+  /** Bytes by the same names, and 'overhead' (headers, tier maps, means, mass): they add up to `bytes`. */
+  readonly tierBytes: Readonly<Record<string, number>>;
 }

@@ -12,6 +12,7 @@ export const cacheObject = (report: CacheReport) => ({
   peak_bytes: report.peakBytes,
   /** One token of one layer and key/value head counts once, by the tier that holds it. */
   token_heads: report.tiers,
+  bytes_by_tier: report.tierBytes,
 });
 
 const configObject = (config: CacheConfig) => ({

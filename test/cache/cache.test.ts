@@ -66,6 +66,9 @@ describe.each(Object.keys(POLICIES))('policy %s', (policy) => {
     const cache = driver.create();
     driver.feedTo(cache, 700);
     expect(driver.context.kernels.arena.liveBytes).toBe(cache.bytes);
+    const { tierBytes } = cache.report();
+    expect(Object.values(tierBytes).reduce((sum, bytes) => sum + bytes, 0)).toBe(cache.bytes);
+    expect(tierBytes.overhead).toBeGreaterThanOrEqual(0);
     cache.dispose();
     expect(driver.context.kernels.arena.liveBytes).toBe(0);
   });

@@ -227,6 +227,7 @@ export class FakeCache implements EngineCache {
       ratio: bytes ? fp16Bytes / bytes : 0,
       peakBytes,
       tiers: {},
+      tierBytes: {},
     };
   }
 

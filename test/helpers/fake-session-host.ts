@@ -159,6 +159,7 @@ export class FakeSessionHost implements SessionHost {
         ratio: 4,
         peakBytes: tokens * 120,
         tiers: { exact: tokens },
+        tierBytes: { exact: tokens * 23_040 },
       },
       timing: { prefillMs: 1, decodeMs: 2, restoreMs: 0, commitMs: 1 },
       rows: { written: 1, bytes: 10 },

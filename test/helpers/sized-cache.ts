@@ -84,6 +84,7 @@ export class SizedCache implements EngineCache {
       ratio: 1,
       peakBytes: 1,
       tiers: {},
+      tierBytes: {},
     };
   }
   dispose(): void {}
