@@ -87,45 +87,93 @@ export function allocate(input: AllocationInput): Plan {
     const tier = tierOf[i]!;
     return old === FRESH || tier > old ? tier : old;
   };
-  // Padding makes bytes no plain sum over tokens: counts are gathered per record.
-  const counts = new Uint8Array(TIER_IDS);
-  const bytesAt = (lambda: number): number => {
-    let bytes = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
-    view.segments.forEach((segment, s) => {
-      const n = segment.tokens;
-      const relevance = logRelevance[s]!;
-      for (let r = 0; r < heads; r++) {
-        counts.fill(0);
-        for (let i = r * n; i < (r + 1) * n; i++)
-          counts[choose(thresholds[r]!, relevance[i]! - lambda, segment.tiers[i]!)]!++;
-        counts[DROP] = 0;
-        bytes += recordBytes(n, counts, view.headDim);
-        if (input.mass) bytes += massBytes(recordCells(counts));
-      }
-    });
-    return bytes;
-  };
-
-  let low = -60;
-  let high = 60;
-  if (bytesAt(low) <= input.budgetBytes) high = low;
-  else
-    for (let i = 0; i < BISECTIONS; i++) {
-      const middle = (low + high) / 2;
-      if (bytesAt(middle) <= input.budgetBytes) high = middle;
-      else low = middle;
-    }
-  return {
-    tiers: view.segments.map((segment, s) => {
+  const tiersAt = (lambda: number): Uint8Array[] =>
+    view.segments.map((segment, s) => {
       const n = segment.tokens;
       const out = new Uint8Array(segment.tiers.length);
-      for (let i = 0; i < out.length; i++) {
-        const limits = thresholds[Math.floor(i / n)]!;
-        out[i] = choose(limits, logRelevance[s]![i]! - high, segment.tiers[i]!);
-      }
+      for (let r = 0; r < heads; r++)
+        for (let i = r * n; i < (r + 1) * n; i++)
+          out[i] = choose(thresholds[r]!, logRelevance[s]![i]! - lambda, segment.tiers[i]!);
       return out;
-    }),
-  };
+    });
+
+  // Tiers only rise with lambda. So a token whose tier is the same at both ends of the bracket is settled: each bisection looks at the others alone.
+  let low = -60;
+  let high = 60;
+  const fine = tiersAt(low);
+  if (planBytes(view, { tiers: fine }, input.mass) <= input.budgetBytes) return { tiers: fine };
+  const coarse = tiersAt(high);
+  const records = view.segments.flatMap((segment, s) =>
+    Array.from({ length: heads }, (_, r) => openRecord(s, r, segment.tokens)),
+  );
+  const headers = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
+  for (let step = 0; step < BISECTIONS; step++) {
+    const middle = (low + high) / 2;
+    let bytes = headers;
+    for (const record of records) {
+      if (record.open > 0) measure(record, middle);
+      bytes += record.bytes;
+    }
+    const fits = bytes <= input.budgetBytes;
+    if (fits) high = middle;
+    else low = middle;
+    for (const record of records) if (record.open > 0) settle(record, fits);
+  }
+  return { tiers: coarse };
+
+  interface OpenRecord {
+    readonly segment: number;
+    readonly head: number;
+    readonly tokens: number;
+    /** Indices of tokens not settled yet, the first `open` of them, and their tiers at the middle. */
+    readonly index: Int32Array;
+    readonly middle: Uint8Array;
+    open: number;
+    /** Settled tokens by tier. */
+    readonly settled: Uint8Array;
+    bytes: number;
+  }
+
+  function openRecord(segment: number, head: number, tokens: number): OpenRecord {
+    const index = Int32Array.from({ length: tokens }, (_, i) => head * tokens + i);
+    return {
+      ...{ segment, head, tokens, index, middle: new Uint8Array(tokens) },
+      ...{ open: tokens, settled: new Uint8Array(TIER_IDS), bytes: 0 },
+    };
+  }
+
+  /** The record's bytes at lambda. Padding makes them no plain sum over tokens: they follow from the counts. */
+  function measure(record: OpenRecord, lambda: number): void {
+    const { segment, head, index, middle } = record;
+    const counts = record.settled.slice();
+    for (let i = 0; i < record.open; i++) {
+      const at = index[i]!;
+      const tier = choose(
+        thresholds[head]!,
+        logRelevance[segment]![at]! - lambda,
+        view.segments[segment]!.tiers[at]!,
+      );
+      middle[i] = tier;
+      counts[tier]!++;
+    }
+    counts[DROP] = 0;
+    record.bytes = recordBytes(record.tokens, counts, view.headDim);
+    if (input.mass) record.bytes += massBytes(recordCells(counts));
+  }
+
+  function settle(record: OpenRecord, fits: boolean): void {
+    const { segment, index, middle, settled } = record;
+    const end = fits ? coarse[segment]! : fine[segment]!;
+    let open = 0;
+    for (let i = 0; i < record.open; i++) {
+      const at = index[i]!;
+      end[at] = middle[i]!;
+      if (fine[segment]![at] === coarse[segment]![at]) settled[coarse[segment]![at]!]!++;
+      else index[open++] = at;
+    }
+    record.open = open;
+    // No token is open: what was measured at the middle holds from here on.
+  }
 }
 
 /** Finest tier id of a table entry; for reports. */

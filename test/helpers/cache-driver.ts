@@ -27,17 +27,46 @@ export const SHAPE: ModelConfig = {
 const noise = (...indices: number[]): number =>
   Math.sqrt(-2 * Math.log(1 - uniform01(...indices))) * Math.cos(2 * Math.PI * uniform01(...indices, 9));
 
+interface TokenRow {
+  readonly k: Float32Array;
+  readonly v: Float32Array;
+  readonly q: Float32Array;
+}
+/** Tests feed the same positions again and again: each is made once. */
+const rows = new Map<string, TokenRow>();
+function tokenAt(model: ModelConfig, position: number, layer: number): TokenRow {
+  const { heads, kvHeads, headDim } = model;
+  const key = `${heads} ${kvHeads} ${headDim} ${position} ${layer}`;
+  let row = rows.get(key);
+  if (!row) {
+    // Every 7th key is one that queries look for, so that mass is uneven.
+    const beacon = position % 7 === 0 ? 1.5 : 0;
+    const make = (n: number, what: number, shift: number): Float32Array =>
+      Float32Array.from({ length: n }, (_, i) => noise(position, layer, i, what) + shift);
+    row = {
+      k: make(kvHeads * headDim, 1, beacon),
+      v: make(kvHeads * headDim, 2, 0),
+      q: make(heads * headDim, 3, 0.5),
+    };
+    rows.set(key, row);
+  }
+  return row;
+}
+
 /**
  * Drives a cache with keys, values and queries that are a pure function of the position, as a model would: what attention answers
  * can be compared, and the state must not depend on the chunks.
  */
 export function cacheDriver(
   overrides: Partial<CacheConfig> = {},
-  { reference = false, profile }: { reference?: boolean; profile?: HeadProfile } = {},
+  {
+    reference = false,
+    profile,
+    model = SHAPE,
+  }: { reference?: boolean; profile?: HeadProfile; model?: ModelConfig } = {},
 ) {
   const kernels: Kernels = reference ? referenceKernels(64e6) : wasmKernels('plain', 64e6);
   const { arena } = kernels;
-  const model = SHAPE;
   const width = model.kvHeads * model.headDim;
   const ldQ = model.heads * model.headDim;
   const scratch = arena.allocStatic(4 * 128 * (2 * width + 2 * ldQ));
@@ -57,17 +86,12 @@ export function cacheDriver(
     const outputs: number[][] = Array.from({ length: rows }, () => []);
     for (let layer = 0; layer < model.layers; layer++) {
       const f32 = (at: number, n: number): Float32Array => new Float32Array(arena.memory.buffer, at, n);
-      for (let r = 0; r < rows; r++)
-        for (let i = 0; i < Math.max(width, ldQ); i++) {
-          const p = cache.position + r;
-          // Every 7th key is one that queries look for, so that mass is uneven.
-          const beacon = p % 7 === 0 ? 1.5 : 0;
-          if (i < width) {
-            f32(k, 128 * width)[r * width + i] = noise(p, layer, i, 1) + beacon;
-            f32(v, 128 * width)[r * width + i] = noise(p, layer, i, 2);
-          }
-          if (i < ldQ) f32(q, 128 * ldQ)[r * ldQ + i] = noise(p, layer, i, 3) + 0.5;
-        }
+      for (let r = 0; r < rows; r++) {
+        const row = tokenAt(model, cache.position + r, layer);
+        f32(k, 128 * width).set(row.k, r * width);
+        f32(v, 128 * width).set(row.v, r * width);
+        f32(q, 128 * ldQ).set(row.q, r * ldQ);
+      }
       const exact = cache.exactRef(layer);
       const slot = cache.exactCount;
       kernels.appendExact(exact, slot, rows, k, v, width);

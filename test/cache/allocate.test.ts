@@ -1,0 +1,70 @@
+import { expect, it } from 'vitest';
+import { allocate, hullThresholds, planBytes } from '../../src/cache/allocate.ts';
+import { type CacheView, FRESH } from '../../src/cache/policy.ts';
+import { uniform01 } from '../../src/core/random.ts';
+import { cellBytes, DROP, tierNamed } from '../../src/kernels/layout.ts';
+
+const TIERS = [...['8,8', '8,4', '4,4', '3,2'].map(tierNamed), DROP];
+const OPTIONS = TIERS.map((tier) => ({ tier, bytes: cellBytes(tier, 64, true) }));
+const HEADS = 6;
+
+/** Three segments; the first two hold tokens of all tiers, the last is fresh. */
+function scene(seed: number) {
+  const segments = [60, 128, 128].map((tokens, index) => ({
+    index,
+    start: index * 128,
+    tokens,
+    tiers: Uint8Array.from({ length: HEADS * tokens }, (_, i) =>
+      index === 2 ? FRESH : TIERS[Math.floor(uniform01(seed, index, i) ** 2 * TIERS.length)]!,
+    ),
+    mass: undefined,
+  }));
+  const view: CacheView = { layers: 3, kvHeads: 2, headDim: 64, position: 384, segments, seed: 0 };
+  const logRelevance = segments.map((s) =>
+    Float32Array.from(s.tiers, (_, i) => 6 * uniform01(seed, 9, s.index, i) - 3),
+  );
+  const distortions = Array.from({ length: HEADS }, (_, h) =>
+    [1e-4, 3e-4, 1e-3, 1e-2, 0.1].map((d) => d * 10 ** (h % 3)),
+  );
+  return { view, logRelevance, distortions, options: OPTIONS, mass: true };
+}
+
+/** The plan of one lambda, token by token. */
+function planAt(input: ReturnType<typeof scene>, lambda: number): Uint8Array[] {
+  return input.view.segments.map((segment, s) =>
+    segment.tiers.map((old, at) => {
+      const limits = hullThresholds(OPTIONS, input.distortions[Math.floor(at / segment.tokens)]!);
+      let i = 0;
+      while (i < limits.length && input.logRelevance[s]![at]! - lambda < limits[i]!) i++;
+      const tier = TIERS[i]!;
+      return old === FRESH || tier > old ? tier : old;
+    }),
+  );
+}
+
+it.each([1, 2, 3])('gives the plan of one lambda, the finest that fits (seed %d)', (seed) => {
+  const input = scene(seed);
+  const most = planBytes(input.view, { tiers: planAt(input, -60) }, true);
+  const least = planBytes(input.view, { tiers: planAt(input, 60) }, true);
+  for (const share of [0.9, 0.5, 0.1, 0.01]) {
+    const budgetBytes = least + (most - least) * share;
+    const plan = allocate({ ...input, budgetBytes });
+    const bytes = planBytes(input.view, plan, true);
+    expect(bytes).toBeLessThanOrEqual(budgetBytes);
+    // Bisection by hand, every token looked at every time.
+    let low = -60;
+    let high = 60;
+    for (let i = 0; i < 24; i++) {
+      const middle = (low + high) / 2;
+      if (planBytes(input.view, { tiers: planAt(input, middle) }, true) <= budgetBytes) high = middle;
+      else low = middle;
+    }
+    expect(plan.tiers).toEqual(planAt(input, high));
+  }
+});
+
+it('leaves everything fine when the budget suffices, and all coarse when nothing does', () => {
+  const input = scene(4);
+  expect(allocate({ ...input, budgetBytes: Number.POSITIVE_INFINITY }).tiers).toEqual(planAt(input, -60));
+  expect(allocate({ ...input, budgetBytes: 0 }).tiers).toEqual(planAt(input, 60));
+});
