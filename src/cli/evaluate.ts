@@ -1,4 +1,5 @@
 import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
@@ -47,7 +48,12 @@ export function evaluateCommand(program: Command): void {
     .command('evaluate')
     .description('measures every way of holding the cache against the full one, and reports it')
     .option('--tasks <names>', 'tasks (--list shows them), comma-separated', list, ['pg19', 'needle-essay'])
-    .option('--policies <names>', 'policies; full always runs', list, Object.keys(POLICIES))
+    .option(
+      '--policies <names>',
+      'policies, each at all ratios or, as in h2o@4, at one of its own; full always runs',
+      list,
+      Object.keys(POLICIES),
+    )
     .option('--ratios <list>', 'fp16 bytes over bytes held', numbers, [4])
     .option('--lengths <list>', "tokens of text or prompt (default: each task's own)", numbers, [])
     .option('--samples <n>', 'samples a task and length', count, 5)
@@ -69,30 +75,27 @@ export function evaluateCommand(program: Command): void {
           process.stdout.write(`${task.name.padEnd(32)} ${task.description}\n`);
         return;
       }
+      if (options.reportOnly && options.report === undefined)
+        throw new InvalidInputError('--report-only needs --report', '--report');
       const out = resolve(options.out);
       if (!options.reportOnly) await evaluate(options, out);
+      else if (!existsSync(out))
+        throw new InvalidInputError(`${out} is not there: nothing to report`, '--out');
       if (options.report !== undefined) {
         const log = new ResultLog(out);
         log.close();
         const folder = resolve(options.report);
         await writeReport([...log.rows.values()], folder);
         process.stderr.write(`${join(folder, 'report.md')} and report.html\n`);
-      } else if (options.reportOnly) throw new InvalidInputError('--report-only needs --report', '--report');
+      }
     });
 }
 
 async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
   if (options.backend !== 'wasm' && options.backend !== 'reference')
     throw new InvalidInputError(`--backend is wasm or reference, not ${options.backend}`, '--backend');
-  for (const policy of options.policies)
-    if (!POLICIES[policy])
-      throw new InvalidInputError(
-        `unknown policy "${policy}": use ${Object.keys(POLICIES).join(', ')}`,
-        '--policies',
-      );
-  const methods = options.policies
-    .filter((policy) => policy !== 'full')
-    .flatMap((policy) => options.ratios.map((ratio) => ({ policy, ratio })));
+  const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
+  const methods = [...new Map(named.map((m) => [`${m.policy}@${m.ratio}`, m])).values()];
   const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
   const rows = await runEvaluation({
     bundle: resolve(bundle),
@@ -121,6 +124,21 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
       'evaluation_failed',
       `${failed.length} of ${rows.length} rows failed; run again to retry them`,
     );
+}
+
+/** `adkvc` runs at every ratio of --ratios, `adkvc@8` at its own alone. */
+function methodsNamed(text: string, ratios: readonly number[]): { policy: string; ratio: number }[] {
+  const [policy, own] = text.split('@') as [string, string | undefined];
+  if (!POLICIES[policy])
+    throw new InvalidInputError(
+      `unknown policy "${policy}": use ${Object.keys(POLICIES).join(', ')}`,
+      '--policies',
+    );
+  const ratio = Number(own);
+  if (own !== undefined && !(ratio > 0))
+    throw new InvalidInputError(`"${text}" names no ratio: write ${policy}@4`, '--policies');
+  if (policy === 'full') return [];
+  return (own === undefined ? ratios : [ratio]).map((r) => ({ policy, ratio: r }));
 }
 
 /** The sources' commit, "+" behind it where they were changed since; "unknown" outside of a checkout. */

@@ -50,7 +50,8 @@ export interface JobResult {
 
 export interface Loaded {
   readonly identity: Identity;
-  run(job: Job, emit: (result: JobResult) => void): Promise<void>;
+  /** `onTokens`: how many tokens the job has fed so far, about once a second. */
+  run(job: Job, emit: (result: JobResult) => void, onTokens: (tokens: number) => void): Promise<void>;
 }
 
 /** Loads the model once; jobs follow one another on it. */
@@ -71,8 +72,24 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
       numerics: engine.numerics,
       profile: (manifest as { profile?: { sha256: string } }).profile?.sha256 ?? 'none',
     },
-    run: (job, emit) => runJob(engine, data, job, emit),
+    run: (job, emit, onTokens) => runJob(counting(engine, onTokens), data, job, emit),
   };
+}
+
+const TELL_MS = 1000;
+
+/** The same engine, which tells how many tokens it was fed. */
+function counting(engine: ModelEngine, onTokens: (tokens: number) => void): ModelEngine {
+  let tokens = 0;
+  let told = performance.now();
+  const feedEach: ModelEngine['feedEach'] = async (cache, ids, ...rest) => {
+    await engine.feedEach(cache, ids, ...rest);
+    tokens += ids.length;
+    if (performance.now() - told < TELL_MS) return;
+    told = performance.now();
+    onTokens(tokens);
+  };
+  return Object.create(engine, { feedEach: { value: feedEach } }) as ModelEngine;
 }
 
 /** A method that fails does not take the others with it: they run again one by one. */

@@ -6,17 +6,21 @@ import { type Identity, type Job, type JobResult, type LoadOptions, loadJobs } f
 export interface Pool {
   readonly identity: Identity;
   /** Answers all jobs, in any order. @throws what broke a worker: its job's rows are not there, the others' are */
-  run(
-    jobs: readonly Job[],
-    onResult: (job: Job, result: JobResult) => void,
-    onDone: (job: Job) => void,
-  ): Promise<void>;
+  run(jobs: readonly Job[], listener: JobListener): Promise<void>;
   close(): Promise<void>;
+}
+
+export interface JobListener {
+  readonly onResult: (job: Job, result: JobResult) => void;
+  /** Tokens that the job has fed so far. */
+  readonly onTokens: (job: Job, tokens: number) => void;
+  readonly onDone: (job: Job) => void;
 }
 
 type Message =
   | { type: 'ready'; identity: Identity }
   | { type: 'result'; result: JobResult }
+  | { type: 'tokens'; tokens: number }
   | { type: 'done' };
 
 /** 0 workers: everything in this thread, one job after the other. */
@@ -32,9 +36,13 @@ async function inThread(options: LoadOptions): Promise<Pool> {
   const loaded = await loadJobs(options);
   return {
     identity: loaded.identity,
-    async run(jobs, onResult, onDone) {
+    async run(jobs, { onResult, onTokens, onDone }) {
       for (const job of jobs) {
-        await loaded.run(job, (result) => onResult(job, result));
+        await loaded.run(
+          job,
+          (result) => onResult(job, result),
+          (tokens) => onTokens(job, tokens),
+        );
         onDone(job);
       }
     },
@@ -54,14 +62,13 @@ async function inWorkers(options: LoadOptions, count: number): Promise<Pool> {
     const identities = await Promise.all(workers.map(ready));
     return {
       identity: identities[0]!,
-      async run(jobs, onResult, onDone) {
+      async run(jobs, listener) {
         const queue = [...jobs];
         await Promise.all(
           workers.map(async (worker) => {
             for (let job = queue.shift(); job; job = queue.shift()) {
-              const current = job;
-              await answer(worker, current, (result) => onResult(current, result));
-              onDone(current);
+              await answer(worker, job, listener);
+              listener.onDone(job);
             }
           }),
         );
@@ -79,9 +86,10 @@ const ready = (worker: Worker): Promise<Identity> =>
     if (message.type === 'ready') done(message.identity);
   });
 
-const answer = (worker: Worker, job: Job, onResult: (result: JobResult) => void): Promise<void> => {
+const answer = (worker: Worker, job: Job, listener: JobListener): Promise<void> => {
   const finished = conversation<void>(worker, (message, done) => {
-    if (message.type === 'result') onResult(message.result);
+    if (message.type === 'result') listener.onResult(job, message.result);
+    else if (message.type === 'tokens') listener.onTokens(job, message.tokens);
     else if (message.type === 'done') done();
   });
   worker.postMessage(job);

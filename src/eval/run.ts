@@ -101,9 +101,8 @@ export async function runEvaluation(options: RunOptions): Promise<Row[]> {
       at: new Date().toISOString(),
     });
     const clock = new Clock(wanted.length, jobs, options.onProgress);
-    await pool.run(
-      jobs,
-      (job, { method: index, outcome, error, processPeakBytes }) => {
+    await pool.run(jobs, {
+      onResult: (job, { method: index, outcome, error, processPeakBytes }) => {
         const method = job.methods[index]!;
         const spec = specOf(TASKS[job.task]!, job, method);
         const row: Row = {
@@ -127,8 +126,9 @@ export async function runEvaluation(options: RunOptions): Promise<Row[]> {
         log.append(row);
         clock.row(row);
       },
-      (job) => clock.done(job),
-    );
+      onTokens: (job, tokens) => clock.tokens(job, tokens),
+      onDone: (job) => clock.done(job),
+    });
     return wanted.flatMap((key) => log.rows.get(key) ?? []);
   } finally {
     await pool.close();
@@ -163,7 +163,9 @@ class Clock {
   readonly #cost: number;
   readonly #report: (progress: Progress) => void;
   #rows: number;
+  /** Of the jobs that are done, and those under way: tokens. */
   #spent = 0;
+  readonly #running = new Map<Job, number>();
   #last: Row | undefined;
 
   constructor(totalRows: number, jobs: readonly Job[], report: (progress: Progress) => void) {
@@ -179,18 +181,24 @@ class Clock {
     this.#last = row;
     this.#tell();
   }
+  tokens(job: Job, tokens: number): void {
+    this.#running.set(job, Math.min(tokens, costOf(job)));
+    this.#tell();
+  }
   done(job: Job): void {
+    this.#running.delete(job);
     this.#spent += costOf(job);
     this.#tell();
   }
   #tell(): void {
     const elapsedMs = performance.now() - this.#start;
+    const spent = [...this.#running.values()].reduce((sum, tokens) => sum + tokens, this.#spent);
     this.#report({
       rows: this.#rows,
       totalRows: this.#totalRows,
       reused: this.#reused,
       elapsedMs,
-      remainingMs: this.#spent === 0 ? Number.NaN : (elapsedMs / this.#spent) * (this.#cost - this.#spent),
+      remainingMs: spent === 0 ? Number.NaN : (elapsedMs / spent) * (this.#cost - spent),
       last: this.#last,
     });
   }

@@ -5,7 +5,11 @@ import { type Job, type LoadOptions, loadJobs } from './job.ts';
 const port = parentPort!;
 const loaded = await loadJobs(workerData as LoadOptions);
 port.on('message', async (job: Job) => {
-  await loaded.run(job, (result) => port.postMessage({ type: 'result', result }));
+  await loaded.run(
+    job,
+    (result) => port.postMessage({ type: 'result', result }),
+    (tokens) => port.postMessage({ type: 'tokens', tokens }),
+  );
   port.postMessage({ type: 'done' });
 });
 port.postMessage({ type: 'ready', identity: loaded.identity });

@@ -17,7 +17,7 @@ afterAll(() => fixture.remove());
 
 const commonArgs = (): string[] => [
   ...['evaluate', '--bundle', fixture.bundle, '--data', fixture.data],
-  ...['--policies', 'adkvc,uniform,window', '--ratios', '2,4', '--samples', '2'],
+  ...['--policies', 'adkvc,uniform,window@2,window@4', '--ratios', '2,4', '--samples', '2'],
 ];
 const args = (out: string, ...more: string[]): string[] => [
   ...commonArgs(),
@@ -85,7 +85,8 @@ describe('the runner', () => {
     const more = args('whole.jsonl', '--workers', '0').with(8, '2,4,6');
     expect(more[8]).toBe('2,4,6');
     await runCli(more);
-    expect(rowsOf('whole.jsonl')).toHaveLength(TOTAL + 2 * 2 * 3);
+    // window stays at its own two.
+    expect(rowsOf('whole.jsonl')).toHaveLength(TOTAL + 2 * 2 * 2);
   });
 
   test('a method that fails is a row of its own, retried, and the command fails', async () => {
@@ -105,15 +106,16 @@ describe('the runner', () => {
     expect(result.code).toBe(1);
     const rows = rowsOf('bad.jsonl');
     expect(rows.filter((r) => r.error !== undefined).every((r) => r.ratio === 900)).toBe(true);
-    expect(rows.filter((r) => r.scores !== undefined)).toHaveLength(2 * 4);
+    expect(rows.filter((r) => r.scores !== undefined)).toHaveLength(2 * 5);
     expect(result.stderr).toMatch(/ratio must lie between/);
     await runCli([...bad, '--out', out]);
-    expect(rowsOf('bad.jsonl')).toHaveLength(rows.length + 2 * 3);
+    expect(rowsOf('bad.jsonl')).toHaveLength(rows.length + 2 * 2);
   });
 
   test.each([
     [['--tasks', 'nonsense'], /unknown task "nonsense": use one of pg19/],
     [['--policies', 'nonsense'], /unknown policy "nonsense"/],
+    [['--policies', 'window@much'], /write window@4/],
     [['--data', '/nowhere'], /is missing: give the folder/],
     [['--report-only'], /--report-only needs --report/],
   ])('refuses %j', async (more, message) => {

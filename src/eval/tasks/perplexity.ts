@@ -86,8 +86,10 @@ export function perplexityTask(options: {
 function fullMethod(methods: readonly Method[]): Method {
   const given = methods.find((m) => m.policy === 'full');
   if (given) return given;
-  const { config } = methods[0]!;
-  return { policy: 'full', config: { ...config, policy: 'full', ratio: undefined, bytes: undefined } };
+  // Its row is finished: the reference must be that very cache again.
+  const { window, sinks, seed, arithmetic } = methods[0]!.config;
+  const exactBits = arithmetic === 'float' ? 32 : 16;
+  return { policy: 'full', config: { policy: 'full', window, sinks, seed, exactBits, arithmetic } };
 }
 
 async function together(
