@@ -1,4 +1,5 @@
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
+import type { Constraint } from './constraint.ts';
 import { sample } from './sampler.ts';
 import { StopFilter } from './stop.ts';
 import type { Engine, EngineCache, GenerateEvent, RunOptions, SamplingOptions } from './types.ts';
@@ -7,6 +8,8 @@ export interface GenerateOptions extends RunOptions {
   readonly sampling: SamplingOptions;
   readonly stop: readonly string[];
   readonly maxTokens: number;
+  /** What the answer may be; it has accepted what `ids` hold of the answer already. */
+  readonly constraint?: Constraint;
 }
 
 /** Text held back for at most this many epochs between two prefill events: one epoch. */
@@ -23,7 +26,8 @@ export async function* generate(
   ids: readonly number[],
   options: GenerateOptions,
 ): AsyncGenerator<GenerateEvent> {
-  const { sampling, signal } = options;
+  const { sampling, signal, constraint } = options;
+  const mask = constraint && ((logits: Float32Array) => constraint.mask(logits));
   if (ids.length <= cache.position)
     throw new InvalidInputError(
       `${ids.length} prompt tokens, ${cache.position} of them fed: nothing is left to answer`,
@@ -52,7 +56,8 @@ export async function* generate(
   let reason: 'stop' | 'length' = 'length';
   while (true) {
     if (signal?.aborted) throw new AbortedError();
-    const next = sample(logits, sampling, ids.length + generated.length, history, generated);
+    const next = sample(logits, sampling, ids.length + generated.length, history, generated, mask);
+    constraint?.accept(next.id);
     generated.push(next.id);
     history.push(next.id);
     const piece = eos.has(next.id) ? '' : stop.push(text.push(next.id));
@@ -62,7 +67,7 @@ export async function* generate(
       text: piece,
       ...(next.top ? { logprob: next.logprob!, top: next.top } : {}),
     };
-    if (eos.has(next.id) || stop.stopped) {
+    if (eos.has(next.id) || stop.stopped || constraint?.complete) {
       reason = 'stop';
       break;
     }

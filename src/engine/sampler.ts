@@ -67,7 +67,8 @@ function penalise(
 
 /**
  * Draws the next token. The draw is a pure function of the logits, the options and `position`: no state is kept.
- * Order: penalties, temperature, top-k, top-p, min-p, draw. Logits are changed in place.
+ * Order: mask, penalties, temperature, top-k, top-p, min-p, draw. Logits are changed in place.
+ * @param mask gives -Infinity to what must not be drawn; log-probabilities are those before it
  * @param history ids in the context (for repetition_penalty); `generated`: ids of this answer (for the OpenAI penalties)
  */
 export function sample(
@@ -76,6 +77,7 @@ export function sample(
   position: number,
   history: readonly number[],
   generated: readonly number[],
+  mask?: (logits: Float32Array) => void,
 ): Sampled {
   let report: ((id: number) => Pick<Sampled, 'logprob' | 'top'>) | undefined;
   if (options.topLogprobs !== undefined) {
@@ -84,6 +86,7 @@ export function sample(
     const raw = logits.slice();
     report = (id) => ({ logprob: raw[id]! - norm, top });
   }
+  mask?.(logits);
   penalise(logits, history, generated, options);
   const id = options.temperature === 0 ? argmax(logits) : draw(logits, options, position);
   return { id, ...report?.(id) };

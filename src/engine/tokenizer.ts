@@ -1,6 +1,7 @@
 import { Tokenizer as Pieces } from '@huggingface/tokenizers';
 import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
 import { type Bpe, createBpe } from './bpe.ts';
+import { TokenOrder } from './token-order.ts';
 import { parseTokenizerJson, type TokenizerJson } from './tokenizer-json.ts';
 import type { Tokenizer } from './types.ts';
 
@@ -50,6 +51,7 @@ class BpeTokenizer implements ModelTokenizer {
   readonly #userDefined: Splitter;
   readonly #isSpecial: Set<number>;
   readonly #stripStart: boolean;
+  #order: TokenOrder | undefined;
 
   constructor(json: TokenizerJson) {
     const { model, decoder, added_tokens: added } = json;
@@ -134,6 +136,12 @@ class BpeTokenizer implements ModelTokenizer {
     };
   }
 
+  order(): TokenOrder {
+    return (this.#order ??= new TokenOrder(this.vocab, (id) =>
+      this.#isSpecial.has(id) ? NO_BYTES : this.#table.get(id),
+    ));
+  }
+
   #checked(id: number): number {
     if (!Number.isInteger(id) || id < 0 || id >= this.vocab)
       throw new InvalidInputError(`${id} is no token id: the vocabulary has ${this.vocab} tokens`, 'ids');
@@ -169,6 +177,8 @@ class BpeTokenizer implements ModelTokenizer {
     if (!(this.#fuseUnknown && into.at(-1) === this.#unknown)) into.push(this.#unknown);
   }
 }
+
+const NO_BYTES = new Uint8Array(0);
 
 /** Far above any vocabulary; keeps a damaged file from asking for all memory. */
 const MAX_ID = 2 ** 24;

@@ -1,6 +1,7 @@
 import type { CacheStateReader, PersistableCache } from '../cache/persist.ts';
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import type { ModelConfig } from '../core/config.ts';
+import type { TokenOrder } from './token-order.ts';
 
 export interface ChatMessage {
   readonly role: 'system' | 'user' | 'assistant';
@@ -16,6 +17,8 @@ export interface Tokenizer {
   decode(ids: readonly number[], options?: { skipSpecials?: boolean }): string;
   /** Incremental decoding: never splits a UTF-8 sequence between pieces; the pieces joined equal decode(all, {skipSpecials: true}). */
   stream(): { push(id: number): string; end(): string };
+  /** The vocabulary by its bytes, made when it is first asked for; special tokens have none. */
+  order(): TokenOrder;
 }
 
 /** template.ts. The model's own Jinja chat template. */

@@ -56,11 +56,12 @@ export async function chatCompletions(
 function turnRequest(
   r: ChatRequest,
   model: ServedModel,
-): Pick<TurnRequest, 'messages' | 'sampling' | 'stop' | 'maxTokens'> {
+): Pick<TurnRequest, 'messages' | 'sampling' | 'stop' | 'maxTokens' | 'format'> {
   return {
     messages: r.messages,
     sampling: samplingOptions(r, model),
     stop: r.stop,
+    ...(r.format && { format: r.format }),
     maxTokens: answerTokens(r.maxTokens, r.maxTokensParam, model),
   };
 }

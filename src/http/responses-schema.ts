@@ -1,9 +1,23 @@
 import * as v from 'valibot';
 import { InvalidInputError } from '../core/errors.ts';
+import type { AnswerFormat } from '../engine/json/schema.ts';
 import type { ChatMessage } from '../engine/types.ts';
 import { HttpError } from './error-response.ts';
 import { MAX_MESSAGES, MAX_TOP_LOGPROBS } from './limits.ts';
-import { between, check, flag, integer, message, optional, refuseActive, sessionId, text } from './schema.ts';
+import {
+  answerFormat,
+  between,
+  check,
+  flag,
+  formatMessage,
+  integer,
+  jsonSchemaField,
+  message,
+  optional,
+  refuseActive,
+  sessionId,
+  text,
+} from './schema.ts';
 
 /** One item of `input`: a message, or an earlier answer as it was handed out. */
 const inputItem = v.pipe(
@@ -43,6 +57,21 @@ export const responsesSchema = v.looseObject({
   ),
   top_logprobs: optional(integer(0, MAX_TOP_LOGPROBS)),
   include: optional(v.array(v.literal('message.output_text.logprobs', 'is not supported'))),
+  text: optional(
+    v.looseObject({
+      format: optional(
+        v.variant(
+          'type',
+          [
+            v.looseObject({ type: v.literal('text') }),
+            v.looseObject({ type: v.literal('json_object') }),
+            v.looseObject({ type: v.literal('json_schema'), name: optional(text), schema: jsonSchemaField }),
+          ],
+          formatMessage,
+        ),
+      ),
+    }),
+  ),
   seed: optional(integer(Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)),
   metadata: optional(v.record(v.string(), v.string('must be a string'), 'must be an object of strings')),
   user: optional(text),
@@ -63,6 +92,9 @@ export interface ResponsesRequest {
   readonly topP: number | undefined;
   readonly topLogprobs: number | undefined;
   readonly seed: number | undefined;
+  readonly format: AnswerFormat | undefined;
+  /** As the client gave it. */
+  readonly givenFormat: { readonly type: string } | undefined;
   readonly metadata: Readonly<Record<string, string>>;
   readonly user: string | undefined;
 }
@@ -81,11 +113,6 @@ export function parseResponsesRequest(body: unknown): ResponsesRequest {
       'truncation "auto" is not supported: use "disabled", and a session whose cache policy compresses',
       { param: 'truncation' },
     );
-  const format = (given.text as { format?: { type?: unknown } } | null | undefined)?.format;
-  if (format && format.type !== 'text')
-    throw new HttpError('unsupported_parameter', 'text.format is not supported: only {"type": "text"} is', {
-      param: 'text.format',
-    });
   const r = check(responsesSchema, body);
   if (r.previous_response_id !== undefined && r.conversation !== undefined)
     throw new InvalidInputError(
@@ -93,6 +120,7 @@ export function parseResponsesRequest(body: unknown): ResponsesRequest {
       'conversation',
     );
   const store = r.store ?? true;
+  const format = r.text?.format;
   if (!store && r.conversation !== undefined)
     throw new InvalidInputError(
       'store: false leaves nothing behind, conversation names what is kept: leave one of them out',
@@ -111,6 +139,14 @@ export function parseResponsesRequest(body: unknown): ResponsesRequest {
     topP: r.top_p,
     topLogprobs: r.top_logprobs ?? (r.include?.length ? 0 : undefined),
     seed: r.seed,
+    format:
+      format &&
+      answerFormat(
+        format.type,
+        format.type === 'json_schema' ? format.schema : undefined,
+        'text.format.schema',
+      ),
+    givenFormat: format,
     metadata: r.metadata ?? {},
     user: r.user,
   };

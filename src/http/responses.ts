@@ -41,7 +41,13 @@ export async function createResponse(
   const attempt = async (at: number): Promise<BegunResponse> => {
     const plan = plans[at]!;
     try {
-      const turn = { ...plan.turn, sampling, stop: [], maxTokens };
+      const turn = {
+        ...plan.turn,
+        sampling,
+        stop: [],
+        maxTokens,
+        ...(request.format && { format: request.format }),
+      };
       return { plan, ...(await begin(host, plan.key, plan.sessionId, turn, signal)) };
     } catch (error) {
       const moved = error instanceof AdkvcError && error.code === 'session_moved';
@@ -159,7 +165,7 @@ class ResponseAnswer {
       reasoning: { effort: null, summary: null },
       store: request.store,
       temperature: sampling.temperature,
-      text: { format: { type: 'text' } },
+      text: { format: request.givenFormat ?? { type: 'text' } },
       tool_choice: 'auto',
       tools: [],
       top_logprobs: request.topLogprobs ?? 0,

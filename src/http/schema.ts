@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { InvalidInputError } from '../core/errors.ts';
+import { type AnswerFormat, compileSchema } from '../engine/json/schema.ts';
 import type { ChatMessage } from '../engine/types.ts';
 import { HttpError } from './error-response.ts';
 import {
@@ -92,6 +93,22 @@ const stop = v.union(
   stopMessage,
 );
 
+export const formatMessage =
+  'must be {"type": "text"}, {"type": "json_object"} or one of type "json_schema" with its schema';
+export const jsonSchemaField = v.record(v.string(), v.unknown(), 'must be a JSON Schema: an object');
+
+/** @throws InvalidInputError for a schema that cannot be held, naming the place in it */
+export function answerFormat(
+  type: string,
+  schema: Record<string, unknown> | undefined,
+  param: string,
+): AnswerFormat | undefined {
+  if (type === 'json_object') return { type };
+  if (type !== 'json_schema') return undefined;
+  compileSchema(schema, param);
+  return { type, schema: schema! };
+}
+
 export const chatSchema = v.looseObject({
   model: v.pipe(text, v.minLength(1, 'must name a model; GET /v1/models lists them')),
   messages: v.pipe(
@@ -125,6 +142,20 @@ export const chatSchema = v.looseObject({
   logprobs: optional(flag),
   top_logprobs: optional(integer(0, MAX_TOP_LOGPROBS)),
   n: optional(integer(1, 1)),
+  response_format: optional(
+    v.variant(
+      'type',
+      [
+        v.looseObject({ type: v.literal('text') }),
+        v.looseObject({ type: v.literal('json_object') }),
+        v.looseObject({
+          type: v.literal('json_schema'),
+          json_schema: v.looseObject({ name: optional(text), schema: jsonSchemaField }),
+        }),
+      ],
+      formatMessage,
+    ),
+  ),
   store: optional(flag),
   prompt_cache_key: optional(v.pipe(text, v.maxLength(1024, 'must be at most 1024 characters'))),
   session_id: optional(sessionId),
@@ -178,6 +209,7 @@ export interface ChatRequest {
   readonly repetitionPenalty: number | undefined;
   readonly seed: number | undefined;
   readonly stop: readonly string[];
+  readonly format: AnswerFormat | undefined;
   /** Alternatives to report with each token; undefined: no log-probabilities. */
   readonly topLogprobs: number | undefined;
   readonly sessionId: string | undefined;
@@ -211,6 +243,13 @@ export function parseChatRequest(body: unknown): ChatRequest {
     repetitionPenalty: r.repetition_penalty,
     seed: r.seed,
     stop: r.stop === undefined ? [] : typeof r.stop === 'string' ? [r.stop] : r.stop,
+    format:
+      r.response_format &&
+      answerFormat(
+        r.response_format.type,
+        r.response_format.type === 'json_schema' ? r.response_format.json_schema.schema : undefined,
+        'response_format.json_schema.schema',
+      ),
     topLogprobs: r.logprobs ? (r.top_logprobs ?? 0) : undefined,
     sessionId: r.session_id,
     append: r.session_append ?? false,
@@ -250,9 +289,6 @@ function refuseUnsupported(body: unknown): void {
   const choice = r.tool_choice ?? 'none';
   if (choice !== 'none' && choice !== 'auto') refuse('tool_choice', 'leave it out');
   if (typeof r.n === 'number' && r.n > 1) refuse('n', 'one answer is given for each request, so n must be 1');
-  const format = r.response_format;
-  if (!empty(format) && (format as { type?: unknown }).type !== 'text')
-    refuse('response_format', 'only {"type": "text"} is');
   const modalities = r.modalities;
   if (Array.isArray(modalities) && modalities.some((kind) => kind !== 'text'))
     refuse('modalities', 'only ["text"] is');

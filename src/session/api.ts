@@ -1,4 +1,5 @@
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
+import type { AnswerFormat } from '../engine/json/schema.ts';
 import type { ChatMessage, SamplingOptions, TokenLogprob } from '../engine/types.ts';
 
 /** What the HTTP layer knows of sessions. Two hosts: Durable Objects (worker.ts) and in-process (node.ts). All data are JSON. */
@@ -17,6 +18,8 @@ export interface TurnRequest {
   readonly sampling: SamplingOptions;
   readonly stop: readonly string[];
   readonly maxTokens: number;
+  /** What the answer must be; any text by default. */
+  readonly format?: AnswerFormat;
   /** Only used when the session does not exist yet. */
   readonly cache?: Partial<CacheConfig>;
   /** Idle seconds until a session that this turn creates is deleted; otherwise what `implicit` says. */

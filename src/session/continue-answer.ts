@@ -3,8 +3,12 @@ import type { TurnRequest } from './api.ts';
 import type { Log, Prompt } from './log.ts';
 
 /** What must be equal for a request to sample the same tokens; set on answers that were not ended by the model. */
-export const answerKey = ({ sampling, stop }: Pick<TurnRequest, 'sampling' | 'stop'>): string =>
-  JSON.stringify([sampling, stop]);
+export const answerKey = ({
+  sampling,
+  stop,
+  format,
+}: Pick<TurnRequest, 'sampling' | 'stop' | 'format'>): string =>
+  JSON.stringify(format ? [sampling, stop, format] : [sampling, stop]);
 
 /**
  * The tokens of an interrupted answer that the same request would sample again: draws depend on the position alone, so they need not be
@@ -15,7 +19,7 @@ export const answerKey = ({ sampling, stop }: Pick<TurnRequest, 'sampling' | 'st
 export function storedAnswer(
   log: Log,
   prompt: Prompt,
-  request: Pick<TurnRequest, 'sampling' | 'stop' | 'maxTokens'>,
+  request: Pick<TurnRequest, 'sampling' | 'stop' | 'maxTokens' | 'format'>,
   { tokenizer, eosIds }: Pick<Engine, 'tokenizer' | 'eosIds'>,
 ): number[] {
   const last = log.messages.at(-1);

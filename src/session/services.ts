@@ -1,3 +1,4 @@
+import type { Constraint } from '../engine/constraint.ts';
 import type { Engine, EngineCache, GenerateEvent, SamplingOptions } from '../engine/types.ts';
 import type { Scheduler } from './scheduler.ts';
 
@@ -10,6 +11,7 @@ export type Generate = (
     sampling: SamplingOptions;
     stop: readonly string[];
     maxTokens: number;
+    constraint?: Constraint;
     signal?: AbortSignal;
     yield?: () => Promise<void>;
   },

@@ -1,5 +1,7 @@
 import { EPOCH } from '../core/config.ts';
 import { AbortedError } from '../core/errors.ts';
+import { JsonConstraint } from '../engine/constraint.ts';
+import { shapeOf } from '../engine/json/schema.ts';
 import type { Engine, GenerateEvent } from '../engine/types.ts';
 import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
@@ -94,6 +96,7 @@ export class Turn {
         sampling: request.sampling,
         stop: request.stop,
         maxTokens: request.maxTokens - this.#answer.length,
+        constraint: this.#constraint(),
         signal,
         yield: lease.yield,
       });
@@ -142,6 +145,14 @@ export class Turn {
       timing: this.#timing,
       rows: { written: this.#written.rows, bytes: this.#written.bytes },
     });
+  }
+
+  #constraint(): JsonConstraint | undefined {
+    const { engine, request } = this.#setup;
+    if (!request.format) return undefined;
+    const constraint = new JsonConstraint(shapeOf(request.format), engine.tokenizer, engine.eosIds);
+    for (const id of this.#answer) constraint.accept(id);
+    return constraint;
   }
 
   #tokenEvent(event: Extract<GenerateEvent, { type: 'token' }>): TurnEvent {

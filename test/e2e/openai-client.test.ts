@@ -1,5 +1,6 @@
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { violations } from '../helpers/json-schema.ts';
 import { startServer, type TestServer } from '../helpers/server.ts';
 import { type TinyServed, tinyServed } from '../helpers/tiny-bundle.ts';
 
@@ -188,6 +189,58 @@ describe('responses', () => {
     const final = await stream.finalResponse();
     expect(final.output_text).toBe(text);
     expect((await client.responses.create(request)).output_text).toBe(text);
+  });
+});
+
+describe('answers that are JSON', () => {
+  const schema = {
+    type: 'object',
+    properties: {
+      name: { type: 'string', maxLength: 8 },
+      mood: { enum: ['glad', 'sad'] },
+      list: { type: 'array', items: { type: 'integer' }, minItems: 1, maxItems: 3 },
+    },
+    required: ['name', 'mood', 'list'],
+    additionalProperties: false,
+  };
+
+  test('of a schema, by chat completions and by responses', async () => {
+    const format = { name: 'thing', strict: true, schema };
+    for (const seed of [1, 2, 3]) {
+      const { choices } = await client.chat.completions.create({
+        model,
+        messages: opening,
+        seed,
+        temperature: 1,
+        store: false,
+        response_format: { type: 'json_schema', json_schema: format },
+      });
+      expect(choices[0]!.finish_reason).toBe('stop');
+      expect(violations(schema, JSON.parse(choices[0]!.message.content!))).toEqual([]);
+    }
+    const response = await client.responses.create({
+      model,
+      input: 'A thing',
+      store: false,
+      text: { format: { type: 'json_schema', ...format } },
+    });
+    expect(response.status).toBe('completed');
+    expect(violations(schema, JSON.parse(response.output_text))).toEqual([]);
+  });
+
+  test('cut by its length, and the answer says so', async () => {
+    const { choices } = await client.chat.completions.create({
+      model,
+      messages: opening,
+      max_completion_tokens: 4,
+      store: false,
+      response_format: {
+        type: 'json_schema',
+        json_schema: { name: 'long', schema: { type: 'array', items: { type: 'boolean' }, minItems: 50 } },
+      },
+    });
+    expect(choices[0]!.finish_reason).toBe('length');
+    expect(choices[0]!.message.content).toMatch(/^\[/);
   });
 });
 

@@ -2,6 +2,7 @@ import type { CacheHeader, CacheStateReader, PlanJournalEntry } from '../../src/
 import type { CacheConfig, CacheReport } from '../../src/cache/policy.ts';
 import { EPOCH, type ModelConfig } from '../../src/core/config.ts';
 import { AbortedError, CorruptDataError, MemoryLimitError } from '../../src/core/errors.ts';
+import { TokenOrder } from '../../src/engine/token-order.ts';
 import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer } from '../../src/engine/types.ts';
 
 /**
@@ -397,6 +398,10 @@ class FakeTokenizer implements Tokenizer {
 
   stream(): { push(id: number): string; end(): string } {
     return { push: (id) => this.decode([id], { skipSpecials: true }), end: () => '' };
+  }
+
+  order(): TokenOrder {
+    return new TokenOrder(VOCAB, (id) => new TextEncoder().encode(this.decode([id], { skipSpecials: true })));
   }
 }
 

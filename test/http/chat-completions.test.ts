@@ -314,7 +314,21 @@ describe('what real clients send', () => {
     ['n', { n: 2 }, 400, 'n', 'must be 1'],
     ['tools', { tools: [{ type: 'function' }] }, 400, 'tools', 'not supported'],
     ['a forced tool', { tool_choice: 'required' }, 400, 'tool_choice', 'not supported'],
-    ['JSON mode', { response_format: { type: 'json_object' } }, 400, 'response_format', '"text"'],
+    ['an unknown format', { response_format: { type: 'xml' } }, 400, 'response_format.type', 'json_schema'],
+    [
+      'a format without its schema',
+      { response_format: { type: 'json_schema', json_schema: { name: 'a' } } },
+      400,
+      'response_format.json_schema.schema',
+      'is missing',
+    ],
+    [
+      'a schema that cannot be held',
+      { response_format: { type: 'json_schema', json_schema: { schema: { type: 'string', pattern: 'a' } } } },
+      400,
+      'response_format.json_schema.schema.pattern',
+      'not supported',
+    ],
     ['logit_bias', { logit_bias: { 5: 1 } }, 400, 'logit_bias', 'not supported'],
     ['audio', { modalities: ['text', 'audio'] }, 400, 'modalities', '["text"]'],
     ['temperature', { temperature: 3 }, 400, 'temperature', 'from 0 to 2'],
@@ -385,4 +399,15 @@ describe('what real clients send', () => {
     expect(logged).toHaveBeenCalledTimes(3);
     logged.mockRestore();
   });
+});
+
+test('a format reaches the turn', async () => {
+  const { chat, host } = fixture();
+  await chat({ response_format: { type: 'json_object' } });
+  expect(host.turns.at(-1)!.request.format).toEqual({ type: 'json_object' });
+  const schema = { type: 'object', properties: { a: { type: 'integer' } } };
+  await chat({ response_format: { type: 'json_schema', json_schema: { name: 'a', strict: true, schema } } });
+  expect(host.turns.at(-1)!.request.format).toEqual({ type: 'json_schema', schema });
+  await chat({ response_format: { type: 'text' } });
+  expect(host.turns.at(-1)!.request.format).toBeUndefined();
 });

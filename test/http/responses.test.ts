@@ -260,3 +260,14 @@ test('the responses of one key are not there for another', async () => {
   expect((await as('b', { previous_response_id: id })).status).toBe(404);
   expect((await as('a', { previous_response_id: id })).status).toBe(200);
 });
+
+test('a format reaches the turn, and the response repeats it', async () => {
+  const { ask, lastTurn } = setup();
+  const format = { type: 'json_schema', name: 'a', schema: { type: 'object' }, strict: true };
+  const response = await ask({ text: { format } });
+  expect(lastTurn().request.format).toEqual({ type: 'json_schema', schema: { type: 'object' } });
+  expect(response.text).toEqual({ format });
+  await expect(
+    ask({ text: { format: { ...format, schema: { type: 'string', format: 'date' } } } }),
+  ).rejects.toMatchObject({ status: 400, param: 'text.format.schema.format' });
+});
