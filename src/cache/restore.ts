@@ -13,14 +13,14 @@ import { type CacheContext, KvCache } from './cache.ts';
 import type { CacheStateReader, PlanJournalEntry } from './persist.ts';
 import { countTiers, layOut, SegmentReader } from './segments.ts';
 
-interface Change {
+export interface Change {
   readonly position: number;
   readonly tiers: Uint8Array;
   readonly from: number;
 }
 
 /** Changes by "layer/segment", in order. @throws CorruptDataError when an entry does not parse. */
-function parseJournal(
+export function parseJournal(
   journal: readonly PlanJournalEntry[],
   spans: readonly { tokens: number }[],
   kvHeads: number,

@@ -15,6 +15,7 @@ import {
   deleteSession,
   exportSession,
   forkSession,
+  getCache,
   getMessages,
   getSession,
   importSession,
@@ -90,6 +91,7 @@ export function createApp(options: AppOptions): App {
   app.post('/v1/sessions', (c) => createSession(c, c.var.owner, host));
   app.post('/v1/sessions/import', (c) => importSession(c, c.var.owner, host));
   app.post('/v1/sessions/:id/fork', (c) => forkSession(c, c.var.owner, host, c.req.param('id')));
+  app.get('/v1/sessions/:id/cache', (c) => getCache(c, c.var.owner, host, c.req.param('id')));
   app.get('/v1/sessions/:id/export', (c) => exportSession(c, c.var.owner, host, c.req.param('id')));
   app.get('/v1/sessions/:id', (c) => getSession(c, c.var.owner, host, c.req.param('id')));
   app.delete('/v1/sessions/:id', (c) => deleteSession(c, c.var.owner, host, c.req.param('id')));

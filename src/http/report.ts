@@ -1,5 +1,6 @@
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
-import type { SessionInfo, TurnEvent } from '../session/api.ts';
+import { DROP, TIERS } from '../kernels/layout.ts';
+import type { SessionCacheMap, SessionInfo, TurnEvent } from '../session/api.ts';
 
 /** The vendor's part of answers, in the API's spelling. */
 
@@ -38,6 +39,30 @@ export const sessionObject = (info: SessionInfo) => ({
   cache_config: configObject(info.cacheConfig),
   cache: info.cache && cacheObject(info.cache),
   stored_bytes: info.storedBytes,
+});
+
+/** The legend of tier ids, finest first. */
+const TIER_OBJECTS = [
+  ...TIERS.map(({ id, name, kBits, vBits }) => ({ id, name, key_bits: kBits, value_bits: vBits })),
+  { id: DROP, name: 'drop', key_bits: 0, value_bits: 0 },
+];
+
+export const cacheMapObject = (map: SessionCacheMap) => ({
+  object: 'session.cache',
+  session_id: map.id,
+  layers: map.layers,
+  kv_heads: map.kvHeads,
+  tokens: map.position,
+  /** Positions held exactly: [first, count]. */
+  exact: [
+    [0, Math.min(map.sinks, map.position)],
+    [map.exactFrom, map.position - map.exactFrom],
+  ],
+  evicted: map.evicted,
+  cache: map.report && cacheObject(map.report),
+  tiers: TIER_OBJECTS,
+  /** By segment: base64 of kv_heads * tokens bytes, head by head. */
+  data: map.shown,
 });
 
 type Finished = Extract<TurnEvent, { type: 'finished' }>;

@@ -189,6 +189,10 @@ const importSchema = v.looseObject({
   id: optional(sessionId),
   ttl_seconds: optional(v.pipe(v.string(), v.transform(Number), integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS))),
 });
+const cacheSchema = v.looseObject({
+  layer: optional(v.pipe(v.string(), v.transform(Number), integer(0, 10_000))),
+});
+export type CacheQuery = v.InferOutput<typeof cacheSchema>;
 export type ImportQuery = v.InferOutput<typeof importSchema>;
 
 /** A checked request; what is undefined takes the model's defaults. */
@@ -294,6 +298,7 @@ function refuseUnsupported(body: unknown): void {
     refuse('modalities', 'only ["text"] is');
 }
 
+export const parseCacheQuery = (query: unknown): CacheQuery => check(cacheSchema, query);
 export const parseForkRequest = (body: unknown): ForkRequest => check(forkSchema, body);
 export const parseImportQuery = (query: unknown): ImportQuery => check(importSchema, query);
 

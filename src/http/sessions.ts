@@ -4,8 +4,15 @@ import type { SessionHost } from '../session/api.ts';
 import { MAX_EXPORT_BYTES } from '../session/limits.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
-import { sessionObject } from './report.ts';
-import { parseForkRequest, parseImportQuery, parseSessionRequest, readJson, SESSION_ID } from './schema.ts';
+import { cacheMapObject, sessionObject } from './report.ts';
+import {
+  parseCacheQuery,
+  parseForkRequest,
+  parseImportQuery,
+  parseSessionRequest,
+  readJson,
+  SESSION_ID,
+} from './schema.ts';
 
 const FILE_TYPE = 'application/octet-stream';
 
@@ -42,6 +49,12 @@ export async function getMessages(
   id: string,
 ): Promise<Response> {
   return c.json({ object: 'list', data: await host.messages(await keyOf(owner, id)) });
+}
+
+/** GET /v1/sessions/:id/cache?layer=: for a picture of the cache. Reads the last commit, while a turn runs, too. */
+export async function getCache(c: Context, owner: string, host: SessionHost, id: string): Promise<Response> {
+  const { layer } = parseCacheQuery(c.req.query());
+  return c.json(cacheMapObject(await host.cacheMap(await keyOf(owner, id), layer)));
 }
 
 /** POST /v1/sessions/:id/fork: a copy as of the last commit, that goes on apart. */

@@ -86,6 +86,32 @@ export interface SessionInfo {
   readonly storedBytes: number;
 }
 
+/** How a conversation's cache holds its tokens, as of the last commit. */
+export interface SessionCacheMap {
+  readonly id: string;
+  readonly layers: number;
+  readonly kvHeads: number;
+  /** Tokens in the cache. */
+  readonly position: number;
+  /** Held exactly: the first `sinks`, and [exactFrom, position). */
+  readonly sinks: number;
+  readonly exactFrom: number;
+  readonly report: CacheReport | null;
+  /** Positions between that no head of the layers shown holds any more, as [first, count]. */
+  readonly evicted: readonly (readonly [number, number])[];
+  readonly shown: readonly {
+    readonly layer: number;
+    readonly segments: readonly {
+      readonly start: number;
+      readonly tokens: number;
+      /** Base64 of [kvHeads][tokens] bytes: tier ids. */
+      readonly tiers: string;
+      /** Likewise, 0..255 relative to the head's most attended token; null where the policy keeps no attention history. */
+      readonly relevance: string | null;
+    }[];
+  }[];
+}
+
 /** One conversation as bytes, see transfer.ts. Cancel the stream when it is not read to its end. */
 export interface SessionExport {
   readonly bytes: number;
@@ -105,6 +131,8 @@ export interface SessionHost {
   get(key: string): Promise<SessionInfo>;
   messages(key: string): Promise<ChatMessage[]>;
   delete(key: string): Promise<void>;
+  /** As of the last commit, whether a turn runs or not. @param layer undefined: all */
+  cacheMap(key: string, layer?: number): Promise<SessionCacheMap>;
   /** As of the last commit; turns go on meanwhile. */
   export(key: string): Promise<SessionExport>;
   /** @throws AdkvcError session_exists, not_an_export, unsupported_export_version, unsupported_layout, foreign_model, export_truncated, export_too_large, export_corrupt */

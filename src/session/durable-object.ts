@@ -55,6 +55,10 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
         case '/delete':
           await this.#session.delete();
           return Response.json(null);
+        case '/cache': {
+          const { layer } = await request.json<CacheCall>();
+          return Response.json(await this.#session.cacheMap(layer));
+        }
         case '/export': {
           const { messages } = await request.json<ExportCall>();
           const { bytes, stream } = this.#session.export(messages);
@@ -86,6 +90,9 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
 interface CreateCall {
   readonly id: string;
   readonly options: Parameters<SessionHost['create']>[2];
+}
+interface CacheCall {
+  readonly layer?: number | undefined;
 }
 interface ExportCall {
   readonly messages?: number | undefined;
@@ -152,6 +159,7 @@ export function durableObjectHost(namespace: DurableObjectNamespace): SessionHos
     return (await send(key, 'import', { body: file, headers })).json<SessionInfo>();
   };
   return {
+    cacheMap: (key, layer) => json(key, 'cache', { layer } satisfies CacheCall),
     export: exported,
     import: imported,
     fork: async (key, to, options) => {

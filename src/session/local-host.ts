@@ -1,7 +1,14 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import { AdkvcError } from '../core/errors.ts';
 import type { ChatMessage } from '../engine/types.ts';
-import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type {
+  SessionCacheMap,
+  SessionExport,
+  SessionHost,
+  SessionInfo,
+  TurnEvent,
+  TurnRequest,
+} from './api.ts';
 import type { Alarm } from './expiry.ts';
 import type { SessionServices } from './services.ts';
 import { Session } from './session.ts';
@@ -48,6 +55,10 @@ export class LocalHost implements SessionHost {
   async delete(key: string): Promise<void> {
     await this.#use(key, (session) => session.delete());
     this.evict(key);
+  }
+
+  async cacheMap(key: string, layer?: number): Promise<SessionCacheMap> {
+    return this.#use(key, (session) => session.cacheMap(layer));
   }
 
   async export(key: string, messages?: number): Promise<SessionExport> {

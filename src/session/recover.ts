@@ -47,7 +47,7 @@ export function restoreNewest(
 }
 
 /** Bytes that make no sense are met as an error of a check, or of reading past their end. */
-const isDamage = (error: unknown): error is Error =>
+export const isDamage = (error: unknown): error is Error =>
   error instanceof CorruptDataError || error instanceof RangeError;
 
 /** @throws CorruptDataError when a row is damaged or the state belongs to another model, numerics or layout */
@@ -65,7 +65,7 @@ export function restore(store: SessionStore, engine: Engine, stored: StateRecord
 }
 
 /** Reads a state row by row, in the order in which a cache asks for it, and never holds all of it. */
-class StoredState implements CacheStateReader {
+export class StoredState implements CacheStateReader {
   readonly header: StateRecord['header'];
   readonly journal: readonly PlanJournalEntry[];
   #store: SessionStore;

@@ -1,9 +1,16 @@
 import { type CacheConfig, DEFAULT_CACHE } from '../cache/policy.ts';
-import { AbortedError, AdkvcError, ContextLengthError, CorruptDataError } from '../core/errors.ts';
+import {
+  AbortedError,
+  AdkvcError,
+  ContextLengthError,
+  CorruptDataError,
+  InvalidInputError,
+} from '../core/errors.ts';
 import type { ChatMessage, Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
-import type { SessionExport, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type { SessionCacheMap, SessionExport, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
 import { ByteReader } from './byte-reader.ts';
+import { cacheMap } from './cache-map.ts';
 import { type Alarm, armExpiry, onAlarm } from './expiry.ts';
 import { type EngineIdentity, expiresAt, FIRST_FREE_ROW, type Head, readHead, writeHead } from './head.ts';
 import {
@@ -128,6 +135,17 @@ export class Session implements Tenant {
   /** @throws AdkvcError session_not_found */
   messages(): ChatMessage[] {
     return this.#existing().log.messages.map(({ role, content }) => ({ role, content }));
+  }
+
+  /**
+   * Which tiers hold which tokens, as of the last commit; read from the store, no memory of the kernels' is taken.
+   * @throws AdkvcError session_not_found; InvalidInputError layer
+   */
+  async cacheMap(layer?: number): Promise<SessionCacheMap> {
+    const { model } = await this.#services.loadEngine();
+    if (layer !== undefined && layer >= model.layers)
+      throw new InvalidInputError(`layer must be below ${model.layers}`, 'layer');
+    return cacheMap(this.#store, this.#existing(), model, layer);
   }
 
   /**

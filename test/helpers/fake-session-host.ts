@@ -2,6 +2,7 @@ import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { AbortedError, AdkvcError } from '../../src/core/errors.ts';
 import type { ChatMessage } from '../../src/engine/types.ts';
 import type {
+  SessionCacheMap,
   SessionExport,
   SessionHost,
   SessionInfo,
@@ -64,6 +65,24 @@ export class FakeSessionHost implements SessionHost {
     this.sessions.delete(key);
   }
 
+  async cacheMap(key: string, layer?: number): Promise<SessionCacheMap> {
+    const { info } = this.#find(key);
+    const shown = layer === undefined ? [0, 1] : [layer];
+    return {
+      id: info.id,
+      layers: 2,
+      kvHeads: 1,
+      position: 9,
+      sinks: 4,
+      exactFrom: 7,
+      report: info.cache,
+      evicted: [[5, 2]],
+      shown: shown.map((at) => ({
+        layer: at,
+        segments: [{ start: 4, tokens: 3, tiers: btoa('\x02\x0f\x0f'), relevance: btoa('\xff\0\0') }],
+      })),
+    };
+  }
   /** The file is the messages as JSON. */
   async export(key: string): Promise<SessionExport> {
     const bytes = new TextEncoder().encode(JSON.stringify(this.#find(key).messages));

@@ -150,3 +150,29 @@ test('a session is forked, exported and imported; each copy is a session of its 
     expect([response.status, (await body(response)).error.code]).toEqual([status, code]);
   }
 });
+
+test('the cache is told layer by layer, with a legend', async () => {
+  const { call, chat } = fixture();
+  await chat({ session_id: 's1' });
+  const map = await body(await call('/v1/sessions/s1/cache'));
+  expect(map).toMatchObject({
+    object: 'session.cache',
+    session_id: 's1',
+    layers: 2,
+    kv_heads: 1,
+    tokens: 9,
+    exact: [
+      [0, 4],
+      [7, 2],
+    ],
+    evicted: [[5, 2]],
+  });
+  expect(map.data.map((one: any) => one.layer)).toEqual([0, 1]);
+  expect(map.tiers.at(-1)).toEqual({ id: 15, name: 'drop', key_bits: 0, value_bits: 0 });
+  expect((await body(await call('/v1/sessions/s1/cache?layer=1'))).data).toHaveLength(1);
+  for (const bad of ['-1', 'x', '1.5']) {
+    const response = await call(`/v1/sessions/s1/cache?layer=${bad}`);
+    expect([response.status, (await body(response)).error.param]).toEqual([400, 'layer']);
+  }
+  expect((await call('/v1/sessions/none/cache')).status).toBe(404);
+});

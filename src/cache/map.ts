@@ -1,0 +1,106 @@
+import type { ModelConfig } from '../core/config.ts';
+import { CorruptDataError } from '../core/errors.ts';
+import { DROP, massBytes, recordCells } from '../kernels/layout.ts';
+import type { CacheStateReader } from './persist.ts';
+import { parseJournal } from './restore.ts';
+import { cellIndex, countTiers, SegmentReader, type SegmentSpan } from './segments.ts';
+
+/** Which tier holds each compressed token, and how much it was attended to; for a person to look at. */
+export interface LayerMap {
+  readonly layer: number;
+  readonly segments: readonly SegmentMap[];
+}
+export interface SegmentMap extends SegmentSpan {
+  /** [kvHeads][tokens] tier ids; DROP where the token's bytes are gone. */
+  readonly tiers: Uint8Array;
+  /**
+   * [kvHeads][tokens] square root of the decayed attention mass relative to the head's largest in this layer, 0..255; undefined where the policy
+   * keeps no mass. Dropped tokens have 0.
+   */
+  readonly relevance: Uint8Array | undefined;
+}
+
+type Shape = Pick<ModelConfig, 'layers' | 'kvHeads' | 'headDim'>;
+
+/**
+ * Reads one layer of a stored state: nothing is restored, and no kernel memory is taken.
+ * @throws CorruptDataError
+ */
+export function readLayerMap(reader: CacheStateReader, { kvHeads, headDim }: Shape, layer: number): LayerMap {
+  const { header } = reader;
+  const segments: (SegmentSpan & { tiers: Uint8Array })[] = [];
+  const versions: number[] = [];
+  for (let segment = 0; segment < header.segments; segment++) {
+    const { version, bytes } = reader.block(layer, segment);
+    const block = new SegmentReader(bytes, kvHeads);
+    const tiers = new Uint8Array(kvHeads * block.tokens);
+    for (let h = 0; h < kvHeads; h++) block.tiers(h, tiers, h * block.tokens);
+    segments.push({ start: block.start, tokens: block.tokens, tiers });
+    versions.push(version);
+  }
+  // Plans that the stored blocks do not know yet.
+  const changes = parseJournal(reader.journal, segments, kvHeads);
+  for (const [segment, { tiers }] of segments.entries())
+    for (const change of changes.get(`${layer}/${segment}`) ?? [])
+      if (change.position > versions[segment]!)
+        tiers.set(change.tiers.subarray(change.from, change.from + tiers.length));
+
+  const masses = readMasses(reader.hot(layer), segments, kvHeads, headDim, header.config.exactBits);
+  const largest = new Array<number>(kvHeads).fill(1);
+  for (const [s, mass] of (masses ?? []).entries())
+    for (const [i, m] of mass.entries()) {
+      const h = Math.floor(i / segments[s]!.tokens);
+      largest[h] = Math.max(largest[h]!, m);
+    }
+  return {
+    layer,
+    segments: segments.map((segment, s) => ({
+      ...segment,
+      relevance: masses && scaled(masses[s]!, segment.tokens, largest),
+    })),
+  };
+}
+
+const scaled = (mass: Uint32Array, tokens: number, largest: readonly number[]): Uint8Array =>
+  Uint8Array.from(mass, (m, i) => Math.round(255 * Math.sqrt(m / largest[Math.floor(i / tokens)]!)));
+
+/** [segment][kvHeads][tokens]; undefined where none is stored. `hot` is laid out as KvCache.hot says. */
+function readMasses(
+  hot: Uint8Array,
+  segments: readonly (SegmentSpan & { tiers: Uint8Array })[],
+  kvHeads: number,
+  headDim: number,
+  exactBits: number,
+): Uint32Array[] | undefined {
+  const view = new DataView(hot.buffer, hot.byteOffset, hot.byteLength);
+  const slots = view.getUint32(0, true);
+  let at = 16 + kvHeads * 2 * ((slots * headDim * exactBits) / 8);
+  if (at === hot.byteLength) return undefined;
+  at += kvHeads * slots * 4;
+  const masses = segments.map(({ tokens, tiers }) => {
+    const mass = new Uint32Array(tiers.length);
+    const cells = new Int32Array(tokens);
+    for (let h = 0; h < kvHeads; h++) {
+      cellIndex(tiers, h * tokens, tokens, cells);
+      for (let i = 0; i < tokens; i++)
+        if (cells[i]! >= 0) mass[h * tokens + i] = view.getUint32(at + cells[i]! * 4, true);
+      at += massBytes(recordCells(countTiers(tiers, h * tokens, tokens)));
+    }
+    return mass;
+  });
+  if (at !== hot.byteLength)
+    throw new CorruptDataError(`the hot part has ${hot.byteLength} bytes, its segments say ${at}`);
+  return masses;
+}
+
+/** Tokens of the segments that no head of these layers holds any more, first to last. */
+export function evictedPositions(layers: readonly LayerMap[]): number[] {
+  const held = new Map<number, boolean>();
+  for (const { segments } of layers)
+    for (const { start, tokens, tiers } of segments)
+      for (const [i, tier] of tiers.entries()) {
+        const position = start + (i % tokens);
+        held.set(position, (held.get(position) ?? false) || tier !== DROP);
+      }
+  return [...held].filter(([, kept]) => !kept).map(([position]) => position);
+}

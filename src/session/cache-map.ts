@@ -1,0 +1,70 @@
+import { evictedPositions, type LayerMap, readLayerMap } from '../cache/map.ts';
+import type { ModelConfig } from '../core/config.ts';
+import type { SessionCacheMap } from './api.ts';
+import type { Head } from './head.ts';
+import { isDamage, StoredState } from './recover.ts';
+import { readState, type StateRecord } from './state.ts';
+import type { SessionStore } from './store/session-store.ts';
+
+/** The cache as of the newest state that can be read; one without segments where none can. */
+export function cacheMap(
+  store: SessionStore,
+  head: Head,
+  model: ModelConfig,
+  layer: number | undefined,
+): SessionCacheMap {
+  const wanted = layer === undefined ? Array.from({ length: model.layers }, (_, i) => i) : [layer];
+  const { sinks } = head.cacheConfig;
+  const found = readNewest(store, head, model, wanted);
+  const position = found?.record.header.position ?? 0;
+  const last = found?.maps[0]?.segments.at(-1);
+  return {
+    id: head.id,
+    layers: model.layers,
+    kvHeads: model.kvHeads,
+    position,
+    sinks,
+    exactFrom: Math.min(position, last ? last.start + last.tokens : sinks),
+    report: head.report,
+    evicted: ranges(evictedPositions(found?.maps ?? [])),
+    shown: (found?.maps ?? []).map((map) => ({
+      layer: map.layer,
+      segments: map.segments.map(({ start, tokens, tiers, relevance }) => ({
+        start,
+        tokens,
+        tiers: base64(tiers),
+        relevance: relevance ? base64(relevance) : null,
+      })),
+    })),
+  };
+}
+
+function readNewest(
+  store: SessionStore,
+  head: Head,
+  model: ModelConfig,
+  layers: readonly number[],
+): { record: StateRecord; maps: LayerMap[] } | undefined {
+  for (const entry of head.states.toReversed())
+    try {
+      const record = readState(store, entry);
+      const reader = new StoredState(store, record);
+      return { record, maps: layers.map((layer) => readLayerMap(reader, model, layer)) };
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+    }
+  return undefined;
+}
+
+function ranges(positions: readonly number[]): [number, number][] {
+  const found: [number, number][] = [];
+  for (const position of positions) {
+    const last = found.at(-1);
+    if (last && last[0] + last[1] === position) last[1]++;
+    else found.push([position, 1]);
+  }
+  return found;
+}
+
+const base64 = (bytes: Uint8Array): string =>
+  btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(''));
