@@ -41,7 +41,7 @@ export interface Snapshot {
 const uint = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
 const refs = v.array(v.tuple([uint, uint, uint]));
 /** Fields that a policy adds; the engine judges a configuration. */
-const more = v.union([v.string(), v.number(), v.boolean()]);
+const more = v.union([v.string(), v.number(), v.boolean(), v.record(v.string(), v.number())]);
 const configSchema = v.objectWithRest(
   {
     policy: v.string(),
