@@ -1,8 +1,10 @@
 import {
+  cellBytes,
   DROP,
   massBytes,
   recordBytes,
   recordCells,
+  recordFixedBytes,
   segmentHeaderBytes,
   TIER_IDS,
   TIERS,
@@ -68,45 +70,87 @@ export interface AllocationInput {
   readonly mass: boolean;
 }
 
-const BISECTIONS = 24;
+/** ln lambda beyond which nothing changes. */
+const LIMIT = 60;
+/** The first guess looks at one token of so many. */
+const SAMPLE = 16;
+/** Width of the bracket that is first tried around the guess; each further bisection halves it. */
+const BRACKET = 0.25;
+const BISECTIONS = 14;
+
+/** One record's tokens that are not settled yet. */
+interface OpenRecord {
+  readonly segment: number;
+  readonly head: number;
+  /** Indices into the segment's tiers, the first `open` of them, and their tiers at the middle of the bracket. */
+  readonly index: Int32Array;
+  readonly middle: Uint8Array;
+  open: number;
+  /** Settled tokens by tier. */
+  readonly settled: Uint8Array;
+  /** As last measured: final once no token is open. */
+  bytes: number;
+}
 
 /**
  * Minimises the sum of relevance x distortion under a byte budget with one Lagrange multiplier over all layers and heads: the plan of
- * the smallest lambda whose exact bytes fit. Never promotes. When even the largest lambda does not fit, that plan is returned.
+ * the smallest lambda, to 1e-4, whose exact bytes fit. Never promotes. When even the largest lambda does not fit, that plan is returned.
  */
 export function allocate(input: AllocationInput): Plan {
-  const { view, options, logRelevance, distortions } = input;
+  const { view, options, logRelevance, budgetBytes } = input;
   const heads = view.layers * view.kvHeads;
-  const thresholds = distortions.map((d) => hullThresholds(options, d));
+  const thresholds = input.distortions.map((d) => hullThresholds(options, d));
   const tierOf = Uint8Array.from(options, (o) => o.tier);
-  const last = options.length - 1;
+  const steps = options.length - 1;
 
-  const choose = (limits: Float64Array, log: number, old: number): number => {
-    let i = 0;
-    while (i < last && log < limits[i]!) i++;
-    const tier = tierOf[i]!;
-    return old === FRESH || tier > old ? tier : old;
-  };
+  /** Tiers of all tokens at lambda. */
   const tiersAt = (lambda: number): Uint8Array[] =>
-    view.segments.map((segment, s) => {
-      const n = segment.tokens;
-      const out = new Uint8Array(segment.tiers.length);
-      for (let r = 0; r < heads; r++)
-        for (let i = r * n; i < (r + 1) * n; i++)
-          out[i] = choose(thresholds[r]!, logRelevance[s]![i]! - lambda, segment.tiers[i]!);
+    view.segments.map(({ tokens, tiers: old }, s) => {
+      const out = new Uint8Array(old.length);
+      const log = logRelevance[s]!;
+      for (let head = 0; head < heads; head++) {
+        const limits = thresholds[head]!;
+        for (let at = head * tokens; at < (head + 1) * tokens; at++) {
+          const x = log[at]! - lambda;
+          let i = 0;
+          while (i < steps && x < limits[i]!) i++;
+          const tier = tierOf[i]!;
+          const before = old[at]!;
+          out[at] = before === FRESH || tier > before ? tier : before;
+        }
+      }
       return out;
     });
+  const fits = (tiers: readonly Uint8Array[]): boolean =>
+    planBytes(view, { tiers }, input.mass) <= budgetBytes;
 
-  // Tiers only rise with lambda. So a token whose tier is the same at both ends of the bracket is settled: each bisection looks at the others alone.
-  let low = -60;
-  let high = 60;
-  const fine = tiersAt(low);
-  if (planBytes(view, { tiers: fine }, input.mass) <= input.budgetBytes) return { tiers: fine };
-  const coarse = tiersAt(high);
-  const records = view.segments.flatMap((segment, s) =>
-    Array.from({ length: heads }, (_, r) => openRecord(s, r, segment.tokens)),
-  );
+  // A bracket around the guess. Tiers only rise with lambda.
+  const guess = guessLambda(input, thresholds);
+  let high = guess;
+  let coarse = tiersAt(high);
+  let low = high;
+  let fine = coarse;
+  if (fits(coarse)) {
+    for (let width = BRACKET; fits(fine); width *= 2) {
+      if (low <= -LIMIT) return { tiers: fine };
+      [high, coarse] = [low, fine];
+      low = Math.max(low - width, -LIMIT);
+      fine = tiersAt(low);
+    }
+  } else {
+    for (let width = BRACKET; !fits(coarse); width *= 2) {
+      if (high >= LIMIT) return { tiers: coarse };
+      [low, fine] = [high, coarse];
+      high = Math.min(high + width, LIMIT);
+      coarse = tiersAt(high);
+    }
+  }
+
+  // A token whose tier is the same at both ends is settled: bisection looks at the others alone.
   const headers = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
+  const records = view.segments.flatMap((_, s) =>
+    Array.from({ length: heads }, (_, head) => openRecord(s, head)),
+  );
   for (let step = 0; step < BISECTIONS; step++) {
     const middle = (low + high) / 2;
     let bytes = headers;
@@ -114,66 +158,104 @@ export function allocate(input: AllocationInput): Plan {
       if (record.open > 0) measure(record, middle);
       bytes += record.bytes;
     }
-    const fits = bytes <= input.budgetBytes;
-    if (fits) high = middle;
+    const ends = bytes <= budgetBytes ? coarse : fine;
+    if (ends === coarse) high = middle;
     else low = middle;
-    for (const record of records) if (record.open > 0) settle(record, fits);
+    for (const record of records) if (record.open > 0) settle(record, ends);
   }
   return { tiers: coarse };
 
-  interface OpenRecord {
-    readonly segment: number;
-    readonly head: number;
-    readonly tokens: number;
-    /** Indices of tokens not settled yet, the first `open` of them, and their tiers at the middle. */
-    readonly index: Int32Array;
-    readonly middle: Uint8Array;
-    open: number;
-    /** Settled tokens by tier. */
-    readonly settled: Uint8Array;
-    bytes: number;
-  }
-
-  function openRecord(segment: number, head: number, tokens: number): OpenRecord {
+  function openRecord(segment: number, head: number): OpenRecord {
+    const { tokens } = view.segments[segment]!;
     const index = Int32Array.from({ length: tokens }, (_, i) => head * tokens + i);
-    return {
-      ...{ segment, head, tokens, index, middle: new Uint8Array(tokens) },
+    const record: OpenRecord = {
+      ...{ segment, head, index, middle: new Uint8Array(tokens) },
       ...{ open: tokens, settled: new Uint8Array(TIER_IDS), bytes: 0 },
     };
+    close(record);
+    if (record.open === 0) record.bytes = bytesOf(record, record.settled.slice());
+    return record;
   }
 
-  /** The record's bytes at lambda. Padding makes them no plain sum over tokens: they follow from the counts. */
-  function measure(record: OpenRecord, lambda: number): void {
-    const { segment, head, index, middle } = record;
-    const counts = record.settled.slice();
-    for (let i = 0; i < record.open; i++) {
-      const at = index[i]!;
-      const tier = choose(
-        thresholds[head]!,
-        logRelevance[segment]![at]! - lambda,
-        view.segments[segment]!.tiers[at]!,
-      );
-      middle[i] = tier;
-      counts[tier]!++;
-    }
+  /** Padding makes bytes no plain sum over tokens: they follow from the counts. */
+  function bytesOf({ segment }: OpenRecord, counts: Uint8Array): number {
     counts[DROP] = 0;
-    record.bytes = recordBytes(record.tokens, counts, view.headDim);
-    if (input.mass) record.bytes += massBytes(recordCells(counts));
+    const bytes = recordBytes(view.segments[segment]!.tokens, counts, view.headDim);
+    return input.mass ? bytes + massBytes(recordCells(counts)) : bytes;
   }
 
-  function settle(record: OpenRecord, fits: boolean): void {
-    const { segment, index, middle, settled } = record;
-    const end = fits ? coarse[segment]! : fine[segment]!;
+  function measure(record: OpenRecord, lambda: number): void {
+    const { index, middle, open } = record;
+    const log = logRelevance[record.segment]!;
+    const old = view.segments[record.segment]!.tiers;
+    const limits = thresholds[record.head]!;
+    const counts = record.settled.slice();
+    for (let n = 0; n < open; n++) {
+      const at = index[n]!;
+      const x = log[at]! - lambda;
+      let i = 0;
+      while (i < steps && x < limits[i]!) i++;
+      const tier = tierOf[i]!;
+      const before = old[at]!;
+      const now = before === FRESH || tier > before ? tier : before;
+      middle[n] = now;
+      counts[now]!++;
+    }
+    record.bytes = bytesOf(record, counts);
+  }
+
+  function settle(record: OpenRecord, ends: readonly Uint8Array[]): void {
+    const end = ends[record.segment]!;
+    for (let n = 0; n < record.open; n++) end[record.index[n]!] = record.middle[n]!;
+    close(record);
+  }
+
+  /** Counts what is settled and keeps the rest open. */
+  function close(record: OpenRecord): void {
+    const [a, b] = [fine[record.segment]!, coarse[record.segment]!];
     let open = 0;
-    for (let i = 0; i < record.open; i++) {
-      const at = index[i]!;
-      end[at] = middle[i]!;
-      if (fine[segment]![at] === coarse[segment]![at]) settled[coarse[segment]![at]!]!++;
-      else index[open++] = at;
+    for (let n = 0; n < record.open; n++) {
+      const at = record.index[n]!;
+      if (a[at] === b[at]) record.settled[b[at]!]!++;
+      else record.index[open++] = at;
     }
     record.open = open;
-    // No token is open: what was measured at the middle holds from here on.
   }
+}
+
+/** About the lambda that meets the budget, from a sample of the tokens and without padding. */
+function guessLambda(input: AllocationInput, thresholds: readonly Float64Array[]): number {
+  const { view, options, logRelevance } = input;
+  const bytesOfTier = new Float64Array(TIER_IDS);
+  for (const { id } of TIERS) bytesOfTier[id] = cellBytes(id, view.headDim, input.mass);
+  const steps = options.length - 1;
+  let fixed = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
+  for (const { tokens } of view.segments)
+    fixed += view.layers * view.kvHeads * recordFixedBytes(tokens, view.headDim);
+  const bytesAt = (lambda: number): number => {
+    let bytes = fixed;
+    view.segments.forEach(({ tokens, tiers }, s) => {
+      const log = logRelevance[s]!;
+      for (let at = 0; at < tiers.length; at += SAMPLE) {
+        const limits = thresholds[Math.floor(at / tokens)]!;
+        const x = log[at]! - lambda;
+        let i = 0;
+        while (i < steps && x < limits[i]!) i++;
+        const tier = options[i]!.tier;
+        const before = tiers[at]!;
+        bytes += SAMPLE * bytesOfTier[before === FRESH || tier > before ? tier : before]!;
+      }
+    });
+    return bytes;
+  };
+  let low = -LIMIT;
+  let high = LIMIT;
+  while (high - low > BRACKET) {
+    const middle = (low + high) / 2;
+    if (bytesAt(middle) <= input.budgetBytes) high = middle;
+    else low = middle;
+  }
+  return high;
 }
 
 /** Finest tier id of a table entry; for reports. */
