@@ -1,7 +1,10 @@
 // Attention of one query row and kvHead over one split: out = softmax(q K^T) V without the division, and the softmax's maximum and sum,
 // for GROUP query heads that read the same cells. One workgroup of 32 lanes; splits are joined by attend-combine.wgsl.
 //
-// By segment: (1) scores of all cells, LANES lanes for each block of 4 tokens; (2) weights exp(score - maximum); (3) weighted values.
+// By segment: (1) a descriptor of every block of 4 tokens, whatever its tier; (2) scores of all cells, LANES lanes a block; (3) weights
+// exp(score - maximum); (4) weighted values. The next block's bytes are under way while a block is worked on.
+// `// each $h` ... `// end` stands for its lines once for each of the GROUP heads (webgpu-prelude.ts, unroll).
+//
 // A row's result does not depend on the other rows: splits follow from the cells alone, and unseen cells weigh nothing.
 //
 // Dispatch [splits, KV_HEADS, rows].
@@ -22,14 +25,7 @@ const TEAMS = 32u / LANES;
 var<workgroup> lut: array<f32, 1024>;                      // [level of each table][lane]: no two lanes meet in a bank
 var<workgroup> scores: array<f32, GROUP * MAX_CELLS>;
 var<workgroup> weights: array<vec4<f32>, GROUP * MAX_BLOCKS>;
-
-var<private> q: array<vec4<f32>, 2 * GROUP>;
-var<private> acc: array<vec4<f32>, 2 * GROUP>;
-var<private> maxima: array<f32, GROUP>;
-var<private> sums: array<f32, GROUP>;
-/// Of the block at hand: scores of 4 tokens for each head, this lane's channels only.
-var<private> s: array<vec4<f32>, GROUP>;
-var<private> qMean: array<f32, GROUP>;
+var<workgroup> blocks: array<vec4<u32>, MAX_BLOCKS>;
 
 /// Levels of 4 codes, at bits 0, 8, 16 and 24 of a word.
 fn levels(word: u32, base: u32) -> vec4<f32> {
@@ -44,17 +40,36 @@ fn bytes(word: u32) -> vec4<f32> {
 }
 fn halves(a: u32, b: u32) -> vec4<f32> { return vec4(unpack2x16float(a), unpack2x16float(b)); }
 
-/// This lane's 8 channels of a block of 1 to 4 bits a code: codes of the first 4 in the low nibbles, of the others in the high ones.
-fn nibbles(bits: u32, block: u32, sub: u32) -> vec4<u32> {
-  switch bits {
-    case 4u: { return cache[block + sub]; }
-    case 1u: { return ones(cache[block + sub / 4u], sub); }
-    case 2u: { return twos(cache[block + sub / 2u], sub); }
-    default: {
-      return twos(cache[block + sub / 2u], sub) | (ones(cache[block + (CHUNKS + 3u) / 4u + sub / 4u], sub) << vec4(2u));
-    }
-  }
+// A block's descriptor: keys' and values' places in units of 16 bytes, each with its bits' nibble (1..4, 8; 9 and 10 for 16 and 32) from bit 27 on;
+// places of the keys' and values' scales in units of 8 bytes, the former with the number of tokens, 1..4, from bit 28 on.
+fn describe(g: Group, block: u32) -> vec4<u32> {
+  return vec4(
+    (g.k + block * blockVectors(g.kBits)) | (nibbleOf(g.kBits) << 27u),
+    (g.v + block * blockVectors(g.vBits)) | (nibbleOf(g.vBits) << 27u),
+    (g.kScale * 2u + block) | (min(4u, g.n - block * 4u) << 28u),
+    g.vScale * 2u + block);
 }
+fn nibbleOf(bits: u32) -> u32 { return select(bits, select(9u, 10u, bits == 32u), bits > 8u); }
+const PLACE = 0x7ffffffu;
+
+/// The vector that holds this lane's 8 channels of a packed half block, for 3 bits their low two; the first four of 8 bits.
+fn rawAt(half: u32, sub: u32) -> vec4<u32> {
+  let nibble = half >> 27u;
+  // 8, 4, 2, 1 bits: 2, 1, 1/2, 1/4 vectors a lane.
+  let shift = select((0x12230u >> (nibble * 4u)) & 15u, 0u, nibble >= 8u);
+  return cache[(half & PLACE) + ((sub * 2u) >> shift)];
+}
+/// Codes of the first 4 channels in the low nibbles of the bytes, of the others in the high ones.
+fn nibbles(half: u32, raw: vec4<u32>, sub: u32) -> vec4<u32> {
+  let nibble = half >> 27u;
+  if (nibble == 4u) { return raw; }
+  if (nibble == 1u) { return ones(raw, sub); }
+  var codes = twos(raw, sub);
+  if (nibble == 3u) { codes |= ones(cache[(half & PLACE) + (CHUNKS + 3u) / 4u + sub / 4u], sub) << vec4(2u); }
+  return codes;
+}
+/// The other four channels of 8 bits.
+fn secondAt(half: u32, sub: u32) -> vec4<u32> { return cache[(half & PLACE) + min(sub * 2u + 1u, CHUNKS - 1u)]; }
 fn twos(v: vec4<u32>, sub: u32) -> vec4<u32> {
   let x = v >> vec4((sub & 1u) * 4u);
   return (x & vec4(0x03030303u)) | ((x << vec4(2u)) & vec4(0x30303030u));
@@ -63,175 +78,72 @@ fn ones(v: vec4<u32>, sub: u32) -> vec4<u32> {
   let x = v >> vec4((sub & 3u) * 2u);
   return (x & vec4(0x01010101u)) | ((x << vec4(3u)) & vec4(0x10101010u));
 }
-/// Where the levels of `bits` begin in the table.
-fn lutBase(bits: u32, lane: u32) -> u32 {
+/// Where a half's levels begin in the table.
+fn lutBase(half: u32, lane: u32) -> u32 {
+  let bits = half >> 27u;
   let start = select(select(select(LEVELS_1, LEVELS_2, bits == 2u), LEVELS_3, bits == 3u), LEVELS_4, bits == 4u);
   return (lane | (start * 32u)) & 1023u;
 }
 
 /// A token's 8 channels of this lane in a float half; zero past HEAD_DIM.
-fn floats(bits: u32, at: u32, token: u32, sub: u32) -> array<vec4<f32>, 2> {
+struct Floats { low: vec4<f32>, high: vec4<f32> }
+fn floats(nibble: u32, at: u32, token: u32, sub: u32) -> Floats {
+  let bits = select(16u, 32u, nibble == 10u);
   let channel = token * HEAD_DIM + sub * 8u;
   if (HEAD_DIM % 8u == 0u) {
     if (bits == 16u) {
       let v = cache[at + channel / 8u];
-      return array(halves(v.x, v.y), halves(v.z, v.w));
+      return Floats(halves(v.x, v.y), halves(v.z, v.w));
     }
-    return array(bitcast<vec4<f32>>(cache[at + channel / 4u]), bitcast<vec4<f32>>(cache[at + channel / 4u + 1u]));
+    return Floats(bitcast<vec4<f32>>(cache[at + channel / 4u]), bitcast<vec4<f32>>(cache[at + channel / 4u + 1u]));
   }
-  var x = array<vec4<f32>, 2>();
-  for (var i = 0u; i < 2u && sub * 8u + i * 4u < HEAD_DIM; i++) {
-    if (bits == 16u) {
-      let w = at * 4u + channel / 2u + i * 2u;
-      x[i] = halves(words[w], words[w + 1u]);
-    } else {
-      let w = at * 4u + channel + i * 4u;
-      x[i] = bitcast<vec4<f32>>(vec4(words[w], words[w + 1u], words[w + 2u], words[w + 3u]));
-    }
-  }
+  var x = Floats();
+  x.low = fourFloats(bits, at, channel);
+  if (sub * 8u + 4u < HEAD_DIM) { x.high = fourFloats(bits, at, channel + 4u); }
   return x;
 }
-/// 4 scales of a block.
-fn scales(at: u32, block: u32) -> vec4<f32> {
-  let v = cache[at + block / 2u];
-  return select(halves(v.x, v.y), halves(v.z, v.w), (block & 1u) == 1u);
+fn fourFloats(bits: u32, at: u32, channel: u32) -> vec4<f32> {
+  if (bits == 16u) {
+    let w = at * 4u + channel / 2u;
+    return halves(words[w], words[w + 1u]);
+  }
+  let w = at * 4u + channel;
+  return bitcast<vec4<f32>>(vec4(words[w], words[w + 1u], words[w + 2u], words[w + 3u]));
+}
+/// 4 scales of a block, at a place in units of 8 bytes.
+fn scales(at: u32) -> vec4<f32> { return halves(words[at * 2u], words[at * 2u + 1u]); }
+
+fn maximumOf(x: f32, lane: u32) -> f32 {
+  let a = max(x, swap1(x, lane, 16u));
+  let b = max(a, swap1(a, lane, 8u));
+  let c = max(b, swap1(b, lane, 4u));
+  let d = max(c, swap1(c, lane, 2u));
+  return max(d, swap1(d, lane, 1u));
+}
+fn sumOf(x: f32, lane: u32) -> f32 {
+  let a = x + swap1(x, lane, 16u);
+  let b = a + swap1(a, lane, 8u);
+  let c = b + swap1(b, lane, 4u);
+  let d = c + swap1(c, lane, 2u);
+  return d + swap1(d, lane, 1u);
+}
+fn swap4(x: vec4<f32>, lane: u32, mask: u32) -> vec4<f32> { return vec4(swap2(x.xy, lane, mask), swap2(x.zw, lane, mask)); }
+/// Over the teams; the same in each.
+fn teamSum(x: vec4<f32>, lane: u32) -> vec4<f32> {
+  var y = x;
+  if (LANES <= 16u) { y += swap4(y, lane, 16u); }
+  if (LANES <= 8u) { y += swap4(y, lane, 8u); }
+  if (LANES <= 4u) { y += swap4(y, lane, 4u); }
+  return y;
 }
 
-/// Writes the scores of a group's cells, from cell `cell` on. All lanes take part in every exchange.
-fn scoreGroup(g: Group, cell: u32, lane: u32) {
-  let sub = lane % LANES;
-  let team = lane / LANES;
-  let blocks = (g.n + 3u) / 4u;
-  let stride = blockVectors(g.kBits);
-  let base = lutBase(g.kBits, lane);
-  for (var first = 0u; first < blocks; first += TEAMS) {
-    let block = first + team;
-    if (block < blocks && sub * 8u < HEAD_DIM) {
-      let at = g.k + block * stride;
-      if (g.kBits <= 8u) {
-        let kScale = scales(g.kScale, block);
-        if (g.kBits < 8u) {
-          let codes = nibbles(g.kBits, at, sub);
-          dots(levels(codes.x, base), levels(codes.x >> 4u, base), levels(codes.y, base), levels(codes.y >> 4u, base),
-            levels(codes.z, base), levels(codes.z >> 4u, base), levels(codes.w, base), levels(codes.w >> 4u, base));
-        } else {
-          let a = cache[at + sub * 2u];
-          let b = cache[at + min(sub * 2u + 1u, CHUNKS - 1u)];
-          dots(bytes(a.x), bytes(b.x), bytes(a.y), bytes(b.y), bytes(a.z), bytes(b.z), bytes(a.w), bytes(b.w));
-        }
-        for (var h = 0u; h < GROUP; h++) { s[h] = s[h] * kScale + qMean[h]; }
-      } else {
-        dotFloats(g.kBits, at, sub);
-      }
-    } else {
-      for (var h = 0u; h < GROUP; h++) { s[h] = vec4(0.0); }
-    }
-    // Sums over the lanes of a block; each lane keeps one token.
-    let token = select(0u, 2u, (sub & (LANES / 2u)) != 0u) + select(0u, 1u, (sub & (LANES / 4u)) != 0u);
-    for (var h = 0u; h < GROUP; h++) {
-      let upper = token >= 2u;
-      let two = select(s[h].xy, s[h].zw, upper) + swap2(select(s[h].zw, s[h].xy, upper), lane, LANES / 2u);
-      let odd = (token & 1u) == 1u;
-      var x = select(two.x, two.y, odd) + swap1(select(two.y, two.x, odd), lane, LANES / 4u);
-      for (var mask = LANES / 8u; mask > 0u; mask /= 2u) { x += swap1(x, lane, mask); }
-      if (block < blocks && (sub & (LANES / 4u - 1u)) == 0u) {
-        scores[h * MAX_CELLS + cell + block * 4u + token] = select(NEVER, x, block * 4u + token < g.n);
-      }
-    }
-  }
-}
-fn dots(a0: vec4<f32>, b0: vec4<f32>, a1: vec4<f32>, b1: vec4<f32>, a2: vec4<f32>, b2: vec4<f32>, a3: vec4<f32>, b3: vec4<f32>) {
-  for (var h = 0u; h < GROUP; h++) {
-    let x = q[2u * h];
-    let y = q[2u * h + 1u];
-    s[h] = vec4(dot(x, a0) + dot(y, b0), dot(x, a1) + dot(y, b1), dot(x, a2) + dot(y, b2), dot(x, a3) + dot(y, b3));
-  }
-}
-fn dotFloats(bits: u32, at: u32, sub: u32) {
-  let a = floats(bits, at, 0u, sub);
-  let b = floats(bits, at, 1u, sub);
-  let c = floats(bits, at, 2u, sub);
-  let d = floats(bits, at, 3u, sub);
-  dots(a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]);
-}
-
-/// Adds a group's weighted values to `acc`.
-fn addGroup(g: Group, cell: u32, lane: u32) {
-  let sub = lane % LANES;
-  if (sub * 8u >= HEAD_DIM) { return; }
-  let blocks = (g.n + 3u) / 4u;
-  let stride = blockVectors(g.vBits);
-  let base = lutBase(g.vBits, lane);
-  for (var block = lane / LANES; block < blocks; block += TEAMS) {
-    let at = g.v + block * stride;
-    let w = cell / 4u + block;
-    if (g.vBits <= 8u) {
-      let vScale = scales(g.vScale, block);
-      if (g.vBits < 8u) {
-        let codes = nibbles(g.vBits, at, sub);
-        add(w, vScale, levels(codes.x, base), levels(codes.y, base), levels(codes.z, base), levels(codes.w, base),
-          levels(codes.x >> 4u, base), levels(codes.y >> 4u, base), levels(codes.z >> 4u, base), levels(codes.w >> 4u, base));
-      } else {
-        let a = cache[at + sub * 2u];
-        let b = cache[at + min(sub * 2u + 1u, CHUNKS - 1u)];
-        add(w, vScale, bytes(a.x), bytes(a.y), bytes(a.z), bytes(a.w), bytes(b.x), bytes(b.y), bytes(b.z), bytes(b.w));
-      }
-    } else {
-      for (var t = 0u; t < 4u; t++) {
-        // What lies past the written slots may be no number.
-        if (block * 4u + t < g.n) {
-          let v = floats(g.vBits, at, t, sub);
-          for (var h = 0u; h < GROUP; h++) {
-            let x = weights[h * MAX_BLOCKS + w][t];
-            acc[2u * h] += x * v[0];
-            acc[2u * h + 1u] += x * v[1];
-          }
-        }
-      }
-    }
-  }
-}
-fn add(w: u32, vScale: vec4<f32>, a0: vec4<f32>, a1: vec4<f32>, a2: vec4<f32>, a3: vec4<f32>,
-  b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>) {
-  for (var h = 0u; h < GROUP; h++) {
-    let x = weights[h * MAX_BLOCKS + w] * vScale;
-    acc[2u * h] += vec4(dot(x, a0), dot(x, a1), dot(x, a2), dot(x, a3));
-    acc[2u * h + 1u] += vec4(dot(x, b0), dot(x, b1), dot(x, b2), dot(x, b3));
-  }
-}
-
-/// Scores of `blocks` blocks -> weights; moves the running maximum, sums and values along.
-fn weigh(blocks: u32, lane: u32, scoreAt: u32) {
-  for (var h = 0u; h < GROUP; h++) {
-    var largest = NEVER;
-    for (var b = lane; b < blocks; b += 32u) {
-      let at = h * MAX_CELLS + b * 4u;
-      largest = max(largest, max(max(scores[at], scores[at + 1u]), max(scores[at + 2u], scores[at + 3u])));
-    }
-    for (var mask = 16u; mask > 0u; mask /= 2u) { largest = max(largest, swap1(largest, lane, mask)); }
-    let before = maxima[h];
-    largest = max(largest, before);
-    maxima[h] = largest;
-    let shrink = exp(before - largest);
-    acc[2u * h] *= shrink;
-    acc[2u * h + 1u] *= shrink;
-    var sum = sums[h] * shrink;
-    for (var b = lane; b < blocks; b += 32u) {
-      let at = h * MAX_CELLS + b * 4u;
-      let x = vec4(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
-      let w = select(exp(x - largest), vec4(0.0), x <= vec4(NEVER));
-      weights[h * MAX_BLOCKS + b] = w;
-      sum += (w.x + w.y) + (w.z + w.w);
-      if (params.scoreStride > 0u) {
-        let to = scoreAt + h * params.scoreStride + b * 4u;
-        scoresOut[to] = x.x;
-        scoresOut[to + 1u] = x.y;
-        scoresOut[to + 2u] = x.z;
-        scoresOut[to + 3u] = x.w;
-      }
-    }
-    sums[h] = sum;
-  }
+/// What is needed of a record before its cells.
+struct Header { counts: vec4<u32>, mean: u32, groups: u32 }
+fn headerAt(segment: u32, kvHead: u32) -> Header {
+  let block = segments[segment];
+  let tokens = words[block * 4u + 1u];
+  let record = block + words[block * 4u + 4u + kvHead] / 16u;
+  return Header(cache[record], record + meanAt(tokens), record + groupsAt(tokens));
 }
 
 @compute @workgroup_size(32)
@@ -243,89 +155,254 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let sub = lane % LANES;
   let team = lane / LANES;
 
+  let own = min(sub, (HEAD_DIM - 1u) / 8u);
+  // The token of a block that a lane keeps when scores are summed.
+  let upper = (sub & (LANES / 2u)) != 0u;
+  let odd = (sub & (LANES / 4u)) != 0u;
+  let token = select(0u, 2u, upper) + select(0u, 1u, odd);
+
   fillLut(lane);
-  for (var h = 0u; h < GROUP; h++) {
-    let at = item.q + (row * HEADS + kvHead * GROUP + h) * HEAD_DIM + sub * 8u;
-    q[2u * h] = vec4(0.0);
-    q[2u * h + 1u] = vec4(0.0);
+  // Of each query head: its query and output in this lane's channels, the softmax's maximum and this lane's share of its sum, the query times
+  // the segment's mean. Variables of their own: arrays, and variables outside of functions, may end up in memory.
+  // each $h
+  var qa$h = vec4<f32>();
+  var qb$h = vec4<f32>();
+  var outA$h = vec4<f32>();
+  var outB$h = vec4<f32>();
+  var maximum$h = NEVER;
+  var sum$h = 0.0;
+  var qMean$h = 0.0;
+  {
+    let at = item.q + (row * HEADS + kvHead * GROUP + $hu) * HEAD_DIM + sub * 8u;
     if (sub * 8u < HEAD_DIM) {
-      q[2u * h] = params.scale * vec4(queries[at], queries[at + 1u], queries[at + 2u], queries[at + 3u]);
+      qa$h = params.scale * vec4(queries[at], queries[at + 1u], queries[at + 2u], queries[at + 3u]);
     }
     if (sub * 8u + 4u < HEAD_DIM) {
-      q[2u * h + 1u] = params.scale * vec4(queries[at + 4u], queries[at + 5u], queries[at + 6u], queries[at + 7u]);
+      qb$h = params.scale * vec4(queries[at + 4u], queries[at + 5u], queries[at + 6u], queries[at + 7u]);
     }
-    acc[2u * h] = vec4(0.0);
-    acc[2u * h + 1u] = vec4(0.0);
-    maxima[h] = NEVER;
-    sums[h] = 0.0;
   }
+  // end
   workgroupBarrier();
 
   let scoreRow = (row * HEADS + kvHead * GROUP) * params.scoreStride + split.scores;
   let exact = split.count == 0u;
+  var head = Header();
+  var mean = vec4<u32>();
+  if (!exact) {
+    head = headerAt(split.first, kvHead);
+    mean = cache[head.mean + min(sub, (HEAD_DIM - 1u) / 8u)];
+  }
   for (var i = 0u; i < max(1u, split.count); i++) {
-    var counts: vec4<u32>;
-    var start: u32;
+    var count = 0u;
     if (exact) {
-      // A piece of the exact part reads as one group of the tier that holds floats of its width.
-      let seen = max(item.visible + row, split.first) - split.first;
-      counts = vec4(min(SEGMENT_TOKENS, seen) << select(8u, 0u, item.exactBits == 32u), 0u, 0u, 0u);
-      start = 0u;
+      // A piece of the exact part reads as one group of floats.
+      let seen = min(SEGMENT_TOKENS, max(item.visible + row, split.first) - split.first);
+      count = (seen + 3u) / 4u;
+      let k = exactAt(item, kvHead, split.first);
+      let g = Group(seen, item.exactBits, item.exactBits, 0u, 0u, k, k + exactHalf(item), 0u);
+      if (lane < count) { blocks[lane] = describe(g, lane); }
     } else {
-      let block = segments[split.first + i];
-      let tokens = words[block * 4u + 1u];
-      let record = block + words[block * 4u + 4u + kvHead] / 16u;
-      counts = cache[record];
-      start = record + groupsAt(tokens);
-      let mean = cache[record + meanAt(tokens) + min(sub, (HEAD_DIM - 1u) / 8u)];
-      for (var h = 0u; h < GROUP; h++) {
-        qMean[h] = dot(q[2u * h], halves(mean.x, mean.y));
-        if (sub * 8u + 4u < HEAD_DIM) { qMean[h] += dot(q[2u * h + 1u], halves(mean.z, mean.w)); }
+      let now = head;
+      // Past HEAD_DIM the query is zero.
+      // each $h
+      qMean$h = dot(qa$h, halves(mean.x, mean.y)) + dot(qb$h, halves(mean.z, mean.w));
+      // end
+      if (i + 1u < split.count) {
+        head = headerAt(split.first + i + 1u, kvHead);
+        mean = cache[head.mean + min(sub, (HEAD_DIM - 1u) / 8u)];
       }
-    }
-    var cell = 0u;
-    var at = start;
-    for (var tier = 0u; tier < TIER_COUNT; tier++) {
-      let n = countOf(counts, tier);
-      if (n > 0u) {
-        var g = groupAt(tier, n, at);
-        if (exact) { g.k = exactAt(item, kvHead, split.first); }
-        scoreGroup(g, cell, lane);
-        cell += (n + 3u) & 0xfffffffcu;
-        at = g.end;
+      var at = now.groups;
+      for (var tier = 0u; tier < TIER_COUNT; tier++) {
+        let n = countOf(now.counts, tier);
+        if (n > 0u) {
+          let g = groupAt(tier, n, at);
+          let last = count + (n + 3u) / 4u;
+          for (var b = lane; b < last; b += 32u) { if (b >= count) { blocks[b] = describe(g, b - count); } }
+          count = last;
+          at = g.end;
+        }
       }
     }
     workgroupBarrier();
-    weigh(cell / 4u, lane, scoreRow + i * MAX_CELLS);
-    workgroupBarrier();
-    cell = 0u;
-    at = start;
-    for (var tier = 0u; tier < TIER_COUNT; tier++) {
-      let n = countOf(counts, tier);
-      if (n > 0u) {
-        var g = groupAt(tier, n, at);
-        if (exact) { g.v = exactAt(item, kvHead, split.first) + exactHalf(item); }
-        addGroup(g, cell, lane);
-        cell += (n + 3u) & 0xfffffffcu;
-        at = g.end;
+    // (2) A team without a block repeats the last one, unheard: all lanes take part in every exchange.
+    var next = vec4<u32>();
+    var raw = vec4<u32>();
+    var scale = vec4<f32>();
+    if (count > 0u) {
+      next = blocks[min(team, count - 1u)];
+      if ((next.x >> 27u) <= 8u) {
+        raw = rawAt(next.x, own);
+        scale = scales(next.z & 0xfffffffu);
       }
     }
+    for (var first = 0u; first < count; first += TEAMS) {
+      let d = next;
+      let now = raw;
+      let kScale = scale;
+      next = blocks[min(first + team + TEAMS, count - 1u)];
+      if ((next.x >> 27u) <= 8u) {
+        raw = rawAt(next.x, own);
+        scale = scales(next.z & 0xfffffffu);
+      }
+      let nibble = d.x >> 27u;
+      var t0: Floats;
+      var t1: Floats;
+      var t2: Floats;
+      var t3: Floats;
+      if (nibble < 8u) {
+        let codes = nibbles(d.x, now, own);
+        let base = lutBase(d.x, lane);
+        t0 = Floats(levels(codes.x, base), levels(codes.x >> 4u, base));
+        t1 = Floats(levels(codes.y, base), levels(codes.y >> 4u, base));
+        t2 = Floats(levels(codes.z, base), levels(codes.z >> 4u, base));
+        t3 = Floats(levels(codes.w, base), levels(codes.w >> 4u, base));
+      } else if (nibble == 8u) {
+        let b = secondAt(d.x, own);
+        t0 = Floats(bytes(now.x), bytes(b.x));
+        t1 = Floats(bytes(now.y), bytes(b.y));
+        t2 = Floats(bytes(now.z), bytes(b.z));
+        t3 = Floats(bytes(now.w), bytes(b.w));
+      } else {
+        t0 = floats(nibble, d.x & PLACE, 0u, own);
+        t1 = floats(nibble, d.x & PLACE, 1u, own);
+        t2 = floats(nibble, d.x & PLACE, 2u, own);
+        t3 = floats(nibble, d.x & PLACE, 3u, own);
+      }
+      let factor = select(vec4(1.0), kScale, nibble <= 8u);
+      let block = first + team;
+      let writes = block < count && (sub & (LANES / 4u - 1u)) == 0u;
+      let there = token < (d.z >> 28u);
+      // each $h
+      {
+        let mean = select(0.0, qMean$h, nibble <= 8u);
+        let s = factor * vec4(
+          dot(qa$h, t0.low) + dot(qb$h, t0.high),
+          dot(qa$h, t1.low) + dot(qb$h, t1.high),
+          dot(qa$h, t2.low) + dot(qb$h, t2.high),
+          dot(qa$h, t3.low) + dot(qb$h, t3.high)) + mean;
+        // Sums over the lanes of a block; each lane keeps one token.
+        let two = select(s.xy, s.zw, upper) + swap2(select(s.zw, s.xy, upper), lane, LANES / 2u);
+        var x = select(two.x, two.y, odd) + swap1(select(two.y, two.x, odd), lane, LANES / 4u);
+        if (LANES >= 8u) { x += swap1(x, lane, LANES / 8u); }
+        if (LANES >= 16u) { x += swap1(x, lane, LANES / 16u); }
+        if (LANES >= 32u) { x += swap1(x, lane, LANES / 32u); }
+        if (writes) { scores[$hu * MAX_CELLS + block * 4u + token] = select(NEVER, x, there); }
+      }
+      // end
+    }
+    workgroupBarrier();
+
+    // (3)
+    // each $h
+    {
+      var largest = NEVER;
+      for (var b = lane; b < count; b += 32u) {
+        let at = $hu * MAX_CELLS + b * 4u;
+        largest = max(largest, max(max(scores[at], scores[at + 1u]), max(scores[at + 2u], scores[at + 3u])));
+      }
+      largest = max(maximumOf(largest, lane), maximum$h);
+      let shrink = exp(maximum$h - largest);
+      maximum$h = largest;
+      outA$h *= shrink;
+      outB$h *= shrink;
+      sum$h *= shrink;
+      for (var b = lane; b < count; b += 32u) {
+        let at = $hu * MAX_CELLS + b * 4u;
+        let x = vec4(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
+        let w = select(exp(x - largest), vec4(0.0), x <= vec4(NEVER));
+        weights[$hu * MAX_BLOCKS + b] = w;
+        sum$h += (w.x + w.y) + (w.z + w.w);
+        if (params.scoreStride > 0u) {
+          let to = scoreRow + i * MAX_CELLS + $hu * params.scoreStride + b * 4u;
+          scoresOut[to] = x.x;
+          scoresOut[to + 1u] = x.y;
+          scoresOut[to + 2u] = x.z;
+          scoresOut[to + 3u] = x.w;
+        }
+      }
+    }
+    // end
+    workgroupBarrier();
+
+    // (4)
+    if (count > 0u) {
+      next = blocks[min(team, count - 1u)];
+      if ((next.y >> 27u) <= 8u) {
+        raw = rawAt(next.y, own);
+        scale = scales(next.w);
+      }
+    }
+    for (var block = team; block < count; block += TEAMS) {
+      let d = next;
+      let now = raw;
+      let vScale = scale;
+      next = blocks[min(block + TEAMS, count - 1u)];
+      if ((next.y >> 27u) <= 8u) {
+        raw = rawAt(next.y, own);
+        scale = scales(next.w);
+      }
+      let nibble = d.y >> 27u;
+      if (nibble <= 8u) {
+        // c0: values of the first channel for 4 tokens, and of the fifth.
+        var c0: Floats;
+        var c1: Floats;
+        var c2: Floats;
+        var c3: Floats;
+        if (nibble < 8u) {
+          let codes = nibbles(d.y, now, own);
+          let base = lutBase(d.y, lane);
+          c0 = Floats(levels(codes.x, base), levels(codes.x >> 4u, base));
+          c1 = Floats(levels(codes.y, base), levels(codes.y >> 4u, base));
+          c2 = Floats(levels(codes.z, base), levels(codes.z >> 4u, base));
+          c3 = Floats(levels(codes.w, base), levels(codes.w >> 4u, base));
+        } else {
+          let b = secondAt(d.y, own);
+          c0 = Floats(bytes(now.x), bytes(b.x));
+          c1 = Floats(bytes(now.y), bytes(b.y));
+          c2 = Floats(bytes(now.z), bytes(b.z));
+          c3 = Floats(bytes(now.w), bytes(b.w));
+        }
+        // each $h
+        {
+          let x = weights[$hu * MAX_BLOCKS + block] * vScale;
+          outA$h += vec4(dot(x, c0.low), dot(x, c1.low), dot(x, c2.low), dot(x, c3.low));
+          outB$h += vec4(dot(x, c0.high), dot(x, c1.high), dot(x, c2.high), dot(x, c3.high));
+        }
+        // end
+      } else {
+        let n = d.z >> 28u;
+        var t0 = floats(nibble, d.y & PLACE, 0u, own);
+        var t1 = floats(nibble, d.y & PLACE, 1u, own);
+        var t2 = floats(nibble, d.y & PLACE, 2u, own);
+        var t3 = floats(nibble, d.y & PLACE, 3u, own);
+        // What lies past the written slots may be no number.
+        if (n < 4u) {
+          t3 = Floats();
+          if (n < 3u) { t2 = Floats(); }
+          if (n < 2u) { t1 = Floats(); }
+        }
+        // each $h
+        {
+          let x = weights[$hu * MAX_BLOCKS + block];
+          outA$h += x.x * t0.low + x.y * t1.low + x.z * t2.low + x.w * t3.low;
+          outB$h += x.x * t0.high + x.y * t1.high + x.z * t2.high + x.w * t3.high;
+        }
+        // end
+      }
+    }
+    workgroupBarrier();
   }
 
   // Over the teams, then to memory.
-  for (var h = 0u; h < GROUP; h++) {
-    var sum = sums[h];
-    for (var mask = 16u; mask > 0u; mask /= 2u) { sum += swap1(sum, lane, mask); }
-    var a = acc[2u * h];
-    var b = acc[2u * h + 1u];
-    for (var mask = 16u; mask >= LANES; mask /= 2u) {
-      a += vec4(swap2(a.xy, lane, mask), swap2(a.zw, lane, mask));
-      b += vec4(swap2(b.xy, lane, mask), swap2(b.zw, lane, mask));
-    }
-    let to = ((id.x * params.rows + row) * HEADS + kvHead * GROUP + h) * (HEAD_DIM + 2u);
+  // each $h
+  {
+    let total = sumOf(sum$h, lane);
+    let a = teamSum(outA$h, lane);
+    let b = teamSum(outB$h, lane);
+    let to = ((id.x * params.rows + row) * HEADS + kvHead * GROUP + $hu) * (HEAD_DIM + 2u);
     if (lane == 0u) {
-      partials[to] = maxima[h];
-      partials[to + 1u] = sum;
+      partials[to] = maximum$h;
+      partials[to + 1u] = total;
     }
     if (team == 0u) {
       for (var c = 0u; c < 4u; c++) {
@@ -334,4 +411,5 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       }
     }
   }
+  // end
 }

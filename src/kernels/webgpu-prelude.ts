@@ -1,4 +1,14 @@
-import { CODEBOOKS, DROP, MASS_ONE, pad4, SEGMENT_TOKENS, TIERS } from './layout.ts';
+import { THRESHOLDS } from './cache-math.ts';
+import {
+  CODEBOOK_UNIT,
+  CODEBOOKS,
+  DROP,
+  hadamardSize,
+  MASS_ONE,
+  pad4,
+  SEGMENT_TOKENS,
+  TIERS,
+} from './layout.ts';
 
 /** What the shaders are specialised for: attention of one model. */
 export interface HeadShape {
@@ -19,6 +29,9 @@ const packed = (half: 'kBits' | 'vBits', from: number): string =>
 /** Lanes that share a block of 4 tokens, 8 channels each; at least 4, so that a lane can keep one token's score. */
 export const lanesOf = (headDim: number): number => Math.max(4, 2 ** Math.ceil(Math.log2(headDim / 8)));
 
+/** A float32 in full, with the point that WGSL wants. */
+const f32Literal = (x: number): string => `${Math.fround(x).toExponential()}f`;
+
 /** The constants in front of every shader, from layout.ts: the layout is written down once. */
 export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
   const levels: number[] = [];
@@ -32,6 +45,8 @@ export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
     `const KV_HEADS = ${kvHeads}u;`,
     `const GROUP = ${heads / kvHeads}u;`,
     `const HEAD_DIM = ${headDim}u;`,
+    `const HADAMARD = ${hadamardSize(headDim)}u;`,
+    `const HADAMARD_NORM = ${f32Literal(1 / Math.sqrt(hadamardSize(headDim)))};`,
     `const LANES = ${lanesOf(headDim)}u;`,
     `const DROP = ${DROP}u;`,
     `const TIER_COUNT = ${TIERS.length}u;`,
@@ -52,3 +67,32 @@ export const fillLut = (): string =>
     .flatMap((bits) => CODEBOOKS[bits])
     .map((level, i) => `  lut[${i}u * 32u + lane] = ${level}.0;`)
     .join('\n')}\n}\n`;
+
+/** Repeats the lines between `// each $h` and `// end` for h = 0 .. count - 1, $h replaced. */
+export const unroll = (source: string, count: number): string =>
+  source.replaceAll(/^ *\/\/ each \$h\n([\s\S]*?)^ *\/\/ end\n/gm, (_, body: string) =>
+    Array.from({ length: count }, (_, h) => body.replaceAll('$h', String(h))).join(''),
+  );
+
+/** What encoding needs of the codebooks: levels of codes, levels below a magnitude (in codebook units, doubled), units. */
+export function codebookFunctions(): string {
+  const all = [1, 2, 3, 4] as const;
+  const cases = (line: (bits: 1 | 2 | 3 | 4) => string): string =>
+    all.map((bits) => `    case ${bits}u: { ${line(bits)} }`).join('\n');
+  const body = (name: string, line: (bits: 1 | 2 | 3 | 4) => string, other: string): string =>
+    `fn ${name} {\n  switch bits {\n${cases(line)}\n    default: { ${other} }\n  }\n}\n`;
+  return [
+    body(
+      'levelOf(bits: u32, code: u32) -> f32',
+      (bits) =>
+        `var levels = array(${CODEBOOKS[bits].map((x) => `${x}.0`).join(', ')}); return levels[code];`,
+      'return f32(bitcast<i32>(code << 24u) >> 24u);',
+    ),
+    body(
+      'levelsBelow(bits: u32, x: f32) -> u32',
+      (bits) => `return ${THRESHOLDS[bits].map((t) => `select(0u, 1u, x > ${t}.0)`).join(' + ') || '0u'};`,
+      'return 0u;',
+    ),
+    body('unitOf(bits: u32) -> f32', (bits) => `return ${f32Literal(CODEBOOK_UNIT[bits])};`, 'return 1.0;'),
+  ].join('\n');
+}

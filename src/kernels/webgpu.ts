@@ -1,6 +1,6 @@
 import { UnsupportedModelError } from '../core/errors.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
-import { fillLut, type HeadShape, shaderPrelude } from './webgpu-prelude.ts';
+import { fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
 import { COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
 export const SHADER_FILES = [
@@ -10,6 +10,10 @@ export const SHADER_FILES = [
   'attend',
   'attend-combine',
   'attend-mass',
+  'append',
+  'hadamard',
+  'encode',
+  'decay',
 ] as const;
 export type ShaderSources = Readonly<Record<(typeof SHADER_FILES)[number], string>>;
 
@@ -92,7 +96,7 @@ export function createWebGpuAttention({
     prelude,
     shaders.common,
     fillLut(),
-    shaders.attend,
+    unroll(shaders.attend, heads / kvHeads),
   );
   const combinePipeline = pipeline('attend-combine', prelude, shaders.common, shaders['attend-combine']);
   const massPipeline = pipeline('attend-mass', prelude, shaders.common, shaders['attend-mass']);

@@ -1,33 +1,6 @@
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { deviceDescriptor } from '../../src/kernels/webgpu.ts';
 import { shadersFrom } from '../../src/kernels/webgpu-files.ts';
 import { COPY_DST, COPY_SRC, MAP_MODE_READ, MAP_READ, STORAGE } from '../../src/kernels/webgpu-usage.ts';
-
-/** SwiftShader as Debian's chromium brings it: a software adapter for machines without a GPU. */
-const SWIFTSHADER = '/usr/lib/chromium/vk_swiftshader_icd.json';
-
-/**
- * A device of npm `webgpu` (Dawn). Without any adapter this throws and says what to install: a missing device is never a skipped test.
- */
-export async function webGpuDevice(): Promise<GPUDevice> {
-  if (!process.env.VK_ICD_FILENAMES && !process.env.VK_DRIVER_FILES && existsSync(SWIFTSHADER))
-    process.env.VK_ICD_FILENAMES = SWIFTSHADER;
-  const dawn = (await import('webgpu')) as unknown as {
-    create(flags: string[]): GPU;
-    globals: Record<string, unknown>;
-  };
-  Object.assign(globalThis, dawn.globals);
-  const gpu = dawn.create([]);
-  // Held for good: Dawn's instance must outlive its devices.
-  Object.defineProperty(globalThis.navigator, 'gpu', { value: gpu, configurable: true });
-  const adapter = await gpu.requestAdapter();
-  if (!adapter)
-    throw new Error(
-      'no WebGPU adapter: install a Vulkan driver, or the software one: apt-get install -y libvulkan1 chromium (which brings SwiftShader)',
-    );
-  return adapter.requestDevice(deviceDescriptor(adapter));
-}
 
 export const shaders = () => shadersFrom(join(import.meta.dirname, '../../shaders'));
 

@@ -2,8 +2,8 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { exactMassAt, MASS_ONE } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { subgroupsOf } from '../../src/kernels/webgpu.ts';
+import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
-import { webGpuDevice } from '../helpers/webgpu.ts';
 import { attendTruth, largestDifference, massesOf } from './attend-truth.ts';
 import { ATTEND_CASES, buildCache, type CacheCase } from './cache-cases.ts';
 import { attendOnDevice } from './webgpu-run.ts';
@@ -13,7 +13,7 @@ const TOLERANCE = 5e-6;
 
 // Dawn's promises do not keep Node's event loop turning.
 const alive = setInterval(() => {}, 1000);
-const device = await webGpuDevice();
+const device = await openWebGpuInNode();
 /** Subgroups of 32 are there on some devices only; the other way is everywhere. */
 const WAYS = subgroupsOf(device) ? [{ subgroups: false }, { subgroups: true }] : [{ subgroups: false }];
 afterAll(() => {

@@ -1,0 +1,277 @@
+// Writes records: of exact slots (encode), or of an older record under coarser tiers (recode). A half whose bits do not change moves
+// bit for bit; another is quantised: nearest levels of x / rms(x), and the scale |x|^2 / <x, levels>, which keeps <decoded, x> = |x|^2.
+//
+// Dispatch [jobs]; 128 threads: one a token, then one for each half block of 4 tokens.
+
+struct Job {
+  source: u32,      // the exact part's keys at the first slot, or the older record, in units of 16 bytes
+  values: u32,      // the exact part's values likewise; not used for a record
+  bits: u32,        // 16 or 32: exact slots; 0: a record
+  tokens: u32,      // 1..128
+  tiers: u32,       // word index into `tiers`: u8 [tokens], a tier id or DROP
+  target_: u32,     // the new record, in units of 16 bytes; lies apart from all sources
+  massFrom: u32,    // word index of the slots' or the older cells' mass; 0: none
+  massTo: u32,      // word index of the new cells' mass; 0: none
+}
+
+@group(0) @binding(0) var<storage, read> jobs: array<Job>;
+@group(0) @binding(1) var<storage, read> tiers: array<u32>;
+@group(0) @binding(2) var<storage, read_write> words: array<u32>;      // the cache
+
+var<workgroup> tierOf: array<u32, 128>;
+var<workgroup> oldTierOf: array<u32, 128>;
+var<workgroup> counts: array<atomic<u32>, 16>;
+var<workgroup> oldCounts: array<atomic<u32>, 16>;
+var<workgroup> cellOf: array<u32, 128>;       // within its tier
+var<workgroup> oldCellOf: array<u32, 128>;
+var<workgroup> mean: array<f32, HEAD_DIM>;
+
+fn byteAt(at: u32, byte: u32) -> u32 { return (words[at * 4u + byte / 4u] >> ((byte & 3u) * 8u)) & 255u; }
+fn halfAt(at: u32, index: u32) -> f32 {
+  let pair = unpack2x16float(words[at * 4u + index / 2u]);
+  return select(pair.x, pair.y, (index & 1u) == 1u);
+}
+
+/// The group of a tier: as many earlier groups are passed as there are lower tiers. `firstCell` counts padded cells before it.
+struct Place { group: Group, firstCell: u32 }
+fn placeOf(record: u32, tokens: u32, tier: u32, old: bool) -> Place {
+  var at = record + groupsAt(tokens);
+  var cell = 0u;
+  for (var id = 0u; id < tier; id++) {
+    let n = select(atomicLoad(&counts[id]), atomicLoad(&oldCounts[id]), old);
+    if (n > 0u) {
+      at = groupAt(id, n, at).end;
+      cell += (n + 3u) & 0xfffffffcu;
+    }
+  }
+  let n = select(atomicLoad(&counts[tier]), atomicLoad(&oldCounts[tier]), old);
+  return Place(groupAt(tier, n, at), cell);
+}
+
+/// Where a token's keys or values come from: floats at `at` (in words, from the token's first channel on), or codes in the half block at `at`
+/// (units of 16 bytes) with a scale's bits.
+struct Source { bits: u32, at: u32, cell: u32, scale: u32 }
+fn sourceOf(job: Job, token: u32, values: bool) -> Source {
+  if (job.bits != 0u) {
+    return Source(job.bits, select(job.source, job.values, values) * 4u + token * HEAD_DIM * job.bits / 32u, 0u, 0u);
+  }
+  let g = placeOf(job.source, job.tokens, oldTierOf[token], true).group;
+  let cell = oldCellOf[token];
+  let bits = select(g.kBits, g.vBits, values);
+  let start = select(g.k, g.v, values);
+  if (bits > 8u) { return Source(bits, start * 4u + cell * HEAD_DIM * bits / 32u, cell, 0u); }
+  let scales = select(g.kScale, g.vScale, values) * 4u;
+  let scale = (words[scales + cell / 2u] >> ((cell & 1u) * 16u)) & 0xffffu;
+  return Source(bits, start + cell / 4u * blockVectors(bits), cell, scale);
+}
+fn codeOf(s: Source, values: bool, channel: u32) -> u32 {
+  let token = s.cell & 3u;
+  let byte = select(token * 4u + (channel & 3u), (channel & 3u) * 4u + token, values);
+  let chunk = channel / 4u;
+  switch s.bits {
+    case 8u: { return byteAt(s.at + chunk, byte); }
+    case 4u: { return (byteAt(s.at + chunk / 2u, byte) >> ((chunk & 1u) * 4u)) & 15u; }
+    case 1u: { return (byteAt(s.at + chunk / 8u, byte) >> (chunk & 7u)) & 1u; }
+    default: {
+      let low = (byteAt(s.at + chunk / 4u, byte) >> ((chunk & 3u) * 2u)) & 3u;
+      if (s.bits == 2u) { return low; }
+      return low | (((byteAt(s.at + (CHUNKS + 3u) / 4u + chunk / 8u, byte) >> (chunk & 7u)) & 1u) << 2u);
+    }
+  }
+}
+/// A float source's value.
+fn valueOf(s: Source, channel: u32) -> f32 {
+  if (s.bits == 32u) { return bitcast<f32>(words[s.at + channel]); }
+  let pair = unpack2x16float(words[s.at + channel / 2u]);
+  return select(pair.x, pair.y, (channel & 1u) == 1u);
+}
+
+fn codeFor(bits: u32, x: f32, inverse: f32) -> u32 {
+  if (bits == 8u) { return bitcast<u32>(i32(round(x * inverse))) & 255u; }
+  let above = levelsBelow(bits, abs(x) * inverse);
+  let half = 1u << (bits - 1u);
+  return select(half - 1u - above, half + above, x > 0.0);
+}
+
+/// Writes 4 tokens' keys or values, `cells` of them there, and their scales.
+fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, cells: u32) {
+  let bits = select(g.kBits, g.vBits, values);
+  let at = (select(g.k, g.v, values) + block * blockVectors(bits)) * 4u;
+  if (bits > 8u) {
+    for (var t = 0u; t < cells; t++) {
+      let s = sourceOf(job, tokens[t], values);
+      let row = at + t * HEAD_DIM * bits / 32u;
+      for (var c = 0u; c < HEAD_DIM; c += 2u) {
+        let a = valueOf(s, c);
+        let b = valueOf(s, c + 1u);
+        if (bits == 16u) {
+          words[row + c / 2u] = toF16(a) | (toF16(b) << 16u);
+        } else {
+          words[row + c] = bitcast<u32>(a);
+          words[row + c + 1u] = bitcast<u32>(b);
+        }
+      }
+    }
+    return;
+  }
+  let vectors = blockVectors(bits);
+  for (var i = 0u; i < vectors * 4u; i++) { words[at + i] = 0u; }
+  var scales = array<u32, 4>();
+  for (var t = 0u; t < cells; t++) {
+    let s = sourceOf(job, tokens[t], values);
+    let moves = s.bits == bits;
+    // What is quantised (keys relative to the mean), or the codes that move.
+    var x = array<f32, HEAD_DIM>();
+    for (var c = 0u; c < HEAD_DIM; c++) {
+      if (s.bits > 8u) {
+        x[c] = valueOf(s, c) - select(mean[c], 0.0, values);
+      } else {
+        let code = codeOf(s, values, c);
+        x[c] = unpack2x16float(s.scale).x * levelOf(s.bits, code);
+        if (moves) { x[c] = f32(code); }
+      }
+    }
+    scales[t] = s.scale;
+    var inverse = 0.0;
+    if (!moves) {
+      // Four partial sums, as the other backends' vectors have.
+      var squares = vec4(0.0);
+      var largest = 0.0;
+      for (var c = 0u; c < HEAD_DIM; c += 4u) {
+        let y = vec4(x[c], x[c + 1u], x[c + 2u], x[c + 3u]);
+        squares += y * y;
+        let m = abs(y);
+        largest = max(largest, max(max(m.x, m.y), max(m.z, m.w)));
+      }
+      let xx = (squares.x + squares.y) + (squares.z + squares.w);
+      scales[t] = 0u;
+      // A vector of (almost) zeros has scale 0 and codes 0.
+      if (!(xx >= 1e-30 && xx < 3.0e38)) { continue; }
+      inverse = select(2.0 * unitOf(bits) / sqrt(xx / f32(HEAD_DIM)), 127.0 / largest, bits == 8u);
+      var products = array<f32, 4>();
+      for (var c = 0u; c < HEAD_DIM; c++) {
+        let code = codeFor(bits, x[c], inverse);
+        products[c & 3u] += x[c] * levelOf(bits, code);
+        x[c] = f32(code);
+      }
+      scales[t] = toF16(xx / ((products[0] + products[1]) + (products[2] + products[3])));
+    }
+    for (var c = 0u; c < HEAD_DIM; c++) {
+      let code = u32(x[c]);
+      let within = select(t * 4u + (c & 3u), (c & 3u) * 4u + t, values);
+      let chunk = c / 4u;
+      let lane = at + within / 4u;
+      let shift = (within & 3u) * 8u;
+      switch bits {
+        case 8u: { words[lane + chunk * 4u] |= code << shift; }
+        case 4u: { words[lane + chunk / 2u * 4u] |= code << (shift + (chunk & 1u) * 4u); }
+        case 1u: { words[lane + chunk / 8u * 4u] |= code << (shift + (chunk & 7u)); }
+        default: {
+          words[lane + chunk / 4u * 4u] |= (code & 3u) << (shift + (chunk & 3u) * 2u);
+          if (bits == 3u) {
+            words[lane + ((CHUNKS + 3u) / 4u + chunk / 8u) * 4u] |= (code >> 2u) << (shift + (chunk & 7u));
+          }
+        }
+      }
+    }
+  }
+  let to = select(g.kScale, g.vScale, values) * 4u + block * 2u;
+  words[to] = scales[0] | (scales[1] << 16u);
+  words[to + 1u] = scales[2] | (scales[3] << 16u);
+}
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let job = jobs[id.x];
+  let there = thread < job.tokens;
+  let recodes = job.bits == 0u;
+  if (there) {
+    let tier = (tiers[job.tiers + thread / 4u] >> ((thread & 3u) * 8u)) & 255u;
+    tierOf[thread] = tier;
+    if (tier != DROP) { atomicAdd(&counts[tier], 1u); }
+    if (recodes) {
+      let old = (byteAt(job.source + 1u, thread / 2u) >> ((thread & 1u) * 4u)) & 15u;
+      oldTierOf[thread] = old;
+      if (old != DROP) { atomicAdd(&oldCounts[old], 1u); }
+    }
+  }
+  // The mean of all tokens' keys, in order; a record keeps its own.
+  for (var c = thread; c < HEAD_DIM; c += 128u) {
+    if (recodes) {
+      mean[c] = halfAt(job.source + meanAt(job.tokens), c);
+    } else {
+      var sum = 0.0;
+      for (var t = 0u; t < job.tokens; t++) { sum += valueOf(Source(job.bits, job.source * 4u + t * HEAD_DIM * job.bits / 32u, 0u, 0u), c); }
+      mean[c] = unpack2x16float(toF16(sum / f32(job.tokens))).x;
+    }
+  }
+  workgroupBarrier();
+  if (there) {
+    var cell = 0u;
+    var oldCell = 0u;
+    for (var t = 0u; t < thread; t++) {
+      cell += select(0u, 1u, tierOf[t] == tierOf[thread]);
+      oldCell += select(0u, 1u, recodes && oldTierOf[t] == oldTierOf[thread]);
+    }
+    cellOf[thread] = cell;
+    oldCellOf[thread] = oldCell;
+  }
+  let to = job.target_ * 4u;
+  if (thread < 4u) {
+    var word = 0u;
+    for (var i = 0u; i < 4u; i++) { word |= atomicLoad(&counts[thread * 4u + i]) << (i * 8u); }
+    words[to + thread] = word;
+  }
+  let mapWords = (job.tokens + 31u) / 32u * 4u;
+  if (thread < mapWords) {
+    var word = 0u;
+    for (var i = 0u; i < 8u && thread * 8u + i < job.tokens; i++) { word |= tierOf[thread * 8u + i] << (i * 4u); }
+    words[to + 4u + thread] = word;
+  }
+  for (var c = thread; c < (HEAD_DIM + 7u) / 8u * 4u; c += 128u) {
+    var word = 0u;
+    if (c * 2u < HEAD_DIM) { word = toF16(mean[c * 2u]) | (toF16(mean[c * 2u + 1u]) << 16u); }
+    words[(job.target_ + meanAt(job.tokens)) * 4u + c] = word;
+  }
+  workgroupBarrier();
+
+  // Blocks of all groups one after the other, keys and values apart.
+  for (var tier = 0u; tier < TIER_COUNT; tier++) {
+    let n = atomicLoad(&counts[tier]);
+    let blocks = (n + 3u) / 4u;
+    if (n > 0u) {
+      let place = placeOf(job.target_, job.tokens, tier, false);
+      for (var i = thread; i < 2u * blocks; i += 128u) {
+        let block = i / 2u;
+        var tokens = vec4<u32>();
+        for (var t = 0u; t < job.tokens; t++) {
+          if (tierOf[t] == tier && cellOf[t] / 4u == block) { tokens[cellOf[t] & 3u] = t; }
+        }
+        let values = (i & 1u) == 1u;
+        let bits = select(place.group.kBits, place.group.vBits, values);
+        writeBlock(job, place.group, values, block, tokens, min(4u, n - block * 4u));
+        // Padding: cells past the last of a float block, scales up to 16 bytes.
+        if (bits > 8u) {
+          let at = (select(place.group.k, place.group.v, values) + block * blockVectors(bits)) * 4u;
+          for (var w = min(4u, n - block * 4u) * HEAD_DIM * bits / 32u; w < blockVectors(bits) * 4u; w++) { words[at + w] = 0u; }
+        } else if (block == blocks - 1u && (blocks & 1u) == 1u) {
+          let at = select(place.group.kScale, place.group.vScale, values) * 4u + blocks * 2u;
+          words[at] = 0u;
+          words[at + 1u] = 0u;
+        }
+      }
+      if (job.massTo != 0u) {
+        for (var c = thread; c < blocks * 4u; c += 128u) { if (c >= n) { words[job.massTo + place.firstCell + c] = 0u; } }
+      }
+    }
+  }
+  if (job.massTo != 0u && there && tierOf[thread] != DROP) {
+    var mass = 0u;
+    if (job.massFrom != 0u) {
+      var at = thread;
+      if (recodes) { at = placeOf(job.source, job.tokens, oldTierOf[thread], true).firstCell + oldCellOf[thread]; }
+      mass = words[job.massFrom + at];
+    }
+    words[job.massTo + placeOf(job.target_, job.tokens, tierOf[thread], false).firstCell + cellOf[thread]] = mass;
+  }
+}

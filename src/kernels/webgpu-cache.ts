@@ -1,0 +1,143 @@
+import type { ShaderSources } from './webgpu.ts';
+import { codebookFunctions, type HeadShape, shaderPrelude } from './webgpu-prelude.ts';
+import { COPY_DST, STORAGE } from './webgpu-usage.ts';
+
+/** One query row's place: struct Row of shaders/append.wgsl. */
+export interface AppendRow {
+  /** Byte offset of the exact part within the cache buffer. */
+  readonly exact: number;
+  readonly capacity: number;
+  readonly exactBits: 16 | 32;
+  /** The slot that receives the row's key and value. */
+  readonly slot: number;
+  /** Row of the cosine and sine tables: the position, or its index in a table of the chunk. */
+  readonly angle: number;
+}
+
+/** A record to write: struct Job of shaders/encode.wgsl. Byte offsets within the cache buffer; 0: no mass. */
+export interface EncodeJob {
+  /** Keys and values of the first exact slot, each of `bits`; or an older record, when `bits` is 0. */
+  readonly source: number;
+  readonly values: number;
+  readonly bits: 0 | 16 | 32;
+  /** A tier id or DROP for each token; their number is the record's. */
+  readonly tiers: Uint8Array;
+  /** Multiple of 16; the new record must overlap no source of the same dispatch. */
+  readonly target: number;
+  readonly massFrom: number;
+  readonly massTo: number;
+}
+
+/** A run of masses to decay: byte offset, u32 values, factor of 65536. */
+export interface DecayRange {
+  readonly at: number;
+  readonly count: number;
+  readonly numerator: number;
+}
+
+export interface WebGpuCacheKernels {
+  /** Rotates queries into `queries`, keys and values into the exact parts. q [rows, heads, headDim], k, v [rows, kvHeads, headDim]. */
+  append(
+    pass: GPUComputePassEncoder,
+    a: {
+      readonly rows: readonly AppendRow[];
+      readonly cosines: GPUBuffer;
+      readonly sines: GPUBuffer;
+      readonly q: GPUBuffer;
+      readonly k: GPUBuffer;
+      readonly v: GPUBuffer;
+      readonly queries: GPUBuffer;
+      readonly cache: GPUBuffer;
+    },
+  ): void;
+  /** Encodes exact slots or recodes records, side by side. */
+  encode(pass: GPUComputePassEncoder, jobs: readonly EncodeJob[], cache: GPUBuffer): void;
+  decay(pass: GPUComputePassEncoder, ranges: readonly DecayRange[], cache: GPUBuffer): void;
+}
+
+const MAX_DECAY_GROUPS = 64;
+
+/** What changes the packed cache on a GPU: shaders/append.wgsl, encode.wgsl and decay.wgsl. */
+export function createWebGpuCacheKernels(
+  device: GPUDevice,
+  shaders: ShaderSources,
+  shape: HeadShape,
+): WebGpuCacheKernels {
+  const prelude = shaderPrelude(shape);
+  const pipeline = (label: string, ...parts: string[]): GPUComputePipeline =>
+    device.createComputePipeline({
+      label,
+      layout: 'auto',
+      compute: { module: device.createShaderModule({ label, code: parts.join('\n') }) },
+    });
+  const append = pipeline('append', prelude, shaders.common, shaders.append, shaders.hadamard);
+  const encode = pipeline('encode', prelude, shaders.common, codebookFunctions(), shaders.encode);
+  const decay = pipeline('decay', shaders.decay);
+
+  const table = (words: readonly number[]): GPUBuffer => {
+    const data = Uint32Array.from(words);
+    const buffer = device.createBuffer({ size: Math.max(16, data.byteLength), usage: STORAGE | COPY_DST });
+    device.queue.writeBuffer(buffer, 0, data);
+    return buffer;
+  };
+  const dispatch = (
+    pass: GPUComputePassEncoder,
+    of: GPUComputePipeline,
+    buffers: readonly GPUBuffer[],
+    x: number,
+    y = 1,
+  ): void => {
+    pass.setPipeline(of);
+    pass.setBindGroup(
+      0,
+      device.createBindGroup({
+        layout: of.getBindGroupLayout(0),
+        entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
+      }),
+    );
+    pass.dispatchWorkgroups(x, y);
+  };
+
+  return {
+    append(pass, { rows, cosines, sines, q, k, v, queries, cache }) {
+      const words = rows.flatMap((r) => [r.exact / 16, r.capacity, r.exactBits, r.slot, r.angle]);
+      const buffers = [table(words), cosines, sines, q, k, v, queries, cache];
+      dispatch(pass, append, buffers, rows.length, shape.heads + 2 * shape.kvHeads);
+    },
+    encode(pass, jobs, cache) {
+      const tiers: number[] = [];
+      const words = jobs.flatMap((job) => {
+        const at = tiers.length;
+        for (let t = 0; t < job.tiers.length; t += 4)
+          tiers.push(
+            new DataView(Uint8Array.from([0, 1, 2, 3], (i) => job.tiers[t + i] ?? 0).buffer).getUint32(
+              0,
+              true,
+            ),
+          );
+        return [
+          job.source / 16,
+          job.values / 16,
+          job.bits,
+          job.tiers.length,
+          at,
+          job.target / 16,
+          job.massFrom / 4,
+          job.massTo / 4,
+        ];
+      });
+      dispatch(pass, encode, [table(words), table(tiers), cache], jobs.length);
+    },
+    decay(pass, ranges, cache) {
+      const words = ranges.flatMap((r) => [r.at / 4, r.count, r.numerator]);
+      const most = ranges.reduce((n, r) => Math.max(n, r.count), 1);
+      dispatch(
+        pass,
+        decay,
+        [table(words), cache],
+        Math.min(MAX_DECAY_GROUPS, Math.ceil(most / 64)),
+        ranges.length,
+      );
+    },
+  };
+}

@@ -1,0 +1,273 @@
+import { afterAll, describe, expect, it } from 'vitest';
+import { fromF16, tierGroups } from '../../src/kernels/cache-math.ts';
+import {
+  DROP,
+  exactBytes,
+  exactKAt,
+  exactMassAt,
+  exactVAt,
+  recordBytes,
+  recordCells,
+  TIER_IDS,
+  TIERS,
+} from '../../src/kernels/layout.ts';
+import { cacheReference } from '../../src/kernels/reference-cache.ts';
+import { createWebGpuCacheKernels, type EncodeJob } from '../../src/kernels/webgpu-cache.ts';
+import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
+import type { HeadShape } from '../../src/kernels/webgpu-prelude.ts';
+import { plainArena } from '../helpers/plain-memory.ts';
+import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
+import { f32At, normals, put, u8At, u32At } from './cache-cases.ts';
+
+const alive = setInterval(() => {}, 1000);
+const device = await openWebGpuInNode();
+afterAll(() => {
+  device.destroy();
+  clearInterval(alive);
+});
+
+const bytesOf = (x: Float32Array | Uint8Array): Uint8Array =>
+  new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
+
+/** Records one pass and waits for it; a validation error is an error. */
+async function submit(record: (pass: GPUComputePassEncoder) => void): Promise<void> {
+  device.pushErrorScope('validation');
+  const encoder = device.createCommandEncoder();
+  const pass = encoder.beginComputePass();
+  record(pass);
+  pass.end();
+  device.queue.submit([encoder.finish()]);
+  const error = await device.popErrorScope();
+  if (error) throw new Error(error.message);
+}
+
+describe.each<HeadShape>([
+  { heads: 9, kvHeads: 3, headDim: 64 },
+  { heads: 5, kvHeads: 1, headDim: 12 },
+])('cache kernels (webgpu, $headDim channels)', (shape) => {
+  const { heads, kvHeads, headDim } = shape;
+  const kernels = createWebGpuCacheKernels(device, shaders(), shape);
+
+  it.each([16, 32] as const)(
+    'append %i bits: rotated queries within 1e-6, cells within one step of the reference',
+    async (bits) => {
+      const arena = plainArena(1e6);
+      const reference = cacheReference(arena);
+      const rows = 7;
+      const exact = { kvHeads, headDim, capacity: 20, bits, mass: false };
+      const at = arena.ptr(arena.alloc(exactBytes(exact)));
+      const half = headDim / 2;
+      const angles = Float32Array.from(
+        { length: rows * half },
+        (_, i) => (i % 17) * 0.37 + Math.floor(i / half),
+      );
+      const [cosines, sines] = [angles.map(Math.cos), angles.map(Math.sin)];
+      const q = normals(rows * heads * headDim, 1);
+      const k = normals(rows * kvHeads * headDim, 2);
+      const v = normals(rows * kvHeads * headDim, 3);
+      const cache = uploaded(device, u8At(arena, 0, at + exactBytes(exact)));
+      const queries = uploaded(
+        device,
+        bytesOf(q).map(() => 0xff),
+      );
+      const [qIn, kIn, vIn, cos, sin] = [q, k, v, cosines, sines].map((x) =>
+        uploaded(device, bytesOf(x)),
+      ) as [GPUBuffer, GPUBuffer, GPUBuffer, GPUBuffer, GPUBuffer];
+      await submit((pass) =>
+        kernels.append(pass, {
+          rows: Array.from({ length: rows }, (_, r) => ({
+            exact: at,
+            capacity: 20,
+            exactBits: bits,
+            slot: 5 + r,
+            angle: r,
+          })),
+          cosines: cos,
+          sines: sin,
+          q: qIn,
+          k: kIn,
+          v: vIn,
+          queries,
+          cache,
+        }),
+      );
+      const rotate = (x: Float32Array, count: number): number => {
+        for (let r = 0; r < rows; r++)
+          for (let h = 0; h < count; h++)
+            for (let c = 0; c < half; c++) {
+              const i = (r * count + h) * headDim + c;
+              const [a, b, cs, sn] = [x[i]!, x[i + half]!, cosines[r * half + c]!, sines[r * half + c]!];
+              x[i] = a * cs - b * sn;
+              x[i + half] = b * cs + a * sn;
+            }
+        return 0;
+      };
+      rotate(q, heads);
+      rotate(k, kvHeads);
+      const [qAt, kAt, vAt] = [put(arena, q), put(arena, k), put(arena, v)];
+      reference.hadamard(qAt, heads * headDim, rows, heads, headDim);
+      reference.hadamard(kAt, kvHeads * headDim, rows, kvHeads, headDim);
+      reference.hadamard(vAt, kvHeads * headDim, rows, kvHeads, headDim);
+      reference.appendExact({ ptr: at, ...exact }, 5, rows, kAt, vAt, kvHeads * headDim);
+      const got = new Float32Array(await readBack(device, queries));
+      f32At(arena, qAt, q.length).forEach((x, i) => {
+        expect(Math.abs(got[i]! - x)).toBeLessThan(1e-6);
+      });
+      const after = await readBack(device, cache);
+      const read = (buffer: ArrayBuffer): number[] =>
+        bits === 32
+          ? [...new Float32Array(buffer, at, exactBytes(exact) / 4)]
+          : Array.from(new Uint16Array(buffer, at, exactBytes(exact) / 2), (x) =>
+              x === 0xffff ? Number.NaN : fromF16(x),
+            );
+      const expected = read(arena.memory.buffer as ArrayBuffer);
+      read(after).forEach((x, i) => {
+        const e = expected[i]!;
+        if (Number.isNaN(e)) expect(x).toBeNaN();
+        else
+          expect(Math.abs(x - e)).toBeLessThanOrEqual(
+            bits === 32 ? 1e-6 : Math.max(Math.abs(e) * 2 ** -10, 1e-6),
+          );
+      });
+    },
+  );
+
+  it('encode and recode: headers, maps and mass as the reference; at most 1 code in 1000 at a threshold differs, scales by a step', async () => {
+    const arena = plainArena(4e6);
+    const reference = cacheReference(arena);
+    const exact = { kvHeads, headDim, capacity: 130, bits: 16 as const, mass: true };
+    const exactAt = arena.ptr(arena.alloc(exactBytes(exact)));
+    const tokens = 127;
+    const k = normals(130 * kvHeads * headDim, 5, 1.3).map((x, i) => x + (i % headDim) * 0.05);
+    const v = normals(130 * kvHeads * headDim, 6);
+    reference.appendExact(
+      { ptr: exactAt, ...exact },
+      0,
+      130,
+      put(arena, k),
+      put(arena, v),
+      kvHeads * headDim,
+    );
+    for (let h = 0; h < kvHeads; h++)
+      u32At(arena, exactAt + exactMassAt(exact, h), 130).forEach((_, i, all) => {
+        all[i] = i * 1000 + h;
+      });
+    const ids = [...TIERS.map((t) => t.id).filter((id) => id > 0), DROP];
+    const first = Uint8Array.from({ length: tokens }, (_, t) => ids[(t * 7 + (t >> 3)) % ids.length]!);
+    const second = first.map((id, t) =>
+      t % 3 === 0 ? id : ids[Math.min(ids.indexOf(id) + (t % 4), ids.length - 1)]!,
+    );
+    const size = (tiers: Uint8Array) => {
+      const n = new Uint8Array(TIER_IDS);
+      for (const id of tiers) if (id !== DROP) n[id]!++;
+      return { counts: n, bytes: recordBytes(tokens, n, headDim), cells: recordCells(n) };
+    };
+    const slot = 2;
+    const targets = Array.from({ length: kvHeads }, () =>
+      [first, second].map((tiers) => ({
+        tiers,
+        record: arena.ptr(arena.alloc(size(tiers).bytes)),
+        mass: arena.ptr(arena.alloc(size(tiers).cells * 4)),
+      })),
+    );
+    const end = arena.ptr(arena.alloc(16));
+    u8At(arena, targets[0]![0]!.record, end - targets[0]![0]!.record).fill(0xff);
+    const cache = uploaded(device, u8At(arena, 0, end));
+    const jobs = (step: 0 | 1): EncodeJob[] =>
+      targets.map(([a, b], h) =>
+        step === 0
+          ? {
+              source: exactAt + exactKAt(exact, h) + slot * headDim * 2,
+              values: exactAt + exactVAt(exact, h) + slot * headDim * 2,
+              bits: 16,
+              tiers: a!.tiers,
+              target: a!.record,
+              massFrom: exactAt + exactMassAt(exact, h) + slot * 4,
+              massTo: a!.mass,
+            }
+          : {
+              source: a!.record,
+              values: 0,
+              bits: 0,
+              tiers: b!.tiers,
+              target: b!.record,
+              massFrom: a!.mass,
+              massTo: b!.mass,
+            },
+      );
+    await submit((pass) => kernels.encode(pass, jobs(0), cache));
+    await submit((pass) => kernels.encode(pass, jobs(1), cache));
+    const onDevice = new Uint8Array(await readBack(device, cache));
+
+    targets.forEach((steps, h) => {
+      const tiersAt = steps.map((s) => put(arena, s.tiers));
+      reference.encodeRecord(
+        { ptr: exactAt, ...exact },
+        h,
+        slot,
+        tokens,
+        tiersAt[0]!,
+        steps[0]!.record,
+        steps[0]!.mass,
+      );
+      // Recoding starts from the device's own record.
+      const own = put(arena, onDevice.slice(steps[0]!.record, steps[0]!.record + size(first).bytes));
+      reference.recodeRecord(
+        own,
+        tokens,
+        headDim,
+        tiersAt[1]!,
+        steps[1]!.record,
+        steps[0]!.mass,
+        steps[1]!.mass,
+      );
+      steps.forEach(({ tiers, record, mass }) => {
+        const { counts, bytes, cells } = size(tiers);
+        const expected = u8At(arena, record, bytes);
+        const got = onDevice.subarray(record, record + bytes);
+        const fixed = 16 + ((Math.ceil(tokens / 2) + 15) & ~15);
+        expect(got.subarray(0, fixed)).toEqual(expected.subarray(0, fixed));
+        expect(new Uint32Array(onDevice.buffer, mass, cells)).toEqual(u32At(arena, mass, cells));
+        const scales = new Set<number>();
+        const halves = (from: number, count: number) => {
+          for (let i = 0; i < count; i++) {
+            scales.add(from + 2 * i).add(from + 2 * i + 1);
+            const [x, e] = [got, expected].map((b) =>
+              fromF16(b[from + 2 * i]! | (b[from + 2 * i + 1]! << 8)),
+            ) as [number, number];
+            expect(Math.abs(x - e)).toBeLessThanOrEqual(Math.abs(e) * 2 ** -9 + 1e-7);
+          }
+        };
+        halves(fixed, headDim);
+        for (const g of tierGroups(counts, tokens, headDim)) {
+          if (g.kScale) halves(g.kScale, g.n4);
+          if (g.vScale) halves(g.vScale, g.n4);
+        }
+        let different = 0;
+        for (let i = fixed; i < bytes; i++) if (!scales.has(i) && got[i] !== expected[i]) different++;
+        expect(different).toBeLessThanOrEqual(bytes / 1000);
+      });
+    });
+  });
+
+  it('decay: floor(mass * numerator / 2^16), all bits', async () => {
+    const values = Uint32Array.from({ length: 300 }, (_, i) =>
+      i === 0 ? 0xffffffff : Math.imul(i, 0x9e3779b1) >>> 0,
+    );
+    const cache = uploaded(device, new Uint8Array(values.slice().buffer));
+    await submit((pass) =>
+      kernels.decay(
+        pass,
+        [
+          { at: 0, count: 100, numerator: 52429 },
+          { at: 400, count: 150, numerator: 65536 },
+        ],
+        cache,
+      ),
+    );
+    const got = new Uint32Array(await readBack(device, cache));
+    values.forEach((x, i) => {
+      expect(got[i]).toBe(i < 100 ? Math.floor((x * 52429) / 65536) : x);
+    });
+  });
+});
