@@ -10,15 +10,23 @@ import { fetchSource } from './runtime/fetch-source.ts';
 import type { BundleSource } from './runtime/manifest.ts';
 import { readManifest } from './runtime/model.ts';
 import { createOrtRunner } from './runtime/ort.ts';
-import { Conversation, durableObjectHost, pause } from './session/durable-object.ts';
+import {
+  Conversation,
+  durableObjectDirectories,
+  durableObjectHost,
+  pause,
+  type SessionDirectory,
+} from './session/durable-object.ts';
 import { Scheduler } from './session/scheduler.ts';
 import type { SessionServices } from './session/services.ts';
 
 export { MetricsObject } from './http/metrics/durable-object.ts';
+export { SessionDirectory } from './session/durable-object.ts';
 
 export interface Env {
   readonly ASSETS: Fetcher;
   readonly CONVERSATIONS: DurableObjectNamespace<ConversationObject>;
+  readonly DIRECTORIES: DurableObjectNamespace<SessionDirectory>;
   readonly METRICS: DurableObjectNamespace<MetricsObject>;
   /** Secret: `name:sha256` entries, see http/auth.ts. */
   readonly ADKVC_KEYS?: string;
@@ -47,6 +55,7 @@ export class ConversationObject extends Conversation<Env> {
     return {
       scheduler,
       generate,
+      directories: durableObjectDirectories(env.DIRECTORIES),
       loadEngine: () =>
         isolateEngine.get(bundleOf(env), {
           makeKernels: () =>
@@ -64,7 +73,7 @@ let model: ServedModel | undefined;
 export default {
   async fetch(request, env, context): Promise<Response> {
     const app = createApp({
-      host: durableObjectHost(env.CONVERSATIONS),
+      host: durableObjectHost(env.CONVERSATIONS, durableObjectDirectories(env.DIRECTORIES)),
       metrics: durableObjectMetrics(env.METRICS),
       defer: (work) => context.waitUntil(work),
       auth: { keys: env.ADKVC_KEYS, anonymous: env.ADKVC_ANONYMOUS === '1' },

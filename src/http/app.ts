@@ -9,6 +9,7 @@ import { meteredHost } from './metrics/metered-host.ts';
 import { getMetrics, MemoryMetrics, type Metrics } from './metrics/metrics.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
 import { openApiDocument } from './openapi.ts';
+import { ownedHost } from './owned-host.ts';
 import { createResponse } from './responses.ts';
 import {
   createSession,
@@ -18,6 +19,7 @@ import {
   getCache,
   getMessages,
   getSession,
+  getSessions,
   importSession,
 } from './sessions.ts';
 
@@ -51,7 +53,8 @@ const REQUEST_ID = /^[\w.-]{1,128}$/;
  */
 export function createApp(options: AppOptions): App {
   const { loadModel, auth, metrics = new MemoryMetrics() } = options;
-  const host = meteredHost(options.host, metrics, options.defer);
+  const metered = meteredHost(options.host, metrics, options.defer);
+  const hostOf = (c: { var: Variables }) => ownedHost(metered, c.var.owner);
   const app: App = new Hono<{ Variables: Variables }>();
   let loading: Promise<ServedModel> | undefined;
   const model = (): Promise<ServedModel> =>
@@ -84,18 +87,19 @@ export function createApp(options: AppOptions): App {
       await next();
     });
   app.get('/metrics', (c) => getMetrics(c, metrics));
-  app.post('/v1/chat/completions', async (c) => chatCompletions(c, c.var.owner, host, await model()));
-  app.post('/v1/responses', async (c) => createResponse(c, c.var.owner, host, await model()));
+  app.post('/v1/chat/completions', async (c) => chatCompletions(c, c.var.owner, hostOf(c), await model()));
+  app.post('/v1/responses', async (c) => createResponse(c, c.var.owner, hostOf(c), await model()));
   app.get('/v1/models', async (c) => listModels(c, await model()));
   app.get('/v1/models/:id{.+}', async (c) => getModel(c, await model(), c.req.param('id')));
-  app.post('/v1/sessions', (c) => createSession(c, c.var.owner, host));
-  app.post('/v1/sessions/import', (c) => importSession(c, c.var.owner, host));
-  app.post('/v1/sessions/:id/fork', (c) => forkSession(c, c.var.owner, host, c.req.param('id')));
-  app.get('/v1/sessions/:id/cache', (c) => getCache(c, c.var.owner, host, c.req.param('id')));
-  app.get('/v1/sessions/:id/export', (c) => exportSession(c, c.var.owner, host, c.req.param('id')));
-  app.get('/v1/sessions/:id', (c) => getSession(c, c.var.owner, host, c.req.param('id')));
-  app.delete('/v1/sessions/:id', (c) => deleteSession(c, c.var.owner, host, c.req.param('id')));
-  app.get('/v1/sessions/:id/messages', (c) => getMessages(c, c.var.owner, host, c.req.param('id')));
+  app.post('/v1/sessions', (c) => createSession(c, c.var.owner, hostOf(c)));
+  app.get('/v1/sessions', (c) => getSessions(c, c.var.owner, hostOf(c)));
+  app.post('/v1/sessions/import', (c) => importSession(c, c.var.owner, hostOf(c)));
+  app.post('/v1/sessions/:id/fork', (c) => forkSession(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.get('/v1/sessions/:id/cache', (c) => getCache(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.get('/v1/sessions/:id/export', (c) => exportSession(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.get('/v1/sessions/:id', (c) => getSession(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.delete('/v1/sessions/:id', (c) => deleteSession(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.get('/v1/sessions/:id/messages', (c) => getMessages(c, c.var.owner, hostOf(c), c.req.param('id')));
 
   app.notFound((c) => {
     const allowed = app.routes.filter(

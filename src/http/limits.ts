@@ -7,6 +7,8 @@ export const MAX_MESSAGES = 1_024;
 export const MAX_STOP_STRINGS = 4;
 export const MAX_STOP_LENGTH = 256;
 export const MAX_TOP_LOGPROBS = 20;
+/** Sessions of one list; each is asked how it is. */
+export const MAX_PAGE = 40;
 /** Seconds a session may live unused. */
 export const MAX_TTL_SECONDS = 30 * 24 * 3600;
 export const MIN_TTL_SECONDS = 60;

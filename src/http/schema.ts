@@ -6,6 +6,7 @@ import { HttpError } from './error-response.ts';
 import {
   MAX_BODY_BYTES,
   MAX_MESSAGES,
+  MAX_PAGE,
   MAX_STOP_LENGTH,
   MAX_STOP_STRINGS,
   MAX_TOP_LOGPROBS,
@@ -189,6 +190,12 @@ const importSchema = v.looseObject({
   id: optional(sessionId),
   ttl_seconds: optional(v.pipe(v.string(), v.transform(Number), integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS))),
 });
+const listSchema = v.looseObject({
+  limit: optional(v.pipe(v.string(), v.transform(Number), integer(1, MAX_PAGE))),
+  after: optional(sessionId),
+});
+export type ListQuery = v.InferOutput<typeof listSchema>;
+
 const cacheSchema = v.looseObject({
   layer: optional(v.pipe(v.string(), v.transform(Number), integer(0, 10_000))),
 });
@@ -298,6 +305,7 @@ function refuseUnsupported(body: unknown): void {
     refuse('modalities', 'only ["text"] is');
 }
 
+export const parseListQuery = (query: unknown): ListQuery => check(listSchema, query);
 export const parseCacheQuery = (query: unknown): CacheQuery => check(cacheSchema, query);
 export const parseForkRequest = (body: unknown): ForkRequest => check(forkSchema, body);
 export const parseImportQuery = (query: unknown): ImportQuery => check(importSchema, query);

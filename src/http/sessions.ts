@@ -1,19 +1,22 @@
 import type { Context } from 'hono';
 import type { CacheConfig } from '../cache/policy.ts';
 import type { SessionHost } from '../session/api.ts';
-import { MAX_EXPORT_BYTES } from '../session/limits.ts';
+import { MAX_EXPORT_BYTES, MAX_SESSIONS_PER_KEY } from '../session/limits.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
+import { directoryOf } from './owned-host.ts';
 import { cacheMapObject, sessionObject } from './report.ts';
 import {
   parseCacheQuery,
   parseForkRequest,
   parseImportQuery,
+  parseListQuery,
   parseSessionRequest,
   readJson,
   SESSION_ID,
 } from './schema.ts';
 
+const DEFAULT_PAGE = 20;
 const FILE_TYPE = 'application/octet-stream';
 
 /** POST /v1/sessions */
@@ -29,6 +32,23 @@ export async function createSession(c: Context, owner: string, host: SessionHost
     ttlSeconds: request.ttl_seconds,
   });
   return c.json(sessionObject(info), 201);
+}
+
+/** GET /v1/sessions?limit=&after=: the owner's own, newest first. */
+export async function getSessions(c: Context, owner: string, host: SessionHost): Promise<Response> {
+  const { limit = DEFAULT_PAGE, after } = parseListQuery(c.req.query());
+  const { sessions, last, more, total } = await host.list(await directoryOf(owner), {
+    limit,
+    ...(after === undefined ? {} : { after }),
+  });
+  return c.json({
+    object: 'list',
+    data: sessions.map(sessionObject),
+    last_id: last,
+    has_more: more,
+    total,
+    quota: MAX_SESSIONS_PER_KEY,
+  });
 }
 
 /** GET /v1/sessions/:id. Reads the last commit, and writes nothing. */

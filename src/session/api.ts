@@ -1,9 +1,12 @@
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import type { AnswerFormat } from '../engine/json/schema.ts';
 import type { ChatMessage, SamplingOptions, TokenLogprob } from '../engine/types.ts';
+import type { Listing } from './directory.ts';
 
 /** What the HTTP layer knows of sessions. Two hosts: Durable Objects (worker.ts) and in-process (node.ts). All data are JSON. */
 export interface TurnRequest {
+  /** Where a session that this turn makes is listed; undefined: nowhere. */
+  readonly listing?: Listing;
   readonly messages: readonly ChatMessage[];
   /** 'whole': messages is the whole conversation, longest common prefix is reused. 'append': only what is new. */
   readonly mode: 'whole' | 'append';
@@ -86,6 +89,16 @@ export interface SessionInfo {
   readonly storedBytes: number;
 }
 
+export interface SessionPage {
+  /** Newest first. */
+  readonly sessions: readonly SessionInfo[];
+  /** The id that the next page comes after. */
+  readonly last: string | null;
+  readonly more: boolean;
+  /** Of all pages. */
+  readonly total: number;
+}
+
 /** How a conversation's cache holds its tokens, as of the last commit. */
 export interface SessionCacheMap {
   readonly id: string;
@@ -126,11 +139,13 @@ export interface SessionHost {
   create(
     key: string,
     id: string,
-    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number },
+    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number; listing?: Listing },
   ): Promise<SessionInfo>;
   get(key: string): Promise<SessionInfo>;
   messages(key: string): Promise<ChatMessage[]>;
   delete(key: string): Promise<void>;
+  /** What is listed in a directory. @throws AdkvcError session_not_found (after) */
+  list(directory: string, page: { limit: number; after?: string }): Promise<SessionPage>;
   /** As of the last commit, whether a turn runs or not. @param layer undefined: all */
   cacheMap(key: string, layer?: number): Promise<SessionCacheMap>;
   /** As of the last commit; turns go on meanwhile. */
@@ -140,7 +155,7 @@ export interface SessionHost {
     key: string,
     id: string,
     file: ReadableStream<Uint8Array>,
-    options: { ttlSeconds?: number },
+    options: { ttlSeconds?: number; listing?: Listing },
   ): Promise<SessionInfo>;
   /**
    * An independent copy, as of the last commit, that goes on under another key and id.
@@ -149,7 +164,7 @@ export interface SessionHost {
   fork(
     key: string,
     to: { readonly key: string; readonly id: string },
-    options: { messages?: number; ttlSeconds?: number },
+    options: { messages?: number; ttlSeconds?: number; listing?: Listing },
   ): Promise<SessionInfo>;
   /**
    * Runs one turn. Errors found before the first event are thrown, later ones come as `failed`. Aborting

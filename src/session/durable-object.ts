@@ -1,7 +1,9 @@
 import { DurableObject } from 'cloudflare:workers';
 import { AdkvcError } from '../core/errors.ts';
-import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest, WireError } from './api.ts';
+import { type Directories, Directory, type DirectoryEntry, type Listing } from './directory.ts';
 import type { Alarm } from './expiry.ts';
+import { listSessions } from './list.ts';
 import type { SessionServices } from './services.ts';
 import { Session } from './session.ts';
 import { DurableObjectStore } from './store/durable-object.ts';
@@ -87,6 +89,39 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
   }
 }
 
+/** The sessions of one owner; its calls carry what they throw as a value, so that codes and data arrive. */
+export class SessionDirectory extends DurableObject {
+  readonly #directory = new Directory(new DurableObjectStore(this.ctx.storage));
+
+  async add(entry: DirectoryEntry): Promise<WireError | null> {
+    try {
+      await this.#directory.add(entry);
+      return null;
+    } catch (error) {
+      return toWire(error);
+    }
+  }
+  async remove(key: string): Promise<void> {
+    await this.#directory.remove(key);
+  }
+  list(): DirectoryEntry[] {
+    return this.#directory.list();
+  }
+}
+
+export function durableObjectDirectories(namespace: DurableObjectNamespace<SessionDirectory>): Directories {
+  return {
+    add: async (directory, entry) => {
+      const error = await namespace.getByName(directory).add(entry);
+      if (error) throw fromWire(error);
+    },
+    remove: async (directory, key) => {
+      await namespace.getByName(directory).remove(key);
+    },
+    list: async (directory) => namespace.getByName(directory).list(),
+  };
+}
+
 interface CreateCall {
   readonly id: string;
   readonly options: Parameters<SessionHost['create']>[2];
@@ -100,7 +135,7 @@ interface ExportCall {
 /** Beside the file, which is the body. */
 interface ImportCall {
   readonly id: string;
-  readonly options: { ttlSeconds?: number };
+  readonly options: { ttlSeconds?: number; listing?: Listing };
 }
 const CALL = 'x-adkvc-call';
 const BYTES = 'x-adkvc-bytes';
@@ -138,7 +173,7 @@ function encodeLines(events: TurnStream): ReadableStream<Uint8Array> {
 }
 
 /** Sessions behind a namespace of Conversation objects, named by `key`. */
-export function durableObjectHost(namespace: DurableObjectNamespace): SessionHost {
+export function durableObjectHost(namespace: DurableObjectNamespace, directories: Directories): SessionHost {
   const send = async (key: string, path: string, init: RequestInit): Promise<Response> => {
     const response = await namespace
       .getByName(key)
@@ -159,12 +194,15 @@ export function durableObjectHost(namespace: DurableObjectNamespace): SessionHos
     return (await send(key, 'import', { body: file, headers })).json<SessionInfo>();
   };
   return {
+    list: (directory, page) =>
+      listSessions(directories, (key) => json<SessionInfo>(key, 'get'), Date.now(), directory, page),
     cacheMap: (key, layer) => json(key, 'cache', { layer } satisfies CacheCall),
     export: exported,
     import: imported,
     fork: async (key, to, options) => {
       const { stream } = await exported(key, options.messages);
-      return imported(to.key, to.id, stream, options.ttlSeconds ? { ttlSeconds: options.ttlSeconds } : {});
+      const { messages: _cut, ...rest } = options;
+      return imported(to.key, to.id, stream, rest);
     },
     create: (key, id, options) => json(key, 'create', { id, options } satisfies CreateCall),
     get: (key) => json(key, 'get'),

@@ -1,5 +1,6 @@
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import { AdkvcError, CorruptDataError } from '../core/errors.ts';
+import type { Listing } from './directory.ts';
 import type { Log } from './log.ts';
 import { FRAME_BYTES, MAX_PAYLOAD_BYTES, RowKind, readRow, writeFramed } from './row.ts';
 import type { StateEntry } from './state.ts';
@@ -16,6 +17,7 @@ export interface Head {
   /** Idle seconds until it is deleted; null: never. */
   readonly ttlSeconds: number | null;
   readonly implicit: boolean;
+  readonly listing?: Listing;
   readonly cacheConfig: CacheConfig;
   readonly report: CacheReport | null;
   /** Whose ids and states these are; null before the first turn. */

@@ -37,6 +37,11 @@ export const IMPLICIT_TTL_SECONDS = 3_600;
 /** The alarm looks again after this long when it finds a turn running. */
 export const EXPIRY_RETRY_MS = 60_000;
 
+/** Sessions of one owner; implicit ones, which expire by themselves, are counted apart. */
+export const MAX_SESSIONS_PER_KEY = 1_000;
+/** A directory's entry is taken for left over when its session is not there after this long. */
+export const UNSEEN_ENTRY_MS = 60_000;
+
 /** Bytes of an exported session that an import takes: more than any cache that an isolate holds. */
 export const MAX_EXPORT_BYTES = 64_000_000;
 /** Of these, text and ids, which are held in memory at once. */

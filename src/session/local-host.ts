@@ -6,12 +6,16 @@ import type {
   SessionExport,
   SessionHost,
   SessionInfo,
+  SessionPage,
   TurnEvent,
   TurnRequest,
 } from './api.ts';
+import { type Directories, type Listing, LocalDirectories } from './directory.ts';
 import type { Alarm } from './expiry.ts';
+import { listSessions } from './list.ts';
 import type { SessionServices } from './services.ts';
 import { Session } from './session.ts';
+import { MemoryStore } from './store/memory.ts';
 import type { SessionStore } from './store/session-store.ts';
 import { streamTurn } from './turn-stream.ts';
 
@@ -26,20 +30,22 @@ const MAX_TIMER_MS = 2_147_483_647;
  */
 export class LocalHost implements SessionHost {
   readonly #services: SessionServices;
+  readonly #directories: Directories;
   readonly #openStore: (key: string) => SessionStore;
   #sessions = new Map<string, Session>();
   #alarms = new Map<string, TimerAlarm>();
 
   /** @param openStore called once for each session object, with the same bytes behind it each time; must not create anything by itself */
   constructor(services: SessionServices, openStore: (key: string) => SessionStore) {
-    this.#services = services;
+    this.#directories = services.directories ?? new LocalDirectories(() => new MemoryStore());
+    this.#services = { ...services, directories: this.#directories };
     this.#openStore = openStore;
   }
 
   async create(
     key: string,
     id: string,
-    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number },
+    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number; listing?: Listing },
   ): Promise<SessionInfo> {
     return this.#use(key, (session) => session.create(id, options));
   }
@@ -57,6 +63,11 @@ export class LocalHost implements SessionHost {
     this.evict(key);
   }
 
+  async list(directory: string, page: { limit: number; after?: string }): Promise<SessionPage> {
+    const now = (this.#services.now ?? Date.now)();
+    return listSessions(this.#directories, (key) => this.get(key), now, directory, page);
+  }
+
   async cacheMap(key: string, layer?: number): Promise<SessionCacheMap> {
     return this.#use(key, (session) => session.cacheMap(layer));
   }
@@ -69,7 +80,7 @@ export class LocalHost implements SessionHost {
     key: string,
     id: string,
     file: ReadableStream<Uint8Array>,
-    options: { ttlSeconds?: number } = {},
+    options: { ttlSeconds?: number; listing?: Listing } = {},
   ): Promise<SessionInfo> {
     return this.#use(key, (session) => session.import(id, file, options));
   }
@@ -77,7 +88,7 @@ export class LocalHost implements SessionHost {
   async fork(
     key: string,
     to: { key: string; id: string },
-    options: { messages?: number; ttlSeconds?: number } = {},
+    options: { messages?: number; ttlSeconds?: number; listing?: Listing } = {},
   ): Promise<SessionInfo> {
     const { stream } = await this.export(key, options.messages);
     return this.import(to.key, to.id, stream, options);
@@ -122,6 +133,7 @@ export class LocalHost implements SessionHost {
     }
     for (const alarm of this.#alarms.values()) alarm.stop();
     this.#alarms.clear();
+    if (this.#directories instanceof LocalDirectories) this.#directories.close();
   }
 
   /** Session objects that hold nothing are let go: all that they know is in their stores. */

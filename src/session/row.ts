@@ -13,7 +13,7 @@ export const FRAME_BYTES = 16;
 export const MAX_PAYLOAD_BYTES = MAX_ROW_BYTES - FRAME_BYTES;
 
 /** What a row holds; the digit is stored. */
-export const RowKind = { head: 1, state: 2, hot: 3, extent: 4, journal: 5 } as const;
+export const RowKind = { head: 1, state: 2, hot: 3, extent: 4, journal: 5, directory: 6 } as const;
 export type RowKind = (typeof RowKind)[keyof typeof RowKind];
 
 /** [row id, checksum, payload bytes] */

@@ -1,5 +1,6 @@
 import type { Constraint } from '../engine/constraint.ts';
 import type { Engine, EngineCache, GenerateEvent, SamplingOptions } from '../engine/types.ts';
+import type { Directories } from './directory.ts';
 import type { Scheduler } from './scheduler.ts';
 
 /** engine/generate.ts */
@@ -22,5 +23,7 @@ export interface SessionServices {
   readonly loadEngine: () => Promise<Engine>;
   readonly generate: Generate;
   readonly scheduler: Scheduler;
+  /** Where sessions are listed; undefined: nowhere. */
+  readonly directories?: Directories;
   readonly now?: () => number;
 }

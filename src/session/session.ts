@@ -11,6 +11,7 @@ import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import type { SessionCacheMap, SessionExport, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
 import { ByteReader } from './byte-reader.ts';
 import { cacheMap } from './cache-map.ts';
+import type { Listing } from './directory.ts';
 import { type Alarm, armExpiry, onAlarm } from './expiry.ts';
 import { type EngineIdentity, expiresAt, FIRST_FREE_ROW, type Head, readHead, writeHead } from './head.ts';
 import {
@@ -96,7 +97,7 @@ export class Session implements Tenant {
   /** @throws AdkvcError session_exists */
   async create(
     id: string,
-    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number },
+    options: { cache?: Partial<CacheConfig>; ttlSeconds?: number; listing?: Listing },
   ): Promise<SessionInfo> {
     const engine = await this.#services.loadEngine();
     const release = await this.#lock.acquire();
@@ -105,6 +106,7 @@ export class Session implements Tenant {
       await this.#clearUnfinished();
       const head = newHead(id, this.#now(), { ...options, implicit: false, engine });
       engine.worstCaseBytes(head.cacheConfig, 1); // refuses a configuration that no cache could have
+      await this.#list(head);
       this.#store.transaction(() => writeHead(this.#store, head));
       await this.#store.sync();
       await armExpiry(this.#alarm, head);
@@ -195,7 +197,7 @@ export class Session implements Tenant {
   async import(
     id: string,
     stream: ReadableStream<Uint8Array>,
-    options: { ttlSeconds?: number } = {},
+    options: { ttlSeconds?: number; listing?: Listing } = {},
   ): Promise<SessionInfo> {
     const file = new ByteReader(stream);
     try {
@@ -231,6 +233,7 @@ export class Session implements Tenant {
       writeHead(store, made);
       return made;
     });
+    await this.#list(head);
     await store.sync();
     this.#head = head;
     await this.#alarm.clear();
@@ -307,6 +310,7 @@ export class Session implements Tenant {
     const { scheduler } = this.#services;
     const engine = await this.#services.loadEngine();
     const { head, damage } = await this.#headForTurn(id, request, engine);
+    const isNew = this.#head === undefined;
     const identity = identityOf(engine);
     const sameModel = head.engine?.fingerprint === identity.fingerprint;
     const prompt = joinPrompt(engine, head.log, request, sameModel);
@@ -314,6 +318,7 @@ export class Session implements Tenant {
     const bytes = this.#checkFits(engine, head.cacheConfig, prompt.ids.length, tokens);
     if (signal.aborted) throw new AbortedError();
 
+    if (isNew) await this.#list(head);
     const lease = await scheduler.admit(this, engine, bytes, signal);
     const turn = new Turn({
       engine,
@@ -365,6 +370,7 @@ export class Session implements Tenant {
         cache: request.cache,
         ttlSeconds: request.ttlSeconds ?? (request.implicit ? IMPLICIT_TTL_SECONDS : undefined),
         implicit: request.implicit,
+        listing: request.store ? request.listing : undefined,
         engine,
       });
     try {
@@ -405,6 +411,17 @@ export class Session implements Tenant {
     );
   }
 
+  /** Before the session is there: an entry without a session does no harm. @throws AdkvcError session_quota_exceeded */
+  async #list({ id, createdAt, implicit, listing }: Head): Promise<void> {
+    if (listing)
+      await this.#services.directories?.add(listing.directory, {
+        key: listing.key,
+        id,
+        createdAt,
+        implicit,
+      });
+  }
+
   #existing(): Head {
     const head = this.#readHead();
     if (!head || (isExpired(head, this.#now()) && !this.busy)) throw notFound();
@@ -434,13 +451,20 @@ export class Session implements Tenant {
     }
   }
 
+  #peekListing(): Listing | undefined {
+    const head = this.#peekHead();
+    return head === 'damaged' ? undefined : head?.listing;
+  }
+
   async #destroy(): Promise<void> {
     this.forget();
     this.#services.scheduler.leave(this);
+    const listing = this.#peekListing();
     this.#head = undefined;
     this.#damage = undefined;
     await this.#alarm.clear();
     await this.#store.destroy();
+    if (listing) await this.#services.directories?.remove(listing.directory, listing.key);
   }
 }
 
@@ -465,7 +489,13 @@ const identityOf = (engine: Engine): EngineIdentity => ({
 function newHead(
   id: string,
   now: number,
-  options: { cache?: Partial<CacheConfig>; ttlSeconds?: number; implicit: boolean; engine: Engine },
+  options: {
+    cache?: Partial<CacheConfig>;
+    ttlSeconds?: number;
+    implicit: boolean;
+    engine: Engine;
+    listing?: Listing;
+  },
 ): Head {
   return {
     id,
@@ -473,6 +503,7 @@ function newHead(
     lastUsedAt: now,
     ttlSeconds: options.ttlSeconds ?? null,
     implicit: options.implicit,
+    ...(options.listing && { listing: options.listing }),
     cacheConfig: { ...DEFAULT_CACHE, ...options.cache },
     report: null,
     engine: identityOf(options.engine),
@@ -485,7 +516,7 @@ function newHead(
 function adopted(
   id: string,
   now: number,
-  options: { ttlSeconds?: number },
+  options: { ttlSeconds?: number; listing?: Listing },
   imported: Imported,
   store: SessionStore,
 ): Head {
@@ -497,6 +528,7 @@ function adopted(
     lastUsedAt: now,
     ttlSeconds: options.ttlSeconds ?? ttlSeconds,
     implicit: false,
+    ...(options.listing && { listing: options.listing }),
   };
   if (!state) return { ...base, states: [] };
   const existing = store.ids();

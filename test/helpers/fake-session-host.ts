@@ -6,6 +6,7 @@ import type {
   SessionExport,
   SessionHost,
   SessionInfo,
+  SessionPage,
   TurnEvent,
   TurnRequest,
 } from '../../src/session/api.ts';
@@ -65,6 +66,17 @@ export class FakeSessionHost implements SessionHost {
     this.sessions.delete(key);
   }
 
+  async list(_directory: string, page: { limit: number; after?: string }): Promise<SessionPage> {
+    const all = [...this.sessions.values()].map(({ info }) => info).reverse();
+    const start = page.after === undefined ? 0 : all.findIndex(({ id }) => id === page.after) + 1;
+    const sessions = all.slice(start, start + page.limit);
+    return {
+      sessions,
+      last: sessions.at(-1)?.id ?? null,
+      more: start + sessions.length < all.length,
+      total: all.length,
+    };
+  }
   async cacheMap(key: string, layer?: number): Promise<SessionCacheMap> {
     const { info } = this.#find(key);
     const shown = layer === undefined ? [0, 1] : [layer];

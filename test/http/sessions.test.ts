@@ -176,3 +176,18 @@ test('the cache is told layer by layer, with a legend', async () => {
   }
   expect((await call('/v1/sessions/none/cache')).status).toBe(404);
 });
+
+test('sessions are listed page by page, and whatever makes one says whose directory it belongs to', async () => {
+  const { call, chat, host } = fixture();
+  for (const id of ['s1', 's2', 's3']) await call('/v1/sessions', { id });
+  const first = await body(await call('/v1/sessions?limit=2'));
+  expect(first).toMatchObject({ object: 'list', last_id: 's2', has_more: true, total: 3, quota: 1_000 });
+  expect(first.data.map((one: any) => one.id)).toEqual(['s3', 's2']);
+  const rest = await body(await call('/v1/sessions?limit=2&after=s2'));
+  expect(rest.data.map((one: any) => one.id)).toEqual(['s1']);
+  for (const bad of ['limit=0', 'limit=41', 'limit=x', 'after=%2F'])
+    expect((await call(`/v1/sessions?${bad}`)).status).toBe(400);
+  await chat({ session_id: 's9' });
+  const { request, key } = host.turns.at(-1)!;
+  expect(request.listing).toEqual({ directory: expect.stringMatching(/^[0-9a-f]{64}$/), key });
+});

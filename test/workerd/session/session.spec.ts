@@ -3,7 +3,7 @@ import { env, exports } from 'cloudflare:workers';
 import { expect, test } from 'vitest';
 import type { ChatMessage } from '../../../src/engine/types.ts';
 import type { TurnEvent } from '../../../src/session/api.ts';
-import { durableObjectHost, pause } from '../../../src/session/durable-object.ts';
+import { durableObjectDirectories, durableObjectHost, pause } from '../../../src/session/durable-object.ts';
 import { LocalHost } from '../../../src/session/local-host.ts';
 import { Scheduler } from '../../../src/session/scheduler.ts';
 import { DurableObjectStore } from '../../../src/session/store/durable-object.ts';
@@ -11,7 +11,7 @@ import { MemoryStore } from '../../../src/session/store/memory.ts';
 import { fakeGenerate } from '../../helpers/fake-generate.ts';
 import { assistant, GREEDY, prose, read, request, user } from '../../helpers/turns.ts';
 
-const host = durableObjectHost(env.CONVERSATIONS);
+const host = durableObjectHost(env.CONVERSATIONS, durableObjectDirectories(env.DIRECTORIES));
 const never = new AbortController().signal;
 const stub = (key: string) => env.CONVERSATIONS.getByName(key);
 const rowsOf = (key: string) =>
@@ -243,4 +243,29 @@ test('a file that is cut or changed is refused by name, and leaves no row and no
     expect(alarm).toBeNull();
   }
   await expect(host.export('bad')).rejects.toMatchObject({ code: 'session_not_found' });
+});
+
+test('a directory lists what was made, until it is deleted or expires; then it holds no byte', async () => {
+  const listing = (key: string) => ({ directory: 'mine', key });
+  const names = async () => (await host.list('mine', { limit: 10 })).sessions.map(({ id }) => id);
+  await host.create('l1', 'l1', { listing: listing('l1') });
+  await read(await host.turn('l2', 'l2', request([user('hello')], { listing: listing('l2') }), never));
+  await host.fork('l2', { key: 'l3', id: 'l3' }, { listing: listing('l3'), ttlSeconds: 1 });
+  expect(await names()).toEqual(['l3', 'l2', 'l1']);
+  expect((await host.list('mine', { limit: 1, after: 'l3' })).sessions).toMatchObject([
+    { id: 'l2', turns: 1 },
+  ]);
+  expect((await host.list('others', { limit: 10 })).sessions).toEqual([]);
+  await new Promise((resolve) => setTimeout(resolve, 1_100));
+  await runDurableObjectAlarm(stub('l3'));
+  await expect.poll(names).toEqual(['l2', 'l1']);
+  await host.delete('l2');
+  await evictDurableObject(env.DIRECTORIES.getByName('mine'));
+  expect(await names()).toEqual(['l1']);
+  await host.delete('l1');
+  expect(await names()).toEqual([]);
+  const tables = await runInDurableObject(env.DIRECTORIES.getByName('mine'), (_object, state) =>
+    state.storage.sql.exec("SELECT name FROM sqlite_master WHERE name = 'rows'").toArray(),
+  );
+  expect(tables).toEqual([]);
 });

@@ -9,7 +9,10 @@ export default defineProject({
       miniflare: {
         compatibilityDate: '2026-10-01',
         compatibilityFlags: ['enable_request_signal'],
-        durableObjects: { CONVERSATIONS: { className: 'ConversationObject', useSQLite: true } },
+        durableObjects: {
+          CONVERSATIONS: { className: 'ConversationObject', useSQLite: true },
+          DIRECTORIES: { className: 'SessionDirectory', useSQLite: true },
+        },
       },
     }),
   ],

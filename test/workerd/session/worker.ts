@@ -1,11 +1,20 @@
-import { Conversation, durableObjectHost, pause } from '../../../src/session/durable-object.ts';
+import {
+  Conversation,
+  durableObjectDirectories,
+  durableObjectHost,
+  pause,
+  type SessionDirectory,
+} from '../../../src/session/durable-object.ts';
 import { Scheduler } from '../../../src/session/scheduler.ts';
 import type { SessionServices } from '../../../src/session/services.ts';
 import { toWire } from '../../../src/session/wire.ts';
 import { FakeEngine } from '../../helpers/fake-engine.ts';
 import { fakeGenerate } from '../../helpers/fake-generate.ts';
 
+export { SessionDirectory } from '../../../src/session/durable-object.ts';
+
 interface Env {
+  readonly DIRECTORIES: DurableObjectNamespace<SessionDirectory>;
   readonly CONVERSATIONS: DurableObjectNamespace<ConversationObject>;
 }
 
@@ -17,8 +26,8 @@ const services: SessionServices = {
 };
 
 export class ConversationObject extends Conversation<Env> {
-  protected services(): SessionServices {
-    return services;
+  protected services(env: Env): SessionServices {
+    return { ...services, directories: durableObjectDirectories(env.DIRECTORIES) };
   }
 }
 
@@ -28,12 +37,10 @@ export default {
     const key = new URL(request.url).pathname.slice(1);
     const encoder = new TextEncoder();
     try {
-      const events = await durableObjectHost(env.CONVERSATIONS).turn(
-        key,
-        key,
-        await request.json(),
-        request.signal,
-      );
+      const events = await durableObjectHost(
+        env.CONVERSATIONS,
+        durableObjectDirectories(env.DIRECTORIES),
+      ).turn(key, key, await request.json(), request.signal);
       const iterator = events[Symbol.asyncIterator]();
       return new Response(
         new ReadableStream<Uint8Array>({

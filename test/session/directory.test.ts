@@ -1,0 +1,124 @@
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { Directory, LocalDirectories } from '../../src/session/directory.ts';
+import { UNSEEN_ENTRY_MS } from '../../src/session/limits.ts';
+import { LocalHost } from '../../src/session/local-host.ts';
+import { MemoryStore } from '../../src/session/store/memory.ts';
+import { NodeSqliteStore } from '../../src/session/store/node-sqlite.ts';
+import { read, request, user, World } from '../helpers/sessions.ts';
+
+const never = new AbortController().signal;
+const entry = (key: string, implicit = false) => ({ key, id: `id-${key}`, createdAt: 5, implicit });
+const names = async (host: LocalHost, directory = 'd') =>
+  (await host.list(directory, { limit: 40 })).sessions.map(({ id }) => id);
+
+test('entries outlive the process, newest first; the quota is met by name, for implicit ones apart', async () => {
+  const store = new MemoryStore();
+  const directory = new Directory(store, 3);
+  for (const key of ['a', 'b', 'c', 'b']) await directory.add(entry(key));
+  await expect(directory.add(entry('d'))).rejects.toMatchObject({
+    code: 'session_quota_exceeded',
+    data: { limit: 3 },
+  });
+  await directory.add(entry('i', true));
+  await directory.remove('b');
+  await directory.remove('never there');
+  await directory.add(entry('d'));
+  expect(directory.list().map(({ key }) => key)).toEqual(['d', 'i', 'c', 'a']);
+  expect(new Directory(store).list()).toEqual(directory.list());
+  expect(store.size().rows).toBe(4);
+});
+
+test('made by create, turn, fork and import; gone by delete, expiry and expiry found by a turn', async () => {
+  const world = new World();
+  const listing = (key: string) => ({ directory: 'd', key });
+  const { host } = world;
+  await host.create('a', 'a', { listing: listing('a'), ttlSeconds: 100 });
+  await read(await host.turn('b', 'b', request([user('x')], { listing: listing('b') }), never));
+  await read(await host.turn('s', 's', request([user('x')], { listing: listing('s'), store: false }), never));
+  await host.fork('b', { key: 'c', id: 'c' }, { listing: listing('c') });
+  await host.import('e', 'e', (await host.export('b')).stream, { listing: listing('e') });
+  expect(await names(host)).toEqual(['e', 'c', 'b', 'a']);
+  expect(await names(host, 'other')).toEqual([]);
+  const writes = world.services;
+  expect(writes.directories).toBeUndefined();
+
+  expect(await host.list('d', { limit: 2 })).toMatchObject({ last: 'c', more: true, total: 4 });
+  expect(await host.list('d', { limit: 2, after: 'c' })).toMatchObject({ last: 'a', more: false });
+  await expect(host.list('d', { limit: 2, after: 'z' })).rejects.toMatchObject({ param: 'after' });
+
+  await host.delete('c');
+  world.time += 100_001;
+  await host.resume(['a']);
+  expect(await names(host)).toEqual(['e', 'b']);
+  // Expired, and made anew by a turn: listed again.
+  await host.create('f', 'f', { listing: listing('f'), ttlSeconds: 100 });
+  world.time += 100_001;
+  await read(await host.turn('f', 'f', request([user('x')], { listing: listing('f') }), never));
+  expect(await names(host)).toEqual(['f', 'e', 'b']);
+});
+
+test('over its quota an owner gets no session, by no way, and nothing is left of the attempt', async () => {
+  const world = new World();
+  const directories = new LocalDirectories(() => new MemoryStore(), 1);
+  const stores = new Map<string, MemoryStore>();
+  const store = (key: string) => stores.get(key) ?? stores.set(key, new MemoryStore()).get(key)!;
+  const host = new LocalHost({ ...world.services, directories }, store);
+  const listing = (key: string) => ({ directory: 'd', key });
+  await host.create('a', 'a', { listing: listing('a') });
+  const code = { code: 'session_quota_exceeded' };
+  await expect(host.create('b', 'b', { listing: listing('b') })).rejects.toMatchObject(code);
+  const asked = request([user('x')], { listing: listing('b') });
+  await expect(host.turn('b', 'b', asked, never)).rejects.toMatchObject(code);
+  await expect(host.fork('a', { key: 'b', id: 'b' }, { listing: listing('b') })).rejects.toMatchObject(code);
+  expect(store('b').ids()).toEqual([]);
+  await expect(host.get('b')).rejects.toMatchObject({ code: 'session_not_found' });
+  // Not for sessions that are there, nor for another owner.
+  await read(await host.turn('a', 'a', request([user('x')], { listing: listing('a') }), never));
+  await host.create('b', 'b', { listing: { directory: 'other', key: 'b' } });
+  await host.delete('a');
+  await host.create('c', 'c', { listing: listing('c') });
+});
+
+test('an entry whose session never came, or is gone, is removed once it is old', async () => {
+  const world = new World();
+  const directories = new LocalDirectories(() => new MemoryStore());
+  const host = new LocalHost({ ...world.services, directories }, () => new MemoryStore());
+  await directories.add('d', { ...entry('a'), createdAt: world.time });
+  expect(await names(host)).toEqual([]);
+  expect(await directories.list('d')).toHaveLength(1);
+  world.time += UNSEEN_ENTRY_MS + 1;
+  expect(await names(host)).toEqual([]);
+  expect(await directories.list('d')).toEqual([]);
+});
+
+test('deletion removes every byte: no file is left, and no text in any that is', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'adkvc-delete-'));
+  const world = new World();
+  const host = new LocalHost(
+    {
+      ...world.services,
+      directories: new LocalDirectories((name) => new NodeSqliteStore(join(folder, `${name}.directory`))),
+    },
+    (key) => new NodeSqliteStore(join(folder, `${key}.sqlite`)),
+  );
+  const secret = 'The password is swordfish-7781';
+  for (const key of ['kept', 'gone']) {
+    const asked = request([user(`${secret} of ${key}`)], { listing: { directory: 'd', key } });
+    await read(await host.turn(key, key, asked, never));
+  }
+  const holding = (text: string) =>
+    readdirSync(folder).filter((file) => readFileSync(join(folder, file)).includes(text));
+  expect(holding('swordfish-7781 of gone').length).toBeGreaterThan(0);
+  await host.delete('gone');
+  expect(holding('swordfish-7781 of gone')).toEqual([]);
+  expect(readdirSync(folder).filter((file) => file.startsWith('gone'))).toEqual([]);
+  expect(await names(host)).toEqual(['kept']);
+  await host.delete('kept');
+  expect(readdirSync(folder)).toEqual([]);
+  expect(existsSync(folder)).toBe(true);
+  host.close();
+  rmSync(folder, { recursive: true });
+});
