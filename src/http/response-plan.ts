@@ -13,6 +13,8 @@ export interface ResponsePlan {
   readonly sessionId: string;
   /** The object's name. */
   readonly key: string;
+  /** Made before the turn: a copy of this object's first messages, cache included. */
+  readonly forkOf?: { readonly key: string; readonly messages: number };
   readonly turn: Pick<
     TurnRequest,
     'messages' | 'mode' | 'overwrite' | 'continues' | 'store' | 'implicit' | 'ttlSeconds'
@@ -35,7 +37,7 @@ export async function planResponse(
 
   const previous =
     previousResponseId === undefined
-      ? { sessionId: undefined, history: [] }
+      ? { sessionId: undefined, history: [], logged: [] }
       : await readPrevious(owner, host, previousResponseId);
   const messages = [...system, ...previous.history, ...input];
   const planned = async (sessionId: string, continues: boolean): Promise<ResponsePlan> => ({
@@ -52,8 +54,15 @@ export async function planResponse(
       ...(store && { ttlSeconds: RESPONSE_TTL_SECONDS }),
     },
   });
-  const fork = await planned(newSessionId(), false);
-  return previous.sessionId !== undefined && store ? [await planned(previous.sessionId, true), fork] : [fork];
+  const apart = await planned(newSessionId(), false);
+  if (previous.sessionId === undefined || !store) return [apart];
+  const inPlace = await planned(previous.sessionId, true);
+  // With other instructions nothing of the old cache would be left.
+  const { logged } = previous;
+  const goesOn = logged.every(
+    ({ role, content }, i) => messages[i]?.role === role && messages[i].content === content,
+  );
+  return [inPlace, goesOn ? { ...apart, forkOf: { key: inPlace.key, messages: logged.length } } : apart];
 }
 
 /** A conversation that the client named is one thing that changes: what is new is appended. */
@@ -67,7 +76,9 @@ async function planConversation(
   const key = await sessionKey(owner, sessionId);
   const logged = await messagesOf(host, key);
   const spoken = logged[0]?.role === 'system' ? logged.slice(1) : logged;
-  const same = logged.length > 0 && (system.length === 0 || logged[0]!.content === system[0]!.content);
+  const same =
+    logged.length > 0 &&
+    (system.length === 0 || (logged[0]!.role === 'system' && logged[0]!.content === system[0]!.content));
   const history = same || system.length === 0 ? logged : [...system, ...spoken];
   const prompt = [...(logged.length === 0 ? system : history), ...input];
   return {
@@ -84,7 +95,7 @@ async function readPrevious(
   owner: string,
   host: SessionHost,
   id: string,
-): Promise<{ sessionId: string; history: readonly ChatMessage[] }> {
+): Promise<{ sessionId: string; logged: readonly ChatMessage[]; history: readonly ChatMessage[] }> {
   const notFound = (): HttpError =>
     new HttpError(
       'response_not_found',
@@ -99,7 +110,7 @@ async function readPrevious(
   if (history.length < Number(count) || (await digestOf(owner, history.slice(0, -1))) !== digest)
     throw notFound();
   // Instructions are those of one response; whoever goes on from it gives their own.
-  return { sessionId, history: from === INSTRUCTED ? history.slice(1) : history };
+  return { sessionId, logged: history, history: from === INSTRUCTED ? history.slice(1) : history };
 }
 
 async function messagesOf(host: SessionHost, key: string): Promise<readonly ChatMessage[]> {

@@ -2,7 +2,7 @@ import type { Context } from 'hono';
 import { AdkvcError } from '../core/errors.ts';
 import type { SessionHost } from '../session/api.ts';
 import { errorReply, isInternal, wireError } from './error-response.ts';
-import { HEARTBEAT_MS, PROGRESS_MS } from './limits.ts';
+import { HEARTBEAT_MS, PROGRESS_MS, RESPONSE_TTL_SECONDS } from './limits.ts';
 import { requireModel, type ServedModel } from './models.ts';
 import { serverTiming, tokenLogprobs, turnObject } from './report.ts';
 import { planResponse, type ResponsePlan } from './response-plan.ts';
@@ -41,6 +41,15 @@ export async function createResponse(
   const attempt = async (at: number): Promise<BegunResponse> => {
     const plan = plans[at]!;
     try {
+      if (plan.forkOf)
+        await host.fork(
+          plan.forkOf.key,
+          { key: plan.key, id: plan.sessionId },
+          {
+            messages: plan.forkOf.messages,
+            ttlSeconds: RESPONSE_TTL_SECONDS,
+          },
+        );
       const turn = {
         ...plan.turn,
         sampling,
@@ -52,6 +61,8 @@ export async function createResponse(
     } catch (error) {
       const moved = error instanceof AdkvcError && error.code === 'session_moved';
       if (moved && at + 1 < plans.length) return attempt(at + 1);
+      // A copy in which nothing was answered is of no use to anybody.
+      if (plan.forkOf) await host.delete(plan.key).catch(() => {});
       throw error;
     }
   };

@@ -137,6 +137,19 @@ test('a response that is not the newest forks: both branches stay what they were
   }
 });
 
+test('a fork whose turn is refused is removed again', async () => {
+  const { ask, host } = setup();
+  const first = await ask();
+  await ask({ previous_response_id: first.id });
+  const { turn } = host;
+  host.turn = async (key, ...rest) => {
+    if (host.sessions.get(key)!.messages.length === 2) throw new AdkvcError('session_busy', 'busy');
+    return turn.call(host, key, ...rest);
+  };
+  await expect(ask({ previous_response_id: first.id })).rejects.toMatchObject({ status: 429 });
+  expect(host.sessions.size).toBe(1);
+});
+
 test('instructions are those of one response', async () => {
   const { ask, lastTurn, host } = setup();
   const first = await ask({ instructions: 'Be brief.' });
