@@ -24,8 +24,8 @@ export async function verifyBundle(source: BundleSource): Promise<Manifest> {
       );
     checkSha256(source, shard.file, sha256, shard.sha256);
   }
-  const { tokenizer } = manifest;
-  checkSha256(source, tokenizer.file, (await digest(source, tokenizer.file)).sha256, tokenizer.sha256);
+  for (const entry of [manifest.tokenizer, ...(manifest.profile ? [manifest.profile] : [])])
+    checkSha256(source, entry.file, (await digest(source, entry.file)).sha256, entry.sha256);
   await checkGraph(source, manifest);
   for (const [name, tensor] of Object.entries(manifest.tensors)) {
     const inParts = tensor.parts.reduce((sum, part) => sum + part.bytes, 0);
