@@ -39,8 +39,8 @@ export function calibrateCommand(program: Command): void {
     .command('calibrate')
     .description("measures how much each head's cache matters, from plain text, for policy adkvc")
     .option('--text <files...>', 'plain text to measure on (default: the model writes some)')
-    .option('--texts <n>', 'pieces of text', count, 4)
-    .option('--needles <n>', 'needle prompts, made of the texts', count, 8)
+    .option('--texts <n>', 'pieces of text', count, 2)
+    .option('--needles <n>', 'needle prompts, made of the texts', count, 4)
     .option('--context <n>', "tokens of a text's past, a multiple of 128", count, 1024)
     .option('--needle-context <n>', "tokens of a needle prompt's past, a multiple of 128", count, 1024)
     .option('--workers <n>', 'threads; each holds the model', count, availableParallelism())
@@ -134,7 +134,8 @@ async function runTasks(
     const seconds = (performance.now() - started) / 1000;
     const left = Math.round((seconds / done) * (runs - done));
     if (process.stderr.isTTY) process.stderr.write(`\r${done} of ${runs} runs, ${left} s to go   `);
-    else if (done % 90 === 0) process.stderr.write(`${done} of ${runs} runs, ${left} s to go\n`);
+    else if (done === 1 || done % 10 === 0)
+      process.stderr.write(`${done} of ${runs} runs, ${left} s to go\n`);
   };
   // Built code lies beside as .js.
   const file = import.meta.url.endsWith('.ts') ? './calibrate-worker.ts' : './calibrate-worker.js';
