@@ -55,6 +55,7 @@ type Json = Readonly<Record<string, unknown>>;
  * @throws InvalidInputError for keywords that the constraint could not hold, by name
  */
 export function compileSchema(schema: unknown, param: string): Shape {
+  refuseDeepValues(schema, param);
   const references = new Map<string, { shape?: Shape }>();
   let nodes = 0;
 
@@ -172,6 +173,15 @@ export function compileSchema(schema: unknown, param: string): Shape {
 }
 
 const utf8 = new TextEncoder();
+
+/** Also what no keyword reads is written as JSON later on, recursively. */
+function refuseDeepValues(schema: unknown, param: string): void {
+  try {
+    JSON.stringify(schema);
+  } catch {
+    throw new InvalidInputError(`${param} is nested too deeply`, param, { depth: MAX_SCHEMA_DEPTH });
+  }
+}
 
 /** A reference that leads back to itself before anything is written could be followed for ever. */
 function refuseCircle(shape: Shape, param: string, seen: readonly Shape[] = []): void {
