@@ -269,3 +269,37 @@ test('a directory lists what was made, until it is deleted or expires; then it h
   );
   expect(tables).toEqual([]);
 });
+
+test('evicted at random moments between calls, sixty times: the same answers as one that never was', async () => {
+  let seed = 77;
+  const random = (): number => {
+    seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0;
+    return seed / 2 ** 32;
+  };
+  const messages: ChatMessage[] = [];
+  let evictions = 0;
+  for (let turn = 0; evictions < 60; turn++) {
+    if (turn % 8 === 0) {
+      messages.length = 0;
+      for (const key of ['calm', 'restless']) if (turn > 0) await host.delete(key);
+    }
+    messages.push(user(prose(20 + Math.floor(random() * 200), turn)));
+    const calm = await read(await host.turn('calm', 'calm', request(messages, HOT), never));
+    const restless = await read(await host.turn('restless', 'restless', request(messages, HOT), never));
+    expect(restless.ids).toEqual(calm.ids);
+    expect(restless.started).toEqual(calm.started);
+    messages.push(assistant(calm.text));
+    for (const look of [
+      () => host.get('restless'),
+      () => host.messages('restless'),
+      () => host.export('restless'),
+    ]) {
+      if (random() < 0.5) continue;
+      await evictDurableObject(stub('restless'));
+      evictions++;
+      const seen = await look();
+      if ('stream' in seen) await seen.stream.cancel();
+    }
+  }
+  expect(await host.messages('restless')).toEqual(await host.messages('calm'));
+});
