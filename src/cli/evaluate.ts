@@ -24,6 +24,7 @@ interface EvaluateOptions {
   window: number;
   sinks: number;
   exact?: boolean;
+  profile: boolean;
   backend: 'wasm' | 'reference';
   bundle?: string;
   data: string;
@@ -61,6 +62,7 @@ export function evaluateCommand(program: Command): void {
     .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
     .option('--exact', 'weights as stored, float arithmetic')
+    .option('--no-profile', "plan without the model's measured head profile")
     .option('--backend <name>', 'kernels: wasm or reference', 'wasm')
     .option('--bundle <dir>', 'a prepared model (default: the embedded one)')
     .option('--data <dir>', "the evaluation's texts", join(PROJECT_ROOT, '../shared/evaldata'))
@@ -111,6 +113,7 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
     window: options.window,
     sinks: options.sinks,
     exact: options.exact ?? false,
+    useProfile: options.profile,
     workers: options.workers,
     commit: commit(),
     onProgress: progressLine(),

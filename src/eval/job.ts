@@ -70,7 +70,7 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
       weightForm: manifest.weightForm,
       fingerprint: engine.fingerprint,
       numerics: engine.numerics,
-      profile: (manifest as { profile?: { sha256: string } }).profile?.sha256 ?? 'none',
+      profile: manifest.profile?.sha256 ?? 'none',
     },
     run: (job, emit, onTokens) => runJob(counting(engine, onTokens), data, job, emit),
   };

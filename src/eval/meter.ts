@@ -77,6 +77,7 @@ export class Meter {
       averageBytes: this.#tokens === 0 ? 0 : this.#byteTokens / this.#tokens,
       peakBytes: this.#peak,
       bytes: report.bytes,
+      meanRecodes: report.meanRecodes ?? 0,
       ratio: report.ratio,
     };
   }

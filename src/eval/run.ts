@@ -23,6 +23,8 @@ export interface RunOptions extends LoadOptions {
   readonly sinks: number;
   /** Float arithmetic, and a float32 full cache. */
   readonly exact: boolean;
+  /** false: policies plan as for a model that was never calibrated. */
+  readonly useProfile: boolean;
   readonly workers: number;
   readonly commit: string;
   readonly onProgress: (progress: Progress) => void;
@@ -146,6 +148,7 @@ function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
       seed,
       exactBits: options.exact && policy === 'full' ? 32 : 16,
       arithmetic: options.exact ? 'float' : 'integer',
+      ...(options.useProfile || policy === 'full' ? {} : { useProfile: false }),
     };
     return { policy, ...(ratio === undefined ? {} : { ratio }), config };
   };

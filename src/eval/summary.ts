@@ -24,6 +24,7 @@ export interface Summary {
   readonly peakBytes: number;
   readonly bytes: number;
   readonly trueRatio: number;
+  readonly meanRecodes: number;
   /** Medians over samples. */
   readonly prefillTokensPerSecond: number;
   readonly decodeTokensPerSecond: number;
@@ -48,8 +49,10 @@ export interface Section {
 const settingOf = (row: Row): string =>
   `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}, window ${row.config.window}, sinks ${row.config.sinks}, ${row.protocol}`;
 
-export const methodName = (row: Pick<Row, 'policy' | 'ratio'>): string =>
-  row.ratio === null ? row.policy : `${row.policy} at ${row.ratio}x`;
+const policyName = (row: Pick<Row, 'policy' | 'config'>): string =>
+  row.config.useProfile === false ? `${row.policy} (no profile)` : row.policy;
+export const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config'>): string =>
+  row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`;
 
 function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
   const groups = new Map<string, T[]>();
@@ -117,7 +120,8 @@ const median = (v: readonly number[]): number =>
 
 function summary(task: Task, rows: readonly Row[], full: readonly Row[]): Summary {
   const scored = rows.filter((r) => r.scores !== undefined);
-  const { policy, ratio } = rows[0]!;
+  const policy = policyName(rows[0]!);
+  const { ratio } = rows[0]!;
   const cache = (pick: (c: NonNullable<Row['cache']>) => number): number[] =>
     scored.map((r) => pick(r.cache!));
   const measured = (pick: (m: NonNullable<Row['measured']>) => number): number[] =>
@@ -133,6 +137,7 @@ function summary(task: Task, rows: readonly Row[], full: readonly Row[]): Summar
     peakBytes: Math.max(...cache((c) => c.peakBytes)),
     bytes: mean(cache((c) => c.bytes)),
     trueRatio: mean(cache((c) => c.ratio)),
+    meanRecodes: mean(cache((c) => c.meanRecodes ?? Number.NaN)),
     prefillTokensPerSecond: median(measured((m) => m.prefillTokensPerSecond)),
     decodeTokensPerSecond: median(measured((m) => m.decodeTokensPerSecond)),
     ttftMs: median(measured((m) => m.ttftMs)),

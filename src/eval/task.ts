@@ -33,6 +33,8 @@ export interface CacheFigures {
   readonly averageBytes: number;
   readonly peakBytes: number;
   readonly bytes: number;
+  /** Tiers assigned after the first, a token that has left the window. */
+  readonly meanRecodes: number;
   /** fp16 bytes over bytes at that end. */
   readonly ratio: number;
 }

@@ -78,6 +78,23 @@ describe('the runner', () => {
     expect(decided(rowsOf('killed.jsonl'))).toEqual(decided(rowsOf('whole.jsonl')));
   });
 
+  test('without the head profile a policy is another method', async () => {
+    const own = ['--tasks', 'needle-noise', '--policies', 'adkvc@4', '--samples', '1', '--workers', '0'];
+    const command = [...args('profile.jsonl'), ...own];
+    await runCli(command);
+    await runCli([...command, '--no-profile']);
+    expect(rowsOf('profile.jsonl').map((r) => [r.policy, r.config.useProfile])).toEqual([
+      ['full', undefined],
+      ['adkvc', undefined],
+      ['adkvc', false],
+    ]);
+    expect(summarise(rowsOf('profile.jsonl'))[0]!.summaries.map((s) => s.method)).toEqual([
+      'full',
+      'adkvc at 4x',
+      'adkvc (no profile) at 4x',
+    ]);
+  });
+
   test('finished, it does nothing more; a further ratio adds its rows only', async () => {
     const again = await runCli(args('whole.jsonl', '--workers', '0'));
     expect(again.lines[0]).toMatchObject({ rows: TOTAL, failed: 0 });
