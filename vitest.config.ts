@@ -5,7 +5,7 @@ import { defineConfig } from 'vitest/config';
 // wrangler.toml names this folder, and its reader insists that it exists.
 mkdirSync('.adkvc/assets', { recursive: true });
 
-const timeouts = { testTimeout: 60_000, hookTimeout: 120_000 };
+const timeouts = { testTimeout: 180_000, hookTimeout: 300_000 };
 
 export default defineConfig({
   test: {
@@ -28,8 +28,8 @@ export default defineConfig({
           fileParallelism: false,
           sequence: { groupOrder: 1 },
           expect: { poll: { timeout: 20_000 } },
-          testTimeout: 240_000,
-          hookTimeout: 240_000,
+          testTimeout: 420_000,
+          hookTimeout: 420_000,
         },
       },
       {
