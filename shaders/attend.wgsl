@@ -1,5 +1,5 @@
 // Attention of one query row and kvHead over one split: out = softmax(q K^T) V without the division, and the softmax's maximum and sum,
-// for GROUP query heads that read the same cells. One workgroup of 32 lanes; splits are joined by attend-combine.wgsl.
+// for GROUP query heads that read the same cells. One workgroup of WARPS * 32 lanes; splits are joined by attend-combine.wgsl.
 //
 // By segment: (1) a descriptor of every block of 4 tokens, whatever its tier; (2) scores of all cells, LANES lanes a block; (3) weights
 // exp(score - maximum); (4) weighted values. The next block's bytes are under way while a block is worked on.
@@ -20,12 +20,15 @@
 @group(0) @binding(8) var<storage, read_write> scoresOut: array<f32>; // [row, head, scoreStride]; padding cells NEVER
 
 const MAX_BLOCKS = MAX_CELLS / 4u;
-const TEAMS = 32u / LANES;
+const WIDTH = WARPS * 32u;
+const TEAMS = WIDTH / LANES;
 
 var<workgroup> lut: array<f32, 1024>;                      // [level of each table][lane]: no two lanes meet in a bank
 var<workgroup> scores: array<f32, GROUP * MAX_CELLS>;
-var<workgroup> weights: array<vec4<f32>, GROUP * MAX_BLOCKS>;
+// Also carries outputs from warp to warp at the end.
+var<workgroup> weights: array<vec4<f32>, max(GROUP * MAX_BLOCKS, 2u * GROUP * LANES * WARPS)>;
 var<workgroup> blocks: array<vec4<u32>, MAX_BLOCKS>;
+var<workgroup> perWarp: array<f32, GROUP * WARPS>;
 
 /// Levels of 4 codes, at bits 0, 8, 16 and 24 of a word.
 fn levels(word: u32, base: u32) -> vec4<f32> {
@@ -82,7 +85,7 @@ fn ones(v: vec4<u32>, sub: u32) -> vec4<u32> {
 fn lutBase(half: u32, lane: u32) -> u32 {
   let bits = half >> 27u;
   let start = select(select(select(LEVELS_1, LEVELS_2, bits == 2u), LEVELS_3, bits == 3u), LEVELS_4, bits == 4u);
-  return (lane | (start * 32u)) & 1023u;
+  return ((lane & 31u) | (start * 32u)) & 1023u;
 }
 
 /// A token's 8 channels of this lane in a float half; zero past HEAD_DIM.
@@ -128,7 +131,7 @@ fn sumOf(x: f32, lane: u32) -> f32 {
   return d + swap1(d, lane, 1u);
 }
 fn swap4(x: vec4<f32>, lane: u32, mask: u32) -> vec4<f32> { return vec4(swap2(x.xy, lane, mask), swap2(x.zw, lane, mask)); }
-/// Over the teams; the same in each.
+/// Over the teams of a warp; the same in each.
 fn teamSum(x: vec4<f32>, lane: u32) -> vec4<f32> {
   var y = x;
   if (LANES <= 16u) { y += swap4(y, lane, 16u); }
@@ -146,7 +149,7 @@ fn headerAt(segment: u32, kvHead: u32) -> Header {
   return Header(cache[record], record + meanAt(tokens), record + groupsAt(tokens));
 }
 
-@compute @workgroup_size(32)
+@compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let split = splits[id.x];
   let item = items[split.item];
@@ -161,7 +164,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let odd = (sub & (LANES / 4u)) != 0u;
   let token = select(0u, 2u, upper) + select(0u, 1u, odd);
 
-  fillLut(lane);
+  if (lane < 32u) { fillLut(lane); }
   // Of each query head: its query and output in this lane's channels, the softmax's maximum and this lane's share of its sum, the query times
   // the segment's mean. Variables of their own: arrays, and variables outside of functions, may end up in memory.
   // each $h
@@ -217,7 +220,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         if (n > 0u) {
           let g = groupAt(tier, n, at);
           let last = count + (n + 3u) / 4u;
-          for (var b = lane; b < last; b += 32u) { if (b >= count) { blocks[b] = describe(g, b - count); } }
+          for (var b = lane; b < last; b += WIDTH) { if (b >= count) { blocks[b] = describe(g, b - count); } }
           count = last;
           at = g.end;
         }
@@ -296,17 +299,25 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     // each $h
     {
       var largest = NEVER;
-      for (var b = lane; b < count; b += 32u) {
+      for (var b = lane; b < count; b += WIDTH) {
         let at = $hu * MAX_CELLS + b * 4u;
         largest = max(largest, max(max(scores[at], scores[at + 1u]), max(scores[at + 2u], scores[at + 3u])));
       }
-      largest = max(maximumOf(largest, lane), maximum$h);
+      largest = maximumOf(largest, lane);
+      if ((lane & 31u) == 0u) { perWarp[$hu * WARPS + lane / 32u] = largest; }
+    }
+    // end
+    workgroupBarrier();
+    // each $h
+    {
+      var largest = maximum$h;
+      for (var warp = 0u; warp < WARPS; warp++) { largest = max(largest, perWarp[$hu * WARPS + warp]); }
       let shrink = exp(maximum$h - largest);
       maximum$h = largest;
       outA$h *= shrink;
       outB$h *= shrink;
       sum$h *= shrink;
-      for (var b = lane; b < count; b += 32u) {
+      for (var b = lane; b < count; b += WIDTH) {
         let at = $hu * MAX_CELLS + b * 4u;
         let x = vec4(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
         let w = select(exp(x - largest), vec4(0.0), x <= vec4(NEVER));
@@ -393,22 +404,40 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
   }
 
-  // Over the teams, then to memory.
+  // Over the teams, then over the warps, then to memory.
+  let warp = lane / 32u;
   // each $h
   {
     let total = sumOf(sum$h, lane);
     let a = teamSum(outA$h, lane);
     let b = teamSum(outB$h, lane);
+    if ((lane & 31u) == 0u) { perWarp[$hu * WARPS + warp] = total; }
+    if ((lane & 31u) < LANES) {
+      weights[(($hu * WARPS + warp) * LANES + sub) * 2u] = a;
+      weights[(($hu * WARPS + warp) * LANES + sub) * 2u + 1u] = b;
+    }
+  }
+  // end
+  workgroupBarrier();
+  if (lane >= LANES) { return; }
+  // each $h
+  {
+    var total = 0.0;
+    var a = vec4<f32>();
+    var b = vec4<f32>();
+    for (var w = 0u; w < WARPS; w++) {
+      total += perWarp[$hu * WARPS + w];
+      a += weights[(($hu * WARPS + w) * LANES + sub) * 2u];
+      b += weights[(($hu * WARPS + w) * LANES + sub) * 2u + 1u];
+    }
     let to = ((id.x * params.rows + row) * HEADS + kvHead * GROUP + $hu) * (HEAD_DIM + 2u);
     if (lane == 0u) {
       partials[to] = maximum$h;
       partials[to + 1u] = total;
     }
-    if (team == 0u) {
-      for (var c = 0u; c < 4u; c++) {
-        if (sub * 8u + c < HEAD_DIM) { partials[to + 2u + sub * 8u + c] = a[c]; }
-        if (sub * 8u + 4u + c < HEAD_DIM) { partials[to + 2u + sub * 8u + 4u + c] = b[c]; }
-      }
+    for (var c = 0u; c < 4u; c++) {
+      if (sub * 8u + c < HEAD_DIM) { partials[to + 2u + sub * 8u + c] = a[c]; }
+      if (sub * 8u + 4u + c < HEAD_DIM) { partials[to + 2u + sub * 8u + 4u + c] = b[c]; }
     }
   }
   // end

@@ -1,4 +1,4 @@
-// Exchange between the 32 lanes of a workgroup that is one subgroup.
+// Exchange within each 32 lanes of a workgroup: its subgroups.
 diagnostic(off, subgroup_uniformity);
 fn swap2(x: vec2<f32>, lane: u32, mask: u32) -> vec2<f32> { return subgroupShuffleXor(x, mask); }
 fn swap1(x: f32, lane: u32, mask: u32) -> f32 { return subgroupShuffleXor(x, mask); }

@@ -1,5 +1,5 @@
-// Exchange between the 32 lanes of a workgroup through its memory, where there are no subgroups of 32.
-var<workgroup> exchange: array<vec2<f32>, 32>;
+// Exchange within each 32 lanes of a workgroup through its memory, where there are no subgroups of 32.
+var<workgroup> exchange: array<vec2<f32>, WARPS * 32u>;
 fn swap2(x: vec2<f32>, lane: u32, mask: u32) -> vec2<f32> {
   workgroupBarrier();
   exchange[lane] = x;

@@ -1,14 +1,21 @@
+import { join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
 import { measure, WINDOW_TOKENS } from '../bench/speed.ts';
+import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
+import { shadersFrom } from '../kernels/webgpu-files.ts';
+import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
+import { PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, type EngineOptions } from './engine-options.ts';
 import { loadCliEngineParts, loadWasmKernels } from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
-  context: number[];
+  context?: number[];
   json?: boolean;
+  webgpuAttention?: boolean;
+  conversations: number;
 }
 
 const contexts = (text: string): number[] =>
@@ -27,25 +34,66 @@ async function calibratorFor(kernels: Kernels): Promise<WasmKernels> {
   return own;
 }
 
+/** SmolLM2-135M's heads, at 8k tokens where no context is given. */
+async function benchAttention({ context, conversations, json }: BenchOptions): Promise<void> {
+  if (!Number.isInteger(conversations) || conversations < 1)
+    throw new InvalidInputError('--conversations expects a positive number', '--conversations');
+  const alive = setInterval(() => {}, 1000);
+  try {
+    const device = await openWebGpuInNode();
+    const result = await benchWebGpuAttention({
+      device,
+      shaders: shadersFrom(join(PROJECT_ROOT, 'shaders')),
+      shape: { heads: 9, kvHeads: 3, headDim: 64 },
+      conversations,
+      context: context?.at(-1) ?? 8192,
+    });
+    device.destroy();
+    if (json) {
+      process.stdout.write(`${JSON.stringify(result)}\n`);
+      return;
+    }
+    process.stdout.write(
+      `${result.device}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s\n`,
+    );
+    for (const name of ['f16', 'packed'] as const) {
+      const { milliseconds, gigabytesPerSecond, ratio } = result[name];
+      process.stdout.write(
+        `${name.padEnd(7)} ${milliseconds.toFixed(3)} ms  ${gigabytesPerSecond.toFixed(0)} GB/s (${(100 * result.shareOfCopy[name]).toFixed(0)} % of the copy)  ratio ${ratio.toFixed(2)}\n`,
+      );
+    }
+    process.stdout.write(`packed is ${result.speedup.toFixed(2)} times as fast as f16\n`);
+  } finally {
+    clearInterval(alive);
+  }
+}
+
 /** `adkvc bench`: speed of prefill, decoding and restoring at given contexts, one thread, calibrated. */
 export function benchCommand(program: Command): void {
   addEngineOptions(program.command('bench'))
     .description('tokens per second, restore times and memory at given context lengths')
-    .option('--context <list>', 'tokens in the cache when decoding starts', contexts, [128, 512])
+    .option('--context <list>', 'tokens in the cache when decoding starts (default 128,512)', contexts)
     .option('--json', 'one JSON object on standard output')
+    .option(
+      '--webgpu-attention',
+      'attention alone on a GPU, many conversations in one dispatch: packed against f16 and a copy kernel',
+    )
+    .option('--conversations <n>', 'with --webgpu-attention: conversations in one dispatch', Number, 64)
     .action(async (options: BenchOptions) => {
+      if (options.webgpuAttention) return benchAttention(options);
       const config = cacheConfig(options);
       const { engine, kernels, host } = await loadCliEngineParts(options);
       const calibrator = await calibratorFor(kernels);
       const limit = engine.model.contextLength - WINDOW_TOKENS;
-      for (const context of options.context)
+      const list = options.context ?? [128, 512];
+      for (const context of list)
         if (context > limit)
           throw new InvalidInputError(
             `--context ${context} leaves no room to decode: at most ${limit} on this model`,
             '--context',
           );
       const results = [];
-      for (const context of options.context) {
+      for (const context of list) {
         process.stderr.write(`context ${context} ...\n`);
         const result = await measure(engine, calibrator, config, context);
         results.push(result);

@@ -32,6 +32,9 @@ export const lanesOf = (headDim: number): number => Math.max(4, 2 ** Math.ceil(M
 /** A float32 in full, with the point that WGSL wants. */
 const f32Literal = (x: number): string => `${Math.fround(x).toExponential()}f`;
 
+/** Warps of 32 lanes that work on one split; they share its table of levels and its scores. */
+export const WARPS = 2;
+
 /** The constants in front of every shader, from layout.ts: the layout is written down once. */
 export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
   const levels: number[] = [];
@@ -48,6 +51,7 @@ export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
     `const HADAMARD = ${hadamardSize(headDim)}u;`,
     `const HADAMARD_NORM = ${f32Literal(1 / Math.sqrt(hadamardSize(headDim)))};`,
     `const LANES = ${lanesOf(headDim)}u;`,
+    `const WARPS = ${WARPS}u;`,
     `const DROP = ${DROP}u;`,
     `const TIER_COUNT = ${TIERS.length}u;`,
     `const MAX_CELLS = ${MAX_CELLS}u;`,
