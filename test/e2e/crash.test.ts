@@ -15,6 +15,13 @@ interface Answer {
   total: number;
 }
 
+/** ADKVC_FAULTS=50 for the full count; each costs a start of the server. */
+const KILLS = Number(process.env.ADKVC_FAULTS ?? 2);
+const KILL_SEED = 9;
+const LONGEST_MS = 1_500;
+const momentOf = (round: number): number =>
+  Math.floor((((Math.imul(round + KILL_SEED, 0x9e3779b1) >>> 0) % 10_007) / 10_007) * LONGEST_MS);
+
 let tiny: TinyServed;
 let undisturbed: Answer[];
 let expected: Awaited<ReturnType<typeof storedState>>;
@@ -107,6 +114,52 @@ describe('a conversation goes on from its stored cache', () => {
     }
     expect(await storedState(join(tiny.folder, 'mid-stream'), tiny.bundleDir, SESSION)).toEqual(expected);
   });
+
+  test(
+    `after SIGKILL of the process group at ${KILLS} random moments, seed ${KILL_SEED}`,
+    async () => {
+      let server = await start('random');
+      let kills = 0;
+      let done = 0;
+      const where: string[] = [];
+      try {
+        for (let round = 0; kills < KILLS || done < TURNS.length; round++) {
+          // A conversation that has ended is done again from its first turn, in the same files.
+          if (done === TURNS.length) {
+            expect((await fetch(`${server.url}/v1/sessions/${SESSION}`, { method: 'DELETE' })).status).toBe(
+              200,
+            );
+            done = 0;
+          }
+          const moment = kills < KILLS ? momentOf(round) : Number.POSITIVE_INFINITY;
+          const timer = Number.isFinite(moment) ? setTimeout(() => server.kill('group'), moment) : undefined;
+          const outcome = await turn(server, done).catch((error: Error) => error);
+          if (!(outcome instanceof Error)) {
+            expect(outcome).toEqual(undisturbed[done]);
+            done++;
+          }
+          if (!timer) continue;
+          // Still to come: it falls between two turns.
+          while (!server.ended) await new Promise((resolve) => setTimeout(resolve, 5));
+          clearTimeout(timer);
+          kills++;
+          where.push(`${outcome instanceof Error ? 'in' : 'after'} turn ${done} (${moment} ms)`);
+          await server.waitClosed();
+          server = await start('random');
+          // Whatever was committed last: the session can be read, and holds whole turns and perhaps a part of the next.
+          const { data } = (await (await fetch(`${server.url}/v1/sessions/${SESSION}/messages`)).json()) as {
+            data?: unknown[];
+          };
+          expect(data?.length ?? 0).toBeGreaterThanOrEqual(2 * done);
+        }
+      } finally {
+        await server.stop();
+      }
+      console.log(`seed ${KILL_SEED}, ${kills} kills: ${where.join(', ')}`);
+      expect(await storedState(join(tiny.folder, 'random'), tiny.bundleDir, SESSION)).toEqual(expected);
+    },
+    120_000 + KILLS * 40_000,
+  );
 
   test('after SIGKILL of workerd alone in the middle of a stream', async () => {
     const server = await start('workerd-only');

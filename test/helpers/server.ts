@@ -31,6 +31,11 @@ export class TestServer {
       stream.on('data', (chunk: Buffer) => (this.#output += chunk.toString()));
   }
 
+  /** wrangler's process is gone. */
+  get ended(): boolean {
+    return this.#child.exitCode !== null || this.#child.signalCode !== null;
+  }
+
   /** What wrangler has said until now. */
   get output(): string {
     return this.#output;
