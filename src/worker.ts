@@ -1,7 +1,7 @@
 import plain from '../wasm/build/adkvc-plain.wasm';
 import relaxed from '../wasm/build/adkvc-relaxed.wasm';
 import { generate } from './engine/generate.ts';
-import { ISOLATE_KERNEL_BYTES, isolateEngine } from './engine/isolate.ts';
+import { ISOLATE_CACHE_BYTES, ISOLATE_KERNEL_BYTES, isolateEngine } from './engine/isolate.ts';
 import { createApp } from './http/app.ts';
 import { durableObjectMetrics, type MetricsObject } from './http/metrics/durable-object.ts';
 import { type ServedModel, servedModel } from './http/models.ts';
@@ -55,6 +55,7 @@ export class ConversationObject extends Conversation<Env> {
     return {
       scheduler,
       generate,
+      cacheBytes: ISOLATE_CACHE_BYTES,
       directories: durableObjectDirectories(env.DIRECTORIES),
       loadEngine: () =>
         isolateEngine.get(bundleOf(env), {
@@ -77,7 +78,8 @@ export default {
       metrics: durableObjectMetrics(env.METRICS),
       defer: (work) => context.waitUntil(work),
       auth: { keys: env.ADKVC_KEYS, anonymous: env.ADKVC_ANONYMOUS === '1' },
-      loadModel: async () => (model ??= servedModel(await readManifest(bundleOf(env)), aliases(env))),
+      loadModel: async () =>
+        (model ??= servedModel(await readManifest(bundleOf(env)), aliases(env), ISOLATE_CACHE_BYTES)),
     });
     return app.fetch(request, env, context);
   },

@@ -81,6 +81,18 @@ export const DEFAULT_CACHE: CacheConfig = {
   arithmetic: 'integer',
 };
 
+/**
+ * A configuration completed by the defaults. Where a policy with a byte budget was given neither ratio nor bytes it gets `bytes`, if the host
+ * has such a share for a conversation: short ones are then hardly compressed, and long ones as far as it takes.
+ */
+export function completeConfig(given: Partial<CacheConfig> = {}, bytes?: number): CacheConfig {
+  const config = { ...DEFAULT_CACHE, ...given };
+  const open = config.ratio === undefined && config.bytes === undefined;
+  // full has no budget, and uniform's first tier would follow from the host instead of from the request.
+  const budgeted = config.policy !== 'full' && config.policy !== 'uniform';
+  return open && budgeted && bytes !== undefined ? { ...config, bytes } : config;
+}
+
 /** What a user sees of a cache; every byte held is counted. */
 export interface CacheReport {
   readonly policy: string;

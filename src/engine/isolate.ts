@@ -16,6 +16,11 @@ const SERVED_LOGIT_ROWS = 1;
  */
 export const ISOLATE_BYTES = 128e6;
 export const ISOLATE_KERNEL_BYTES = 110e6;
+/**
+ * Bytes of a conversation's cache in such an isolate: what the embedded model's weights and workspaces leave, less the exact part of an epoch and the
+ * transient copies of a plan. All 8,192 positions fit (a test asks `worstCaseBytes`).
+ */
+export const ISOLATE_CACHE_BYTES = 14e6;
 
 export interface IsolateHost {
   /** Called once an isolate. */

@@ -1,5 +1,5 @@
 import type { Context } from 'hono';
-import { type CacheConfig, DEFAULT_CACHE } from '../cache/policy.ts';
+import { type CacheConfig, completeConfig } from '../cache/policy.ts';
 import type { Manifest } from '../runtime/manifest.ts';
 import { HttpError } from './error-response.ts';
 
@@ -16,14 +16,19 @@ export interface ServedModel {
   readonly cache: CacheConfig;
 }
 
-export const servedModel = (manifest: Manifest, aliases: readonly string[] = []): ServedModel => ({
+/** @param cacheBytes what the host gives a conversation's cache unless it asks otherwise */
+export const servedModel = (
+  manifest: Manifest,
+  aliases: readonly string[] = [],
+  cacheBytes?: number,
+): ServedModel => ({
   id: manifest.model.name,
   aliases,
   contextLength: manifest.model.contextLength,
   weightForm: manifest.weightForm,
   fingerprint: manifest.fingerprint,
   generation: manifest.generation,
-  cache: DEFAULT_CACHE,
+  cache: completeConfig({}, cacheBytes),
 });
 
 /** @throws HttpError model_not_found, naming what is served */

@@ -25,5 +25,7 @@ export interface SessionServices {
   readonly scheduler: Scheduler;
   /** Where sessions are listed; undefined: nowhere. */
   readonly directories?: Directories;
+  /** Bytes that a conversation's cache gets where the request names neither ratio nor bytes. */
+  readonly cacheBytes?: number;
   readonly now?: () => number;
 }

@@ -1,4 +1,4 @@
-import { type CacheConfig, DEFAULT_CACHE } from '../cache/policy.ts';
+import { type CacheConfig, completeConfig } from '../cache/policy.ts';
 import {
   AbortedError,
   AdkvcError,
@@ -104,7 +104,12 @@ export class Session implements Tenant {
     try {
       if (this.#readHead()) throw exists(id);
       await this.#clearUnfinished();
-      const head = newHead(id, this.#now(), { ...options, implicit: false, engine });
+      const head = newHead(id, this.#now(), {
+        ...options,
+        cacheBytes: this.#services.cacheBytes,
+        implicit: false,
+        engine,
+      });
       engine.worstCaseBytes(head.cacheConfig, 1); // refuses a configuration that no cache could have
       await this.#list(head);
       this.#store.transaction(() => writeHead(this.#store, head));
@@ -368,6 +373,7 @@ export class Session implements Tenant {
     const fresh = () =>
       newHead(id, this.#now(), {
         cache: request.cache,
+        cacheBytes: this.#services.cacheBytes,
         ttlSeconds: request.ttlSeconds ?? (request.implicit ? IMPLICIT_TTL_SECONDS : undefined),
         implicit: request.implicit,
         listing: request.store ? request.listing : undefined,
@@ -491,6 +497,7 @@ function newHead(
   now: number,
   options: {
     cache?: Partial<CacheConfig>;
+    cacheBytes?: number;
     ttlSeconds?: number;
     implicit: boolean;
     engine: Engine;
@@ -504,7 +511,7 @@ function newHead(
     ttlSeconds: options.ttlSeconds ?? null,
     implicit: options.implicit,
     ...(options.listing && { listing: options.listing }),
-    cacheConfig: { ...DEFAULT_CACHE, ...options.cache },
+    cacheConfig: completeConfig(options.cache, options.cacheBytes),
     report: null,
     engine: identityOf(options.engine),
     log: EMPTY_LOG,

@@ -33,6 +33,10 @@ describe('the ledger of an isolate: embedded model, one conversation of 2,000 to
     const counted = report.ledger.weights + report.ledger.workspace + report.ledger.kernelStatic;
     expect(counted + cache.peakBytes).toBeLessThanOrEqual(report.kernelMemory);
 
+    // The whole context fits under the budget that a served conversation gets by default.
+    expect(report.fits.tokens).toBe(8192);
+    expect(report.fits.worstCase).toBeLessThanOrEqual(report.fits.available);
+
     // Weights come in pieces, straight into the kernels' memory.
     expect(report.largestPieceWhileLoading).toBeLessThanOrEqual(2 ** 20);
     expect(report.javascript.loaded).toBeLessThan(report.javascript.start + 8e6);

@@ -1,10 +1,11 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { completeConfig } from '../../src/cache/policy.ts';
 import { bundleFolder } from '../../src/cli/bundle-folder.ts';
 import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import { generate } from '../../src/engine/generate.ts';
-import { ISOLATE_KERNEL_BYTES, IsolateEngine } from '../../src/engine/isolate.ts';
+import { ISOLATE_CACHE_BYTES, ISOLATE_KERNEL_BYTES, IsolateEngine } from '../../src/engine/isolate.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
 import type { TurnEvent } from '../../src/session/api.ts';
 import { LocalHost } from '../../src/session/local-host.ts';
@@ -45,6 +46,12 @@ try {
   };
   const engine = await isolate.get(watched, { makeKernels: () => kernels, wait: pause });
   const loaded = used();
+  const { contextLength } = engine.model;
+  const fits = {
+    tokens: contextLength,
+    worstCase: engine.worstCaseBytes(completeConfig({}, ISOLATE_CACHE_BYTES), contextLength),
+    available: engine.availableBytes,
+  };
   const scheduler = new Scheduler({ pause });
   const host = new LocalHost(
     { loadEngine: async () => engine, generate, scheduler },
@@ -69,6 +76,7 @@ try {
       kernelMemory: kernels.arena.memory.buffer.byteLength,
       javascript: { start: before, loaded, most, end: used() },
       largestPieceWhileLoading: mostWhileLoading,
+      fits,
       finished,
     })}\n`,
   );
