@@ -92,24 +92,58 @@ export function sample(
   return { id, ...report?.(id) };
 }
 
+/** Steps of ln p, in units of 1/16, that sort candidates roughly; beyond 40 a token has no weight in float64 sums of 50k terms. */
+const STEP = 16;
+const DEPTH = 40;
+
 function draw(logits: Float32Array, o: SamplingOptions, position: number): number {
   const max = logits[argmax(logits)]!;
-  // Anything this far below the best has no weight in float64 sums of 50k terms.
-  const floor = max - 40 * o.temperature;
+  const scale = 1 / o.temperature;
+  const floor = max - DEPTH * o.temperature;
+  // A vocabulary of 49,152 is not sorted for one draw: a histogram over ln p finds how far down the cuts reach.
+  const counts = new Uint32Array(DEPTH * STEP + 1);
+  const mass = new Float64Array(DEPTH * STEP + 1);
+  let total = 0;
+  for (let id = 0; id < logits.length; id++) {
+    const logit = logits[id]!;
+    if (!(logit >= floor)) continue;
+    const below = (max - logit) * scale;
+    const p = Math.exp(-below);
+    const bin = Math.floor(below * STEP);
+    counts[bin]!++;
+    mass[bin]! += p;
+    total += p;
+  }
+  const cut = o.topK > 0 || o.topP < 1 || o.minP > 0;
+  if (!cut) {
+    let left = uniform01(o.seed, position) * total;
+    for (let id = 0; id < logits.length; id++)
+      if (logits[id]! >= floor && (left -= Math.exp((logits[id]! - max) * scale)) < 0) return id;
+    return argmax(logits);
+  }
+  let last = counts.length - 1;
+  if (o.minP > 0) last = Math.min(last, Math.ceil(-Math.log(o.minP) * STEP));
+  for (let bin = 0, count = 0, sum = 0; bin <= last; bin++) {
+    count += counts[bin]!;
+    sum += mass[bin]!;
+    // Without top-k the nucleus is of all tokens; after it, of the k best: then the k best must be there.
+    if (o.topK > 0 ? count >= o.topK : o.topP < 1 && sum >= o.topP * total) last = bin;
+  }
   let kept: { id: number; p: number }[] = [];
+  const lowest = max - ((last + 1) / STEP) * o.temperature;
   for (let id = 0; id < logits.length; id++)
-    if (logits[id]! >= floor) kept.push({ id, p: Math.exp((logits[id]! - max) / o.temperature) });
+    if (logits[id]! >= lowest && logits[id]! >= floor)
+      kept.push({ id, p: Math.exp((logits[id]! - max) * scale) });
   kept.sort((a, b) => b.p - a.p || a.id - b.id);
   if (o.topK > 0) kept = kept.slice(0, o.topK);
   if (o.topP < 1) {
-    const total = kept.reduce((sum, t) => sum + t.p, 0);
+    const all = o.topK > 0 ? kept.reduce((sum, t) => sum + t.p, 0) : total;
     let sum = 0;
-    const end = kept.findIndex((t) => (sum += t.p) >= o.topP * total);
+    const end = kept.findIndex((t) => (sum += t.p) >= o.topP * all);
     if (end >= 0) kept = kept.slice(0, end + 1);
   }
-  if (o.minP > 0) kept = kept.filter((t) => t.p >= o.minP * kept[0]!.p);
-  const total = kept.reduce((sum, t) => sum + t.p, 0);
-  let left = uniform01(o.seed, position) * total;
+  if (o.minP > 0) kept = kept.filter((t) => t.p >= o.minP);
+  let left = uniform01(o.seed, position) * kept.reduce((sum, t) => sum + t.p, 0);
   for (const t of kept) if ((left -= t.p) < 0) return t.id;
   return kept.at(-1)!.id;
 }
