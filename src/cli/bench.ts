@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
+import { measureShares } from '../bench/shares.ts';
 import { measure, WINDOW_TOKENS } from '../bench/speed.ts';
 import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
 import { InvalidInputError } from '../core/errors.ts';
@@ -14,6 +15,7 @@ import { loadCliEngineParts, loadWasmKernels } from './load-engine.ts';
 interface BenchOptions extends EngineOptions {
   context?: number[];
   json?: boolean;
+  shares?: boolean;
   webgpuAttention?: boolean;
   conversations: number;
 }
@@ -74,6 +76,7 @@ export function benchCommand(program: Command): void {
     .description('tokens per second, restore times and memory at given context lengths')
     .option('--context <list>', 'tokens in the cache when decoding starts (default 128,512)', contexts)
     .option('--json', 'one JSON object on standard output')
+    .option('--shares', 'where the time goes instead: the share of each kernel in prefill and decoding')
     .option(
       '--webgpu-attention',
       'attention alone on a GPU, many conversations in one dispatch: packed against f16 and a copy kernel',
@@ -92,6 +95,20 @@ export function benchCommand(program: Command): void {
             `--context ${context} leaves no room to decode: at most ${limit} on this model`,
             '--context',
           );
+      if (options.shares) {
+        for (const context of list)
+          for (const result of await measureShares(engine, kernels, config, context)) {
+            if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
+            else
+              process.stdout.write(
+                `${result.what.padEnd(14)} ${Object.entries(result.shares)
+                  .filter(([, share]) => share >= 0.01)
+                  .map(([name, share]) => `${name} ${(share * 100).toFixed(0)} %`)
+                  .join(', ')}\n`,
+              );
+          }
+        return;
+      }
       const results = [];
       for (const context of list) {
         process.stderr.write(`context ${context} ...\n`);
