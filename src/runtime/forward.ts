@@ -92,9 +92,11 @@ export class Forward {
     this.#segments = arena.allocStatic(MAX_SEGMENTS * 4);
     this.#ids = arena.allocStatic(MAX_ROWS * 4);
     this.#rope = arena.allocStatic(2 * MAX_ROWS * (config.headDim / 2) * 4);
-    this.#frequencies = Float64Array.from({ length: config.headDim / 2 }, (_, i) =>
-      Math.fround(config.ropeTheta ** ((-2 * i) / config.headDim)),
-    );
+    this.#frequencies = Float64Array.from({ length: config.headDim / 2 }, (_, i) => {
+      // Rounded twice, as 1 / base^x is there: the single rounding differs in the last bit of every third frequency.
+      const power = Math.fround(config.ropeTheta ** ((2 * i) / config.headDim));
+      return Math.fround(1 / power);
+    });
     this.workspaceBytes = arena.staticBytes - before;
   }
 
