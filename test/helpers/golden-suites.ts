@@ -55,7 +55,11 @@ export function logitGoldens(engine: () => ModelEngine, names: readonly string[]
 }
 
 /** One test for each of the named items of perplexity.json. */
-export function perplexityGoldens(engine: () => ModelEngine, names: readonly string[], timeout: number): void {
+export function perplexityGoldens(
+  engine: () => ModelEngine,
+  names: readonly string[],
+  timeout: number,
+): void {
   for (const name of names)
     it(`${name}: NLL within ${NLL_TOLERANCE}, mean within ${MEAN_NLL_TOLERANCE}`, { timeout }, async () => {
       const item = golden('perplexity.json').items.find((i: { name: string }) => i.name === name);
