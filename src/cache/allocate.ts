@@ -257,6 +257,3 @@ function guessLambda(input: AllocationInput, thresholds: readonly Float64Array[]
   }
   return high;
 }
-
-/** Finest tier id of a table entry; for reports. */
-export const tierName = (id: number): string => (id === DROP ? 'drop' : (TIERS[id]?.name ?? `tier ${id}`));

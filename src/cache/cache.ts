@@ -526,7 +526,7 @@ export class KvCache {
   }
 }
 
-/** Exact half bytes are what a scheduler adds for the largest transient copies. */
+/** Upper bound of the kernel bytes that a cache holds at any moment up to `tokens`, transient copies included; what a scheduler admits by. */
 export function worstCaseBytes(
   context: Pick<CacheContext, 'model'>,
   config: CacheConfig,

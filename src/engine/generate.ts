@@ -1,3 +1,4 @@
+import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
 import type { Constraint } from './constraint.ts';
 import { sample } from './sampler.ts';
@@ -11,9 +12,6 @@ export interface GenerateOptions extends RunOptions {
   /** What the answer may be; it has accepted what `ids` hold of the answer already. */
   readonly constraint?: Constraint;
 }
-
-/** Text held back for at most this many epochs between two prefill events: one epoch. */
-const PREFILL_STEP = 128;
 
 /**
  * One answer. `ids` is the whole prompt; what the cache holds already (cache.position tokens of it) is not fed again. The
@@ -41,7 +39,7 @@ export async function* generate(
   let logits: Float32Array = new Float32Array(0);
   while (cache.position < ids.length) {
     if (signal?.aborted) throw new AbortedError();
-    const step = Math.min(ids.length - cache.position, PREFILL_STEP - (cache.position % PREFILL_STEP));
+    const step = Math.min(ids.length - cache.position, EPOCH - (cache.position % EPOCH));
     const chunk = ids.slice(cache.position, cache.position + step);
     const last = cache.position + step === ids.length;
     logits = await engine.feed(cache, chunk, last ? 'last' : 'none', options);

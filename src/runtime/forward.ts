@@ -63,7 +63,6 @@ export class Forward {
     const { kernels, config, manifest } = model;
     this.#program = compile(
       stages,
-      manifest.graph.inputs,
       manifest.graph.outputs,
       (name) => model.weights.get(name)?.shape,
       MAX_ROWS,

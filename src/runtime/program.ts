@@ -84,7 +84,6 @@ function widthOf(
 
 export function compile(
   stages: readonly (StageNodes & { readonly kind: 'kernels' | 'ort' })[],
-  inputs: readonly string[],
   outputs: readonly string[],
   weightShape: (name: string) => readonly number[] | undefined,
   maxRows: number,
@@ -129,7 +128,6 @@ export function compile(
     workspaceBytes = Math.max(workspaceBytes, at + bytes);
     for (let j = live.length - 1; j >= 0; j--) if ((lastUse.get(live[j]!.name) ?? i) <= i) live.splice(j, 1);
   });
-  void inputs;
 
   return {
     steps,
