@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
 import { measureShares } from '../bench/shares.ts';
 import { measure, WINDOW_TOKENS } from '../bench/speed.ts';
+import { measureSteps } from '../bench/steps.ts';
 import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import type { Kernels } from '../kernels/kernels.ts';
@@ -9,13 +10,14 @@ import type { WasmKernels } from '../kernels/wasm.ts';
 import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { PROJECT_ROOT } from './bundle-folder.ts';
-import { addEngineOptions, cacheConfig, type EngineOptions } from './engine-options.ts';
+import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
 import { loadCliEngineParts, loadWasmKernels } from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
   context?: number[];
   json?: boolean;
   shares?: boolean;
+  steps?: number;
   webgpuAttention?: boolean;
   conversations: number;
 }
@@ -77,6 +79,7 @@ export function benchCommand(program: Command): void {
     .option('--context <list>', 'tokens in the cache when decoding starts (default 128,512)', contexts)
     .option('--json', 'one JSON object on standard output')
     .option('--shares', 'where the time goes instead: the share of each kernel in prefill and decoding')
+    .option('--steps <n>', 'how evenly that many decoding steps come: the slowest beside the median', count)
     .option(
       '--webgpu-attention',
       'attention alone on a GPU, many conversations in one dispatch: packed against f16 and a copy kernel',
@@ -87,7 +90,7 @@ export function benchCommand(program: Command): void {
       const config = cacheConfig(options);
       const { engine, kernels, host } = await loadCliEngineParts(options);
       const calibrator = await calibratorFor(kernels);
-      const limit = engine.model.contextLength - WINDOW_TOKENS;
+      const limit = engine.model.contextLength - (options.steps ?? WINDOW_TOKENS);
       const list = options.context ?? [128, 512];
       for (const context of list)
         if (context > limit)
@@ -107,6 +110,19 @@ export function benchCommand(program: Command): void {
                   .join(', ')}\n`,
               );
           }
+        return;
+      }
+      if (options.steps !== undefined) {
+        for (const context of list) {
+          const times = await measureSteps(engine, config, context, options.steps);
+          if (options.json) process.stdout.write(`${JSON.stringify(times)}\n`);
+          else
+            process.stdout.write(
+              `${String(context).padStart(6)}  ${times.steps} steps: median ${times.medianMs.toFixed(1)} ms, 99th percentile ${times.p99Ms.toFixed(1)} ms, ` +
+                `slowest ${times.slowestOverMedian.toFixed(1)} medians; ends of epochs ${times.epochEndOverMedian.toFixed(1)} medians; ` +
+                `slowest positions ${times.slowest.map(({ position, ms }) => `${position} (${ms.toFixed(1)} ms)`).join(', ')}\n`,
+            );
+        }
         return;
       }
       const results = [];
