@@ -30,6 +30,7 @@ const seconds = (milliseconds: number): number => Math.floor(milliseconds / 1000
 export const sessionObject = (info: SessionInfo) => ({
   id: info.id,
   object: 'session',
+  title: info.title,
   model: info.model,
   created_at: seconds(info.createdAt),
   last_used_at: seconds(info.lastUsedAt),
@@ -59,6 +60,8 @@ export const cacheMapObject = (map: SessionCacheMap) => ({
     [map.exactFrom, map.position - map.exactFrom],
   ],
   evicted: map.evicted,
+  text: map.text,
+  messages: map.messages,
   cache: map.report && cacheObject(map.report),
   tiers: TIER_OBJECTS,
   /** By segment: base64 of kv_heads * tokens bytes, head by head. */

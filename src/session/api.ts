@@ -78,6 +78,8 @@ export interface WireError {
 
 export interface SessionInfo {
   readonly id: string;
+  /** How the user's first message begins, for lists; '' before it. */
+  readonly title: string;
   readonly model: string;
   readonly createdAt: number;
   readonly lastUsedAt: number;
@@ -110,6 +112,10 @@ export interface SessionCacheMap {
   readonly sinks: number;
   readonly exactFrom: number;
   readonly report: CacheReport | null;
+  /** What was said at each position; a character of several tokens stands at its last one, markup may be ''. */
+  readonly text: readonly string[];
+  /** Whose words they are: a message goes from the end of the one before (0 for the first) to `end`. */
+  readonly messages: readonly { readonly role: ChatMessage['role']; readonly end: number }[];
   /** Positions between that no head of the layers shown holds any more, as [first, count]. */
   readonly evicted: readonly (readonly [number, number])[];
   readonly shown: readonly {

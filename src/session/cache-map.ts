@@ -1,5 +1,6 @@
 import { evictedPositions, type LayerMap, readLayerMap } from '../cache/map.ts';
 import type { ModelConfig } from '../core/config.ts';
+import type { Tokenizer } from '../engine/types.ts';
 import type { SessionCacheMap } from './api.ts';
 import type { Head } from './head.ts';
 import { isDamage, StoredState } from './recover.ts';
@@ -11,6 +12,7 @@ export function cacheMap(
   store: SessionStore,
   head: Head,
   model: ModelConfig,
+  tokenizer: Pick<Tokenizer, 'stream'>,
   layer: number | undefined,
 ): SessionCacheMap {
   const wanted = layer === undefined ? Array.from({ length: model.layers }, (_, i) => i) : [layer];
@@ -18,6 +20,7 @@ export function cacheMap(
   const found = readNewest(store, head, model, wanted);
   const position = found?.record.header.position ?? 0;
   const last = found?.maps[0]?.segments.at(-1);
+  const stream = tokenizer.stream();
   return {
     id: head.id,
     layers: model.layers,
@@ -26,6 +29,8 @@ export function cacheMap(
     sinks,
     exactFrom: Math.min(position, last ? last.start + last.tokens : sinks),
     report: head.report,
+    text: head.log.ids.slice(0, position).map((id) => stream.push(id)),
+    messages: head.log.messages.map(({ role, end }) => ({ role, end })),
     evicted: ranges(evictedPositions(found?.maps ?? [])),
     shown: (found?.maps ?? []).map((map) => ({
       layer: map.layer,

@@ -37,6 +37,9 @@ export const IMPLICIT_TTL_SECONDS = 3_600;
 /** The alarm looks again after this long when it finds a turn running. */
 export const EXPIRY_RETRY_MS = 60_000;
 
+/** Characters of a session's title. */
+export const TITLE_CHARACTERS = 80;
+
 /** Sessions of one owner; implicit ones, which expire by themselves, are counted apart. */
 export const MAX_SESSIONS_PER_KEY = 1_000;
 /** A directory's entry is taken for left over when its session is not there after this long. */

@@ -1,6 +1,6 @@
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { ChatMessage, Engine } from '../engine/types.ts';
-import { OPENING_POSITIONS } from './limits.ts';
+import { OPENING_POSITIONS, TITLE_CHARACTERS } from './limits.ts';
 
 /** A message and where its ids lie: from the previous message's end (0 for the first) to `end`, template markup included. */
 export interface LoggedMessage extends ChatMessage {
@@ -190,4 +190,19 @@ export function commonLength(a: readonly number[], b: readonly number[]): number
   let n = 0;
   while (n < a.length && n < b.length && a[n] === b[n]) n++;
   return n;
+}
+
+/** How the user's first message begins, on one line. */
+export function titleOf(log: Log): string {
+  const first = log.messages.find(({ role }) => role === 'user')?.content ?? '';
+  // Characters, not code units: a pair must not be cut.
+  const characters = [
+    ...first
+      .slice(0, 4 * TITLE_CHARACTERS)
+      .replaceAll(/\s+/g, ' ')
+      .trim(),
+  ];
+  return characters.length > TITLE_CHARACTERS
+    ? `${characters.slice(0, TITLE_CHARACTERS - 1).join('')}…`
+    : characters.join('');
 }

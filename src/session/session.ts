@@ -20,7 +20,7 @@ import {
   MAX_EXPORTS_PER_SESSION,
   RETRY_AFTER_SECONDS,
 } from './limits.ts';
-import { EMPTY_LOG, joinPrompt } from './log.ts';
+import { EMPTY_LOG, joinPrompt, titleOf } from './log.ts';
 import type { Residence } from './recover.ts';
 import { RowAllocator, RowKind, RowStream } from './row.ts';
 import type { Tenant } from './scheduler.ts';
@@ -127,6 +127,7 @@ export class Session implements Tenant {
     const head = this.#existing();
     return {
       id: head.id,
+      title: titleOf(head.log),
       model: head.engine?.model ?? '',
       createdAt: head.createdAt,
       lastUsedAt: head.lastUsedAt,
@@ -149,10 +150,10 @@ export class Session implements Tenant {
    * @throws AdkvcError session_not_found; InvalidInputError layer
    */
   async cacheMap(layer?: number): Promise<SessionCacheMap> {
-    const { model } = await this.#services.loadEngine();
+    const { model, tokenizer } = await this.#services.loadEngine();
     if (layer !== undefined && layer >= model.layers)
       throw new InvalidInputError(`layer must be below ${model.layers}`, 'layer');
-    return cacheMap(this.#store, this.#existing(), model, layer);
+    return cacheMap(this.#store, this.#existing(), model, tokenizer, layer);
   }
 
   /**

@@ -42,6 +42,7 @@ export class FakeSessionHost implements SessionHost {
       throw new AdkvcError('session_exists', `session ${id} exists`, { param: 'id' });
     const info: SessionInfo = {
       id,
+      title: '',
       model: 'fake-model',
       createdAt: 1_700_000_000_000,
       lastUsedAt: 1_700_000_000_000,
@@ -88,6 +89,8 @@ export class FakeSessionHost implements SessionHost {
       sinks: 4,
       exactFrom: 7,
       report: info.cache,
+      text: ['a', ' b', ' c', ' d', ' e', ' f', ' g', ' h', ' i'],
+      messages: [{ role: 'user', end: 9 }],
       evicted: [[5, 2]],
       shown: shown.map((at) => ({
         layer: at,

@@ -55,6 +55,13 @@ describe.each(POLICIES)('the map of a cache, policy $policy', (cache) => {
       exactFrom: restored.compressedEnd,
       report: { bytes: head.report!.bytes },
     });
+    // What was said, position by position, and by whom.
+    expect(map.text).toHaveLength(map.position);
+    expect(map.messages.map(({ role }) => role)).toEqual(
+      Array.from({ length: 8 }, (_, i) => (i % 2 === 0 ? 'user' : 'assistant')),
+    );
+    const { end } = map.messages[0]!;
+    expect(map.text.slice(0, end).join('')).toContain(messages[0]!.content);
     const { kvHeads, layers } = engine.model;
     const counted: Record<string, number> = {};
     for (const { layer, segments } of map.shown)

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import type { ChatMessage } from '../../src/engine/types.ts';
-import { anchors, answered, EMPTY_LOG, joinPrompt, type Log } from '../../src/session/log.ts';
+import { anchors, answered, EMPTY_LOG, joinPrompt, type Log, titleOf } from '../../src/session/log.ts';
 import { FakeEngine } from '../helpers/fake-engine.ts';
 import { assistant, system, user } from '../helpers/turns.ts';
 
@@ -163,4 +163,16 @@ test('what continues cuts nothing that was finished', () => {
   const prompt = joinPrompt(engine, EMPTY_LOG, whole([user('hello')]));
   const cut = answered(prompt, [letter('a')], 'a', prompt.ids.length, 'key');
   expect(joinPrompt(engine, cut, continuing([user('hello')])).ids).toEqual(prompt.ids);
+});
+
+test.each([
+  ['', ''],
+  ['Two\n\n  lines', 'Two lines'],
+  [`${'𝛑 '.repeat(100)}end`, `${'𝛑 '.repeat(40).slice(0, -1)}…`],
+])('the title of %j', (content, title) => {
+  const messages = [
+    { role: 'system' as const, content: 'Be brief.', end: 1 },
+    { role: 'user' as const, content, end: 2 },
+  ];
+  expect(titleOf({ messages, ids: [1, 2], fed: 0 })).toBe(title);
 });

@@ -32,6 +32,7 @@ test('a turn: started, tokens, finished after the commit, with exact usage', asy
   expect(await world.host.messages('k')).toEqual([user('hello'), assistant(text)]);
   const info = await world.host.get('k');
   expect(info).toMatchObject({ id: 'one', model: 'fake', turns: 1, expiresAt: null, createdAt: world.time });
+  expect(info.title).toBe('hello');
   expect(info.tokens).toBe(started.promptTokens + ids.length);
   expect(info.storedBytes).toBe(world.store().size().bytes);
 });
