@@ -11,7 +11,7 @@ import { writeReport } from '../eval/report.ts';
 import { ResultLog } from '../eval/rows.ts';
 import { type Progress, runEvaluation } from '../eval/run.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
-import { count, natural } from './engine-options.ts';
+import { count, natural, positive } from './engine-options.ts';
 import { CLI_KERNEL_BYTES } from './load-engine.ts';
 
 interface EvaluateOptions {
@@ -32,6 +32,8 @@ interface EvaluateOptions {
   report?: string;
   reportOnly?: boolean;
   workers: number;
+  minutes?: number;
+  memory: number;
   list?: boolean;
 }
 
@@ -70,6 +72,12 @@ export function evaluateCommand(program: Command): void {
     .option('--report <dir>', 'writes report.md and report.html over all rows of --out')
     .option('--report-only', 'runs nothing, only writes the report')
     .option('--workers <n>', 'cores to use; 0: none beside this one', natural, availableParallelism())
+    .option(
+      '--minutes <n>',
+      'begins nothing new after so long, puts aside what is under way, and says what is left',
+      positive,
+    )
+    .option('--memory <GB>', 'most kernel memory of a worker', positive, CLI_KERNEL_BYTES / 1e9)
     .option('--list', 'prints the tasks and ends')
     .action(async (options: EvaluateOptions) => {
       if (options.list) {
@@ -99,11 +107,21 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
   const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
   const methods = [...new Map(named.map((m) => [`${m.policy}@${m.ratio}`, m])).values()];
   const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
-  const rows = await runEvaluation({
+  const ending = new AbortController();
+  const minutes = options.minutes ?? Number.POSITIVE_INFINITY;
+  const deadline = Number.isFinite(minutes) ? setTimeout(() => ending.abort(), minutes * 60_000) : undefined;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    process.stderr.write(
+      `${signal}: ending; what is finished is in ${out}, the same command goes on from it\n`,
+    );
+    ending.abort();
+  };
+  process.once('SIGINT', onSignal).once('SIGTERM', onSignal);
+  const { rows, left, leftByTask } = await runEvaluation({
     bundle: resolve(bundle),
     data: resolve(options.data),
     backend: options.backend,
-    maxBytes: CLI_KERNEL_BYTES,
+    maxBytes: options.memory * 1e9,
     out,
     tasks: options.tasks,
     methods,
@@ -117,11 +135,17 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
     workers: options.workers,
     commit: commit(),
     onProgress: progressLine(),
+    onNote: (note) => process.stderr.write(`${note}\n`),
+    signal: ending.signal,
   });
+  clearTimeout(deadline);
+  process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
   const failed = rows.filter((row) => row.error !== undefined);
   for (const row of failed)
     process.stderr.write(`${row.task} ${row.policy}@${row.ratio} sample ${row.sample}: ${row.error}\n`);
-  process.stdout.write(`${JSON.stringify({ out, rows: rows.length, failed: failed.length })}\n`);
+  process.stdout.write(
+    `${JSON.stringify({ out, rows: rows.length, failed: failed.length, left, leftByTask })}\n`,
+  );
   if (failed.length > 0)
     throw new AdkvcError(
       'evaluation_failed',

@@ -1,4 +1,5 @@
 import { loadWasmKernels } from '../cli/load-engine.ts';
+import { AdkvcError } from '../core/errors.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import { loadEngine } from '../engine/load.ts';
 import { createReferenceKernels } from '../kernels/reference.ts';
@@ -7,9 +8,10 @@ import { foreignFromBundle } from '../runtime/foreign.ts';
 import { readManifest } from '../runtime/model.ts';
 import { createOrtRunner } from '../runtime/ort.ts';
 import { ortWasmInNode } from '../runtime/ort-node.ts';
+import { Aside } from './aside.ts';
 import { DataFolder } from './data.ts';
 import { TASKS } from './registry.ts';
-import type { Method, Outcome, Skipped } from './task.ts';
+import type { Method, Outcome, Prefix, SampleContext, Skipped } from './task.ts';
 
 export interface LoadOptions {
   /** Folder of a prepared model. */
@@ -18,6 +20,10 @@ export interface LoadOptions {
   readonly backend: 'wasm' | 'reference';
   /** Most bytes of one worker's kernel memory. */
   readonly maxBytes: number;
+  /** Folder for work that is put aside. */
+  readonly aside: string;
+  /** [1], shared: anything but 0 once nothing new may begin. */
+  readonly stop: Int32Array;
 }
 
 export interface Identity {
@@ -64,6 +70,9 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
   const ort = createOrtRunner({ wasm: ortWasmInNode });
   const engine = await loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
   const data = new DataFolder(options.data);
+  const stopping = (): boolean => Atomics.load(options.stop, 0) !== 0;
+  const aside = new Aside(options.aside, { fingerprint: engine.fingerprint, numerics: engine.numerics });
+  const prefix: Prefix = {};
   return {
     identity: {
       model: engine.model.name,
@@ -72,8 +81,18 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
       numerics: engine.numerics,
       profile: manifest.profile?.sha256 ?? 'none',
     },
-    run: (job, emit, onTokens) => runJob(counting(engine, onTokens), data, job, emit),
+    run: (job, emit, onTokens) => {
+      const context = { ...job, engine: counting(engine, onTokens), data, stopping, aside, prefix };
+      return runJob(context, job, emit);
+    },
   };
+}
+
+/** The run ends before this job did: its missing rows are the next run's. */
+class Stopped extends AdkvcError {
+  constructor() {
+    super('stopped', 'the run ended before this sample did');
+  }
 }
 
 const TELL_MS = 1000;
@@ -93,18 +112,15 @@ function counting(engine: ModelEngine, onTokens: (tokens: number) => void): Mode
 }
 
 /** A method that fails does not take the others with it: they run again one by one. */
-async function runJob(
-  engine: ModelEngine,
-  data: DataFolder,
-  job: Job,
-  emit: (result: JobResult) => void,
-): Promise<void> {
+async function runJob(context: SampleContext, job: Job, emit: (result: JobResult) => void): Promise<void> {
   const task = TASKS[job.task];
   if (!task) throw new Error(`no task ${job.task}`);
-  const { length, sample, seed } = job;
   const done = new Set<Method>();
+  const { engine } = context;
+  // A task that cannot pause is left between two feeds.
+  const own = task.pauses ? context : { ...context, engine: stoppable(engine, context.stopping) };
   const run = (methods: readonly Method[]): Promise<void> =>
-    task.run({ engine, data, length, sample, seed }, methods, (method, outcome) => {
+    task.run(own, methods, (method, outcome) => {
       if ('scores' in outcome)
         // JSON has no such numbers: they would be lost in silence.
         for (const [name, value] of Object.entries(outcome.scores))
@@ -112,17 +128,37 @@ async function runJob(
       done.add(method);
       emit({ method: job.methods.indexOf(method), outcome, processPeakBytes: peak() });
     });
+  const open = (): Method[] => job.methods.filter((m) => !done.has(m));
   try {
     await run(job.methods);
-  } catch {
-    for (const method of job.methods.filter((m) => !done.has(m)))
+  } catch (cause) {
+    if (cause instanceof Stopped) return;
+    for (const method of open())
       try {
         await run([method]);
       } catch (error) {
+        if (error instanceof Stopped) return;
         const text = error instanceof Error ? error.message : String(error);
         emit({ method: job.methods.indexOf(method), error: text, processPeakBytes: peak() });
+        done.add(method);
       }
   }
+  if (context.stopping()) return;
+  for (const method of open())
+    emit({
+      method: job.methods.indexOf(method),
+      error: `task ${job.task} gave no outcome`,
+      processPeakBytes: peak(),
+    });
+}
+
+/** The same engine, which feeds nothing any more once the run is to end. */
+function stoppable(engine: ModelEngine, stopping: () => boolean): ModelEngine {
+  const feedEach: ModelEngine['feedEach'] = async (...args) => {
+    if (stopping()) throw new Stopped();
+    await engine.feedEach(...args);
+  };
+  return Object.create(engine, { feedEach: { value: feedEach } }) as ModelEngine;
 }
 
 const peak = (): number => process.resourceUsage().maxRSS * 1024;

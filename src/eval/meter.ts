@@ -1,5 +1,6 @@
 import { snapshot } from '../bench/speed.ts';
 import type { KvCache } from '../cache/cache.ts';
+import type { CacheStateReader } from '../cache/persist.ts';
 import type { CacheConfig } from '../cache/policy.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import type { CacheFigures } from './task.ts';
@@ -47,6 +48,8 @@ export class Meter {
       this.#ms += performance.now() - start - outside;
       this.#byteTokens += this.cache.bytes * n;
       this.#tokens += n;
+      // Nothing is committed here: what a session would keep for it is not wanted.
+      this.cache.clearJournal();
       at += n;
     }
   }
@@ -82,18 +85,38 @@ export class Meter {
     };
   }
 
-  /** Copies the state as a session stores it, for `restore`. */
+  /** Copies the state as a session stores it, with the instruments' readings: for `restore`, in this process or the next. */
   save(): Saved {
-    return snapshot(this.cache);
+    const peak = this.figures().peakBytes;
+    const { reader } = snapshot(this.cache);
+    const { header, journal } = reader;
+    return {
+      header,
+      journal,
+      layers: Array.from({ length: this.cache.layers }, (_, layer) => ({
+        hot: reader.hot(layer),
+        blocks: Array.from({ length: header.segments }, (_, s) => reader.block(layer, s)),
+      })),
+      meter: { ms: this.#ms, byteTokens: this.#byteTokens, tokens: this.#tokens, peak },
+    };
   }
 
-  /** Goes back to a saved state. @returns milliseconds that making the cache resident took */
+  /** Goes back to a saved state, the instruments going on. @returns milliseconds that making the cache resident took */
   restore(saved: Saved): number {
     this.figures();
     this.cache.dispose();
     const start = performance.now();
-    this.cache = this.engine.restoreCache(saved.reader) as KvCache;
+    this.cache = this.engine.restoreCache(readerOf(saved)) as KvCache;
     return performance.now() - start;
+  }
+
+  /** Goes on from a state that another meter of this configuration saved, readings included. */
+  resume(saved: Saved): void {
+    this.restore(saved);
+    this.#ms = saved.meter.ms;
+    this.#byteTokens = saved.meter.byteTokens;
+    this.#tokens = saved.meter.tokens;
+    this.#peak = saved.meter.peak;
   }
 
   dispose(): void {
@@ -101,4 +124,23 @@ export class Meter {
   }
 }
 
-export type Saved = ReturnType<typeof snapshot>;
+/** A cache's state and a meter's readings, as plain data. */
+export interface Saved extends Pick<CacheStateReader, 'header' | 'journal'> {
+  readonly layers: readonly {
+    readonly hot: Uint8Array;
+    readonly blocks: readonly { readonly version: number; readonly bytes: Uint8Array }[];
+  }[];
+  readonly meter: {
+    readonly ms: number;
+    readonly byteTokens: number;
+    readonly tokens: number;
+    readonly peak: number;
+  };
+}
+
+const readerOf = ({ header, journal, layers }: Saved): CacheStateReader => ({
+  header,
+  journal,
+  hot: (layer) => layers[layer]!.hot,
+  block: (layer, segment) => layers[layer]!.blocks[segment]!,
+});

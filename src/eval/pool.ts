@@ -2,11 +2,19 @@ import { Worker } from 'node:worker_threads';
 import { wasmFolder } from '../cli/load-engine.ts';
 import { type Identity, type Job, type JobResult, type LoadOptions, loadJobs } from './job.ts';
 
+/** Jobs that one worker does in a row: what the first computes, the next may reuse. */
+export type Unit = readonly Job[];
+
 /** Runs jobs on some cores. */
 export interface Pool {
   readonly identity: Identity;
-  /** Answers all jobs, in any order. @throws what broke a worker: its job's rows are not there, the others' are */
-  run(jobs: readonly Job[], listener: JobListener): Promise<void>;
+  /**
+   * Answers all jobs, units in order as workers come free, until `stop`.
+   * @throws what keeps workers from starting: the jobs that are not done have no rows
+   */
+  run(units: readonly Unit[], listener: JobListener): Promise<void>;
+  /** No job is begun from now on, and those under way put their work aside or give it up. */
+  stop(): void;
   close(): Promise<void>;
 }
 
@@ -15,6 +23,8 @@ export interface JobListener {
   /** Tokens that the job has fed so far. */
   readonly onTokens: (job: Job, tokens: number) => void;
   readonly onDone: (job: Job) => void;
+  /** A worker died, and why; what it had not finished is tried again. */
+  readonly onDeath: (job: Job, reason: string) => void;
 }
 
 type Message =
@@ -23,56 +33,118 @@ type Message =
   | { type: 'tokens'; tokens: number }
   | { type: 'done' };
 
-/** 0 workers: everything in this thread, one job after the other. */
-export async function createPool(options: LoadOptions, workers: number): Promise<Pool> {
-  const { bundle, data, backend, maxBytes } = options;
-  const load = { bundle, data, backend, maxBytes };
+/** Workers that a method of a job may cost before its row says so instead of a score. */
+const MOST_DEATHS = 2;
+
+/**
+ * 0 workers: everything in this thread, one job after the other.
+ * @param entry the module that workers run
+ */
+export async function createPool(
+  options: Omit<LoadOptions, 'stop'>,
+  workers: number,
+  entry = workerModule(),
+): Promise<Pool> {
+  const { bundle, data, backend, maxBytes, aside } = options;
+  // Shared memory: a worker in the middle of a computation hears no messages.
+  const stop = new Int32Array(new SharedArrayBuffer(4));
+  const load = { bundle, data, backend, maxBytes, aside, stop };
   // Built once, before all workers want them at the same time.
   if (backend === 'wasm') await wasmFolder();
-  return workers === 0 ? inThread(load) : inWorkers(load, workers);
+  return workers === 0 ? inThread(load) : inWorkers(load, workers, entry);
 }
+
+const stopping = ({ stop }: LoadOptions): boolean => Atomics.load(stop, 0) !== 0;
+const setStop = ({ stop }: LoadOptions): void => {
+  Atomics.store(stop, 0, 1);
+};
 
 async function inThread(options: LoadOptions): Promise<Pool> {
   const loaded = await loadJobs(options);
   return {
     identity: loaded.identity,
-    async run(jobs, { onResult, onTokens, onDone }) {
-      for (const job of jobs) {
+    async run(units, { onResult, onTokens, onDone }) {
+      for (const job of units.flat()) {
+        if (stopping(options)) return;
         await loaded.run(
           job,
           (result) => onResult(job, result),
           (tokens) => onTokens(job, tokens),
         );
         onDone(job);
+        // Timers (the deadline) and signals get their turn.
+        await new Promise((resolve) => setImmediate(resolve));
       }
     },
+    stop: () => setStop(options),
     close: async () => {},
   };
 }
 
 /** This file's own ending: .ts in the sources, .js where they were compiled. */
-const entry = (): URL => new URL(`./worker${import.meta.url.slice(-3)}`, import.meta.url);
+const workerModule = (): URL => new URL(`./worker${import.meta.url.slice(-3)}`, import.meta.url);
 
-async function inWorkers(options: LoadOptions, count: number): Promise<Pool> {
-  const workers = Array.from({ length: count }, () => new Worker(entry(), { workerData: options }));
+async function inWorkers(options: LoadOptions, count: number, entry: URL): Promise<Pool> {
+  const start = async (): Promise<{ worker: Worker; identity: Identity }> => {
+    const worker = new Worker(entry, { workerData: options });
+    live.add(worker);
+    // A worker that dies between two jobs is found out by the next one; without a listener its error would end the process.
+    worker.on('error', () => {});
+    return { worker, identity: await ready(worker) };
+  };
+  const live = new Set<Worker>();
   const close = async (): Promise<void> => {
-    await Promise.all(workers.map((w) => w.terminate()));
+    await Promise.all([...live].map((w) => w.terminate()));
   };
   try {
-    const identities = await Promise.all(workers.map(ready));
+    const started = await Promise.all(Array.from({ length: count }, start));
     return {
-      identity: identities[0]!,
-      async run(jobs, listener) {
-        const queue = [...jobs];
+      identity: started[0]!.identity,
+      async run(units, listener) {
+        const queue = [...units];
+        const deaths = new Map<string, number>();
         await Promise.all(
-          workers.map(async (worker) => {
-            for (let job = queue.shift(); job; job = queue.shift()) {
-              await answer(worker, job, listener);
-              listener.onDone(job);
-            }
+          started.map(async ({ worker: first }) => {
+            let worker = first;
+            for (let unit = queue.shift(); unit && !stopping(options); unit = queue.shift())
+              for (const [i, job] of unit.entries()) {
+                if (stopping(options)) return;
+                const open = new Set(job.methods.keys());
+                const onResult = (from: Job, result: JobResult): void => {
+                  open.delete(result.method);
+                  listener.onResult(from, result);
+                };
+                try {
+                  await answer(worker, job, { ...listener, onResult });
+                  listener.onDone(job);
+                } catch (error) {
+                  const reason = error instanceof Error ? error.message : String(error);
+                  listener.onDeath(job, reason);
+                  live.delete(worker);
+                  await worker.terminate();
+                  const again: Job[] = [];
+                  for (const index of open) {
+                    const name = `${job.task} ${job.length} ${job.sample} ${job.seed} ${JSON.stringify(job.methods[index]!.config)}`;
+                    const died = (deaths.get(name) ?? 0) + 1;
+                    deaths.set(name, died);
+                    if (died < MOST_DEATHS) again.push({ ...job, methods: [job.methods[index]!] });
+                    else
+                      listener.onResult(job, {
+                        method: index,
+                        error: `its worker died ${died} times: ${reason}`,
+                        processPeakBytes: process.resourceUsage().maxRSS * 1024,
+                      });
+                  }
+                  // Alone, so that the method at fault takes no other with it.
+                  queue.unshift(...again.map((one) => [one]), unit.slice(i + 1));
+                  worker = (await start()).worker;
+                  break;
+                }
+              }
           }),
         );
       },
+      stop: () => setStop(options),
       close,
     };
   } catch (error) {
@@ -86,7 +158,11 @@ const ready = (worker: Worker): Promise<Identity> =>
     if (message.type === 'ready') done(message.identity);
   });
 
-const answer = (worker: Worker, job: Job, listener: JobListener): Promise<void> => {
+const answer = (
+  worker: Worker,
+  job: Job,
+  listener: Pick<JobListener, 'onResult' | 'onTokens'>,
+): Promise<void> => {
   const finished = conversation<void>(worker, (message, done) => {
     if (message.type === 'result') listener.onResult(job, message.result);
     else if (message.type === 'tokens') listener.onTokens(job, message.tokens);
@@ -119,5 +195,7 @@ function conversation<T>(
       reject(new Error(`an evaluation worker ended with code ${code}`));
     };
     worker.on('message', onMessage).on('error', onError).on('exit', onExit);
+    // Gone before anybody listened.
+    if (worker.threadId < 0) onExit(-1);
   });
 }

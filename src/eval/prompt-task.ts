@@ -1,3 +1,4 @@
+import { EPOCH } from '../core/config.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import { type Decoded, type DecodeOptions, decode } from './decode.ts';
 import { Meter } from './meter.ts';
@@ -7,6 +8,8 @@ import type { Method, Outcome, SampleContext, Skipped, Task } from './task.ts';
 export interface Prompt extends Pick<DecodeOptions, 'maxTokens' | 'stopAtNewline' | 'stop'> {
   readonly ids: readonly number[];
   readonly answers: readonly string[];
+  /** Leading ids that later samples of the task's group begin with as well; 0 by default. */
+  readonly shared?: number;
   readonly detail?: Readonly<Record<string, unknown>>;
 }
 
@@ -24,7 +27,10 @@ export function cutMiddle(engine: ModelEngine, text: string, most: number): stri
   return engine.tokenizer.decode(ids.slice(0, half)) + engine.tokenizer.decode(ids.slice(-half));
 }
 
-type Fixed = Pick<Task, 'name' | 'description' | 'version' | 'metrics' | 'files' | 'lengths' | 'count'>;
+type Fixed = Pick<
+  Task,
+  'name' | 'description' | 'version' | 'metrics' | 'files' | 'lengths' | 'count' | 'group'
+>;
 
 /** A task of one shape: a prompt is read into a fresh cache, an answer is decoded greedily and scored. */
 export function promptTask(
@@ -44,11 +50,12 @@ export function promptTask(
 }
 
 async function answer(
-  { engine }: SampleContext,
+  context: SampleContext,
   method: Method,
   prompt: Prompt,
   score: (prediction: string, prompt: Prompt) => Readonly<Record<string, number>>,
 ): Promise<Outcome | Skipped> {
+  const { engine } = context;
   const needed = prompt.ids.length + prompt.maxTokens;
   if (needed > engine.model.contextLength)
     return {
@@ -56,7 +63,7 @@ async function answer(
     };
   const meter = new Meter(engine, method.config);
   try {
-    const logits = await meter.last(prompt.ids);
+    const logits = await prefill(context, meter, prompt);
     const prefillMs = meter.takeMs();
     const cache = meter.figures();
     const restoreMs = meter.restore(meter.save());
@@ -76,6 +83,27 @@ async function answer(
   } finally {
     meter.dispose();
   }
+}
+
+/**
+ * Reads the prompt, from the end of what an earlier sample of the group has read already: a cache is a function of its tokens alone, so that its state there is the
+ * same as if it had read them itself. The meter's readings go along, so that rows tell what the whole prompt takes.
+ */
+async function prefill(
+  { prefix }: SampleContext,
+  meter: Meter,
+  { ids, shared = 0 }: Prompt,
+): Promise<Float32Array> {
+  const config = JSON.stringify(meter.cache.config);
+  const known = prefix.last;
+  if (known?.config === config && known.ids.length < ids.length && known.ids.every((id, i) => id === ids[i]))
+    meter.resume(known.saved);
+  const end = Math.floor(shared / EPOCH) * EPOCH;
+  if (end > meter.cache.position) {
+    await meter.feed(ids.slice(meter.cache.position, end));
+    prefix.last = { config, ids: ids.slice(0, end), saved: meter.save() };
+  }
+  return meter.last(ids.slice(meter.cache.position));
 }
 
 /** The first token comes with the prompt's logits; each further one is a step. */

@@ -3,12 +3,12 @@ import type { CacheConfig } from '../cache/policy.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import { DataFolder } from './data.ts';
 import type { Job, LoadOptions } from './job.ts';
-import { createPool } from './pool.ts';
+import { createPool, type Unit } from './pool.ts';
 import { TASKS } from './registry.ts';
 import { type Origin, ResultLog, type Row, type RowSpec, rowKey } from './rows.ts';
 import type { Method, Task } from './task.ts';
 
-export interface RunOptions extends LoadOptions {
+export interface RunOptions extends Omit<LoadOptions, 'stop' | 'aside'> {
   /** JSON lines; rows already there are not made again. */
   readonly out: string;
   readonly tasks: readonly string[];
@@ -28,6 +28,19 @@ export interface RunOptions extends LoadOptions {
   readonly workers: number;
   readonly commit: string;
   readonly onProgress: (progress: Progress) => void;
+  /** What a reader should know at once: a worker that died. */
+  readonly onNote: (note: string) => void;
+  /** Ends the run early: nothing new is begun, and what is under way is put aside or given up. */
+  readonly signal?: AbortSignal;
+}
+
+export interface RunResult {
+  /** Of exactly these configurations, old and new. */
+  readonly rows: readonly Row[];
+  /** Rows that the next run has still to make. */
+  readonly left: number;
+  /** The same by task, for a reader. */
+  readonly leftByTask: Readonly<Record<string, number>>;
 }
 
 export interface Progress {
@@ -48,9 +61,9 @@ const TYPICAL_TOKENS = 4096;
 
 /**
  * Runs tasks x lengths x samples x seeds x methods, as far as the log lacks them, and appends each row as soon as it is known.
- * @returns the rows of exactly these configurations, old and new
+ * Work that the signal interrupts lies aside in a folder beside the log until a later run takes it up.
  */
-export async function runEvaluation(options: RunOptions): Promise<Row[]> {
+export async function runEvaluation(options: RunOptions): Promise<RunResult> {
   const data = new DataFolder(options.data);
   const tasks = options.tasks.map((name) => {
     const task = TASKS[name];
@@ -66,7 +79,9 @@ export async function runEvaluation(options: RunOptions): Promise<Row[]> {
   for (const file of new Set(tasks.flatMap((t) => t.files))) hashes.set(file, await data.sha256(file));
 
   const log = new ResultLog(options.out);
-  const pool = await createPool(options, options.workers);
+  const pool = await createPool({ ...options, aside: `${options.out}.aside` }, options.workers);
+  options.signal?.addEventListener('abort', pool.stop);
+  if (options.signal?.aborted) pool.stop();
   try {
     const specOf = (task: Task, job: Omit<Job, 'methods' | 'task'>, method: Method): RowSpec => ({
       task: task.name,
@@ -79,22 +94,31 @@ export async function runEvaluation(options: RunOptions): Promise<Row[]> {
       ...pool.identity,
       data: Object.fromEntries(task.files.map((f) => [f, hashes.get(f)!])),
     });
-    const wanted: string[] = [];
-    const jobs: Job[] = [];
+    const wanted = new Map<string, string>();
+    const units: Unit[] = [];
     for (const task of tasks) {
       const n = Math.min(options.samples, await task.count(data));
       const lengths = task.lengths[0] === 0 || options.lengths.length === 0 ? task.lengths : options.lengths;
-      for (const length of lengths)
-        for (const seed of options.seeds)
-          for (let sample = 0; sample < n; sample++) {
-            const place = { length, sample, seed };
-            const methods = methodsOf(task, options, seed);
-            const keys = methods.map((m) => rowKey(specOf(task, place, m)));
-            wanted.push(...keys);
-            const open = methods.filter((_, i) => !log.finished(keys[i]!));
-            if (open.length > 0) jobs.push({ task: task.name, ...place, methods: open });
+      const places = lengths.flatMap((length) => options.seeds.map((seed) => ({ length, seed })));
+      for (const { length, seed } of places) {
+        const methods = methodsOf(task, options, seed);
+        const parts = task.together
+          ? inParts(methods, Math.ceil(options.workers / (n * places.length)))
+          : methods.map((m) => [m]);
+        for (const samples of grouped(n, task.group))
+          for (const part of parts) {
+            const jobs = samples.map((sample): Job => {
+              const place = { length, sample, seed };
+              const keys = part.map((m) => rowKey(specOf(task, place, m)));
+              for (const key of keys) wanted.set(key, task.name);
+              return { task: task.name, ...place, methods: part.filter((_, i) => !log.finished(keys[i]!)) };
+            });
+            const open = jobs.filter((job) => job.methods.length > 0);
+            if (open.length > 0) units.push(open);
           }
+      }
     }
+    const jobs = units.flat();
     const host = `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${process.platform} ${process.arch}, ${Math.max(1, options.workers)} of ${cpus().length} cores`;
     const origin = (): Origin => ({
       commit: options.commit,
@@ -102,8 +126,8 @@ export async function runEvaluation(options: RunOptions): Promise<Row[]> {
       host,
       at: new Date().toISOString(),
     });
-    const clock = new Clock(wanted.length, jobs, options.onProgress);
-    await pool.run(jobs, {
+    const clock = new Clock(wanted.size, jobs, options.onProgress);
+    await pool.run(units, {
       onResult: (job, { method: index, outcome, error, processPeakBytes }) => {
         const method = job.methods[index]!;
         const spec = specOf(TASKS[job.task]!, job, method);
@@ -130,8 +154,17 @@ export async function runEvaluation(options: RunOptions): Promise<Row[]> {
       },
       onTokens: (job, tokens) => clock.tokens(job, tokens),
       onDone: (job) => clock.done(job),
+      onDeath: (job, reason) =>
+        options.onNote(`a worker died in ${job.task}, sample ${job.sample}: ${reason}`),
     });
-    return wanted.flatMap((key) => log.rows.get(key) ?? []);
+    const leftByTask: Record<string, number> = {};
+    let left = 0;
+    for (const [key, task] of wanted)
+      if (!log.rows.has(key)) {
+        leftByTask[task] = (leftByTask[task] ?? 0) + 1;
+        left++;
+      }
+    return { rows: [...wanted.keys()].flatMap((key) => log.rows.get(key) ?? []), left, leftByTask };
   } finally {
     await pool.close();
     log.close();
@@ -154,6 +187,22 @@ function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
   };
   if (task.analysis) return [method(ANALYSED)];
   return [{ policy: 'full' }, ...options.methods.filter((m) => m.policy !== 'full')].map(method);
+}
+
+/** Deals the methods out, the same way each time, so that what lies aside is found again. */
+function inParts(methods: readonly Method[], count: number): Method[][] {
+  const parts: Method[][] = Array.from({ length: Math.max(1, Math.min(count, methods.length)) }, () => []);
+  for (const [i, method] of methods.entries()) parts[i % parts.length]!.push(method);
+  return parts;
+}
+
+/** Samples 0 to n - 1: those of a group together, by its order. */
+function grouped(n: number, group: Task['group']): number[][] {
+  const size = group?.size ?? 1;
+  return Array.from({ length: Math.ceil(n / size) }, (_, g) => {
+    const samples = Array.from({ length: Math.min(size, n - g * size) }, (_, i) => g * size + i);
+    return group ? samples.sort((a, b) => group.order(a) - group.order(b)) : samples;
+  });
 }
 
 /** Tokens times methods: what a job costs, roughly. */

@@ -1,6 +1,8 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import type { ModelEngine } from '../engine/engine.ts';
+import type { Aside } from './aside.ts';
 import type { DataFolder } from './data.ts';
+import type { Saved } from './meter.ts';
 
 /** How samples' values become a task's figure. */
 export interface MetricSpec {
@@ -64,7 +66,8 @@ export interface Skipped {
   readonly skipped: string;
 }
 
-export interface SampleContext {
+/** What decides a sample. */
+export interface Sample {
   readonly engine: ModelEngine;
   readonly data: DataFolder;
   /** Tokens of the text or prompt, for tasks of any length. */
@@ -72,6 +75,18 @@ export interface SampleContext {
   /** Sample number from 0. */
   readonly sample: number;
   readonly seed: number;
+}
+
+export interface SampleContext extends Sample {
+  /** True once the run is to end: a task that `pauses` puts aside what it has and returns. */
+  readonly stopping: () => boolean;
+  readonly aside: Aside;
+  readonly prefix: Prefix;
+}
+
+/** What the worker read last of a text that samples of a group share: the next one of the same configuration goes on from there. */
+export interface Prefix {
+  last?: { readonly config: string; readonly ids: readonly number[]; readonly saved: Saved };
 }
 
 /** To add a task: one file in tasks/, one line in registry.ts. */
@@ -88,6 +103,12 @@ export interface Task {
   readonly lengths: readonly number[];
   /** Samples there are; Infinity where they are made. */
   count(data: DataFolder): Promise<number>;
+  /** All methods of a sample advance together and share work. They are divided among workers only when these would have nothing to do. */
+  readonly together?: boolean;
+  /** Looks at `stopping` itself and puts its work aside; other tasks lose a sample that is under way when the run ends. */
+  readonly pauses?: boolean;
+  /** So many samples in a row share what their texts begin with: one worker takes them one after the other, by rising `order`. */
+  readonly group?: { readonly size: number; readonly order: (sample: number) => number };
   /** An analysis: it looks into one cache of its own instead of comparing methods. */
   readonly analysis?: boolean;
   /**

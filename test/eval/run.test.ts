@@ -1,8 +1,12 @@
 import { spawn } from 'node:child_process';
-import { appendFileSync, existsSync, readFileSync } from 'node:fs';
+import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import type { Job } from '../../src/eval/job.ts';
+import { createPool } from '../../src/eval/pool.ts';
 import { writeReport } from '../../src/eval/report.ts';
 import { ResultLog, type Row, rowKey } from '../../src/eval/rows.ts';
 import { summarise } from '../../src/eval/summary.ts';
@@ -39,7 +43,9 @@ describe('the runner', () => {
   test('runs everything over two workers, with progress and the time that is left on standard error', async () => {
     const result = await runCli(args('whole.jsonl', '--workers', '2'));
     expect(result.stderr).toMatch(/28 of 28 rows, .* gone, done/);
-    expect(result.lines).toEqual([{ out: join(fixture.folder, 'whole.jsonl'), rows: TOTAL, failed: 0 }]);
+    expect(result.lines).toEqual([
+      { out: join(fixture.folder, 'whole.jsonl'), rows: TOTAL, failed: 0, left: 0, leftByTask: {} },
+    ]);
     const rows = rowsOf('whole.jsonl');
     expect(new Set(rows.map((r) => r.key)).size).toBe(TOTAL);
     for (const row of rows) {
@@ -76,6 +82,87 @@ describe('the runner', () => {
     expect(result.stderr).toContain(`(${before} from before)`);
     expect(result.code).toBe(0);
     expect(decided(rowsOf('killed.jsonl'))).toEqual(decided(rowsOf('whole.jsonl')));
+  });
+
+  test('out of time, it says what is left and ends well; the next run makes the rest, the same', async () => {
+    const short = args('short.jsonl', '--workers', '2', '--minutes', '0.0001');
+    const first = await runCli(short);
+    expect(first.code).toBe(0);
+    const { rows, left, leftByTask } = first.lines[0];
+    expect(rows + left).toBe(TOTAL);
+    expect(left).toBeGreaterThan(TOTAL / 2);
+    expect(leftByTask['needle-essay']).toBe(TOTAL / 2);
+    const second = await runCli(args('short.jsonl', '--workers', '1'));
+    expect(second.lines[0]).toMatchObject({ rows: TOTAL, failed: 0, left: 0 });
+    expect(decided(rowsOf('short.jsonl'))).toEqual(decided(rowsOf('whole.jsonl')));
+  });
+
+  test('told to end, it says so, and ends well', async () => {
+    const child = spawn(
+      process.execPath,
+      [join(ROOT, 'src/cli/main.ts'), ...args('term.jsonl', '--workers', '1', '--lengths', '1500')],
+      { cwd: ROOT },
+    );
+    let stderr = '';
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      if (stderr === '') child.kill('SIGTERM');
+      stderr += text;
+    });
+    expect(await new Promise((resolve) => child.on('close', resolve))).toBe(0);
+    expect(stderr).toMatch(/SIGTERM: ending; what is finished is in/);
+  });
+
+  test('a worker that dies is told, its rows are tried again, and marked where that does not help', async () => {
+    const method = (policy: string) => ({ policy, config: { ...DEFAULT_CACHE, policy } });
+    const job = (sample: number, ...policies: string[]): Job => ({
+      ...{ task: 'pg19', length: 1, sample, seed: 0 },
+      methods: policies.map(method),
+    });
+    const worker = join(fixture.folder, 'dying.mjs');
+    // Answers every method but `bad`, which takes the worker with it; `once` does so in its first life only.
+    writeFileSync(
+      worker,
+      `import { parentPort, workerData } from 'node:worker_threads';
+       import { existsSync, writeFileSync } from 'node:fs';
+       parentPort.on('message', (job) => {
+         for (const [method, { policy }] of job.methods.entries()) {
+           if (policy === 'bad') throw new Error('out of everything');
+           if (policy === 'once' && !existsSync(workerData.aside)) { writeFileSync(workerData.aside, ''); process.exit(9); }
+           parentPort.postMessage({ type: 'result', result: { method, outcome: policy, processPeakBytes: 1 } });
+         }
+         parentPort.postMessage({ type: 'done' });
+       });
+       parentPort.postMessage({ type: 'ready', identity: {} });`,
+    );
+    const options = { bundle: '', data: '', backend: 'reference', maxBytes: 1 } as const;
+    const pool = await createPool(
+      { ...options, aside: join(fixture.folder, 'lived') },
+      2,
+      pathToFileURL(worker),
+    );
+    const results: string[] = [];
+    const deaths: string[] = [];
+    await pool.run([[job(0, 'good', 'once', 'fine'), job(1, 'good')], [job(2, 'bad', 'good')]], {
+      onResult: ({ sample, methods }, { method: m, outcome, error }) =>
+        results.push(`${sample} ${methods[m]!.policy} ${error ?? outcome}`),
+      onTokens: () => {},
+      onDone: () => {},
+      onDeath: (_, reason) => deaths.push(reason),
+    });
+    await pool.close();
+    expect(results.sort()).toEqual([
+      '0 fine fine',
+      '0 good good',
+      '0 once once',
+      '1 good good',
+      '2 bad its worker died 2 times: out of everything',
+      '2 good good',
+    ]);
+    expect(deaths.sort()).toEqual([
+      'an evaluation worker ended with code 9',
+      'out of everything',
+      'out of everything',
+    ]);
   });
 
   test('without the head profile a policy is another method', async () => {

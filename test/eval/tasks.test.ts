@@ -1,14 +1,17 @@
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { loadEngine } from '../../src/engine/load.ts';
+import { Aside } from '../../src/eval/aside.ts';
 import { DataFolder } from '../../src/eval/data.ts';
 import { cutMiddle } from '../../src/eval/prompt-task.ts';
 import { TASKS } from '../../src/eval/registry.ts';
 import { queriesSeen, relevanceOf } from '../../src/eval/relevance.ts';
 import { passes } from '../../src/eval/sandbox.ts';
-import type { Method, Outcome, Skipped } from '../../src/eval/task.ts';
+import type { Method, Outcome, Prefix, SampleContext, Skipped } from '../../src/eval/task.ts';
 import { CODE_PROBLEMS } from '../../src/eval/tasks/code-problems.ts';
 import { leaveOut } from '../../src/eval/tasks/leave-one-out.ts';
 import { fillPrompt, LONGBENCH, scoreExample } from '../../src/eval/tasks/longbench.ts';
@@ -37,9 +40,15 @@ beforeAll(async () => {
 });
 afterAll(() => fixture.remove());
 
+const context = (own: Partial<SampleContext>): SampleContext => ({
+  ...{ engine, data, length: 0, sample: 0, seed: 0, stopping: () => false, prefix: {} },
+  aside: new Aside(join(fixture.folder, 'aside'), 'test'),
+  ...own,
+});
+
 async function runTask(name: string, methods: readonly Method[], length = 0, sample = 0) {
   const outcomes = new Map<string, Outcome | Skipped>();
-  await TASKS[name]!.run({ engine, data, length, sample, seed: 0 }, methods, (m, outcome) =>
+  await TASKS[name]!.run(context({ length, sample }), methods, (m, outcome) =>
     outcomes.set(m.policy, outcome),
   );
   return outcomes as Map<string, Outcome & Skipped>;
@@ -86,6 +95,23 @@ describe('perplexity', () => {
     expect(alone.scores).toEqual(beside.scores);
     expect(alone.cache).toEqual(beside.cache);
   });
+  test('put aside again and again, it ends with the same scores and figures', async () => {
+    const methods = [FULL, method('adkvc', 4), method('uniform', 2), method('snapkv', 4)];
+    const whole = await runTask('pg19', methods, 700);
+    const outcomes = new Map<string, Outcome>();
+    let runs = 0;
+    for (; outcomes.size === 0; runs++)
+      await TASKS.pg19!.run(context({ length: 700, stopping: () => true }), methods, (m, o) =>
+        outcomes.set(m.policy, o as Outcome),
+      );
+    expect(runs).toBe(6);
+    for (const [policy, { scores, cache }] of outcomes)
+      expect({ scores, cache }).toEqual({
+        scores: whole.get(policy)!.scores,
+        cache: whole.get(policy)!.cache,
+      });
+    expect(readdirSync(join(fixture.folder, 'aside'))).toEqual([]);
+  });
   test('a text that is too short is skipped and says so', async () => {
     const short = (await runTask('pg19', [FULL], 60_000)).get('full')!;
     expect(short.skipped).toMatch(/60000 were asked for/);
@@ -93,14 +119,14 @@ describe('perplexity', () => {
 });
 
 describe('needles', () => {
-  const context = (length: number, sample: number) => ({ engine, data, length, sample, seed: 3 });
+  const sampleOf = (length: number, sample: number) => ({ engine, data, length, sample, seed: 3 });
   test.each([
     ['essay', 1],
     ['essay', 4],
     ['noise', 1],
   ] as const)('%s with %d keys: fits, and the needle lies where the detail says', async (haystack, keys) => {
     for (let sample = 0; sample < 4; sample++) {
-      const prompt = await needlePrompt(context(1500, sample), { haystack, wording: RULER, keys });
+      const prompt = await needlePrompt(sampleOf(1500, sample), { haystack, wording: RULER, keys });
       expect(prompt.ids.length + prompt.maxTokens).toBeLessThanOrEqual(1500);
       expect(prompt.ids.length).toBeGreaterThan(1300);
       const [value] = prompt.answers;
@@ -117,11 +143,43 @@ describe('needles', () => {
   });
   test('the same sample gives the same prompt, another seed another', async () => {
     const options = { haystack: 'essay', wording: RULER, keys: 1 } as const;
-    const a = await needlePrompt(context(1200, 1), options);
-    expect((await needlePrompt(context(1200, 1), options)).ids).toEqual(a.ids);
-    const b = await needlePrompt({ ...context(1200, 1), seed: 4 }, options);
+    const a = await needlePrompt(sampleOf(1200, 1), options);
+    expect((await needlePrompt(sampleOf(1200, 1), options)).ids).toEqual(a.ids);
+    const b = await needlePrompt({ ...sampleOf(1200, 1), seed: 4 }, options);
     expect(b.answers).not.toEqual(a.answers);
   });
+});
+
+describe('needles in one haystack', () => {
+  test.each(['full', 'adkvc', 'snapkv'])(
+    '%s: going on from what an earlier sample has read changes nothing',
+    async (policy) => {
+      const { run, group } = TASKS['needle-essay']!;
+      const one = method(policy, policy === 'full' ? undefined : 4);
+      const prefix: Prefix = {};
+      const samples = [2, 0, 1, 3].sort((a, b) => group!.order(a) - group!.order(b));
+      let fed = 0;
+      const counted = Object.create(engine, {
+        feedEach: {
+          value: (...args: Parameters<ModelEngine['feedEach']>) => {
+            fed += args[1].length;
+            return engine.feedEach(...args);
+          },
+        },
+      }) as ModelEngine;
+      const answers = async (own: Partial<SampleContext>) => {
+        const all: Outcome[] = [];
+        for (const sample of samples)
+          await run(context({ length: 1500, sample, ...own, prefix: own.prefix ?? {} }), [one], (_, o) =>
+            all.push(o as Outcome),
+          );
+        return all.map(({ scores, detail, tokens, cache }) => ({ scores, detail, tokens, cache }));
+      };
+      const apart = await answers({});
+      expect(await answers({ prefix, engine: counted })).toEqual(apart);
+      expect(fed).toBeLessThan(0.9 * apart.reduce((sum, a) => sum + a.tokens, 0));
+    },
+  );
 });
 
 describe('LongBench', () => {

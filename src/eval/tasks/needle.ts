@@ -3,7 +3,7 @@ import type { ModelEngine } from '../../engine/engine.ts';
 import type { DataFolder } from '../data.ts';
 import { containsAll, startsWith } from '../metrics/match.ts';
 import { chatIds, type Prompt, promptTask } from '../prompt-task.ts';
-import type { SampleContext, Task } from '../task.ts';
+import type { Sample, Task } from '../task.ts';
 
 const ESSAYS = 'haystack/paulgraham_49essays.jsonl.gz';
 /** RULER's noise haystack. */
@@ -15,7 +15,7 @@ const KEYS =
 const DIGITS = 5;
 /** A number, a full stop and a little more. */
 const ANSWER_TOKENS = DIGITS + 5;
-/** Samples spread over the depths of the text in this many steps, whatever their number. */
+/** Samples spread over the depths of the text in this many steps, whatever their number; so many in a row look into the same haystack. */
 const DEPTHS = 10;
 
 export type Haystack = 'essay' | 'noise';
@@ -61,7 +61,7 @@ const depthOf = (sample: number): number => ((sample * 7) % DEPTHS) / DEPTHS + 0
 
 /** A prompt of at most `length` tokens, answer included, and at most a sentence shorter. */
 export async function needlePrompt(
-  { engine, data, length, sample, seed }: SampleContext,
+  { engine, data, length, sample, seed }: Sample,
   { haystack, wording, keys }: NeedleOptions,
 ): Promise<NeedlePrompt> {
   const order = KEYS.map((key, i) => ({ key, at: hash32(seed, sample, length, i) })).sort(
@@ -73,7 +73,11 @@ export async function needlePrompt(
     depth: i === 0 ? depthOf(sample) : uniform01(seed, sample, length, 200 + i),
   }));
   const asked = needles[0]!;
-  const source = await haystackText(data, haystack, uniform01(seed, sample, length, 300));
+  const source = await haystackText(
+    data,
+    haystack,
+    uniform01(seed, Math.floor(sample / DEPTHS), length, 300),
+  );
   const overhead = chatIds(
     engine,
     wording.intro +
@@ -106,6 +110,8 @@ export async function needlePrompt(
       answers: [asked.value],
       maxTokens: ANSWER_TOKENS,
       needle: { start, end },
+      // Up to the needle the text is the haystack's own; other needles may stand anywhere.
+      shared: keys === 1 ? start : 0,
       detail: { depth: asked.depth, key: asked.key, needle: [start, end] },
     };
   }
@@ -165,7 +171,7 @@ function needleTask(name: string, description: string, options: NeedleOptions): 
   return promptTask({
     name,
     description,
-    version: 1,
+    version: 2,
     metrics: [
       {
         name: 'exact',
@@ -186,6 +192,7 @@ function needleTask(name: string, description: string, options: NeedleOptions): 
     ],
     files: options.haystack === 'essay' ? [ESSAYS] : [],
     lengths: [1024, 2048],
+    group: { size: DEPTHS, order: depthOf },
     count: async () => Number.POSITIVE_INFINITY,
     build: (context) => needlePrompt(context, options),
     score: (prediction, { answers }) => ({

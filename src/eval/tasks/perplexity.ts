@@ -1,5 +1,5 @@
 import type { DataFolder } from '../data.ts';
-import { Meter } from '../meter.ts';
+import { Meter, type Saved } from '../meter.ts';
 import { type Distribution, distribution, divergence, lossOf } from '../metrics/divergence.ts';
 import type { Method, MetricSpec, Outcome, SampleContext, Task } from '../task.ts';
 
@@ -31,6 +31,15 @@ class Sums {
       this.#all.set(key, [entry[0] + value, entry[1] + 1]);
     }
   }
+  /** Plain data, for `Sums.of`. */
+  get entries(): [string, [sum: number, n: number]][] {
+    return [...this.#all];
+  }
+  static of(entries: Sums['entries']): Sums {
+    const sums = new Sums();
+    for (const [key, value] of entries) sums.#all.set(key, value);
+    return sums;
+  }
   means(): Record<string, number> {
     return Object.fromEntries([...this.#all].map(([key, [sum, n]]) => [key, sum / n]));
   }
@@ -57,6 +66,8 @@ export function perplexityTask(options: {
     metrics: METRICS,
     files: [options.file],
     lengths: [2048],
+    together: true,
+    pauses: true,
     count: options.count,
     async run(context, methods, emit) {
       const { engine, length } = context;
@@ -77,7 +88,7 @@ export function perplexityTask(options: {
           batch.push(method);
         }
         open = open.filter((m) => !batch.includes(m));
-        await together(context, ids, full, batch, emit);
+        if (!(await together(context, ids, full, batch, emit))) return;
       }
     },
   };
@@ -92,23 +103,46 @@ function fullMethod(methods: readonly Method[]): Method {
   return { policy: 'full', config: { policy: 'full', window, sinks, seed, exactBits, arithmetic } };
 }
 
+/** A process that is killed loses at most so much of a sample. */
+const PUT_ASIDE_MS = 120_000;
+
+/** What lies aside: of every meter, the reference first, its state; and the sums. */
+interface Paused {
+  readonly at: number;
+  readonly own: Sums['entries'];
+  readonly sums: readonly Sums['entries'][];
+  readonly ms: readonly number[];
+}
+
+/** @returns whether it came to its end: false when the run is to end and the work lies aside */
 async function together(
-  { engine }: SampleContext,
+  context: SampleContext,
   ids: readonly number[],
   full: Method,
   methods: readonly Method[],
   emit: (method: Method, outcome: Outcome) => void,
-): Promise<void> {
-  const reference = new Meter(engine, full.config);
+): Promise<boolean> {
+  const { engine, aside } = context;
   const compressed = methods.filter((m) => m !== full);
-  const meters = compressed.map((m) => new Meter(engine, m.config));
-  const sums = compressed.map(() => new Sums());
-  const own = new Sums();
-  const ms = compressed.map(() => 0);
-  let ownMs = 0;
+  const meters = [full, ...compressed].map((m) => new Meter(engine, m.config));
+  const reference = meters[0]!;
   const vocab = engine.model.vocab;
+  const name = [ids, full.config, compressed.map((m) => m.config)];
   try {
-    for (let at = 0; at < ids.length; ) {
+    const [paused, ...states] = (aside.take(name) ?? []) as [Paused | undefined, ...Saved[]];
+    for (const [m, state] of states.entries()) meters[m]!.resume(state);
+    const own = Sums.of(paused?.own ?? []);
+    const sums = compressed.map((_, m) => Sums.of(paused?.sums[m] ?? []));
+    const ms = paused?.ms.slice() ?? meters.map(() => 0);
+    let put = performance.now();
+    for (let at = paused?.at ?? 0; at < ids.length; ) {
+      const stopping = context.stopping() && at > (paused?.at ?? 0);
+      if (stopping || performance.now() - put > PUT_ASIDE_MS) {
+        const now: Paused = { at, own: own.entries, sums: sums.map((s) => s.entries), ms };
+        aside.put(name, [now, ...meters.map((meter) => meter.save())]);
+        if (stopping) return false;
+        put = performance.now();
+      }
       const n = Math.min(128, ids.length - at);
       const chunk = ids.slice(at, at + n);
       const from = at;
@@ -122,8 +156,8 @@ async function together(
         const last = from + i + 1 >= ids.length / 2;
         own.add('loss', lossOf(expected[i]!, ids[from + i + 1]!), last);
       });
-      ownMs += reference.takeMs();
-      for (const [m, meter] of meters.entries()) {
+      ms[0]! += reference.takeMs();
+      for (const [m, meter] of meters.slice(1).entries()) {
         await meter.feed(chunk, wanted, (i, logits) => {
           const other = distribution(logits);
           const truth = ids[from + i + 1]!;
@@ -134,7 +168,7 @@ async function together(
           sums[m]!.add('kl', divergence(expected[i]!, other), last);
           sums[m]!.add('top1', other.top === expected[i]!.top ? 1 : 0, last);
         });
-        ms[m]! += meter.takeMs();
+        ms[m + 1]! += meter.takeMs();
       }
       at += n;
     }
@@ -155,12 +189,13 @@ async function together(
       };
     };
     const same = { lossDelta: 0, lossDeltaLast: 0, kl: 0, klLast: 0, top1: 1, top1Last: 1 };
-    if (methods.includes(full)) emit(full, outcome(reference, { ...own.means(), ...same }, ownMs));
+    if (methods.includes(full)) emit(full, outcome(reference, { ...own.means(), ...same }, ms[0]!));
     compressed.forEach((m, i) => {
-      emit(m, outcome(meters[i]!, sums[i]!.means(), ms[i]!));
+      emit(m, outcome(meters[i + 1]!, sums[i]!.means(), ms[i + 1]!));
     });
+    aside.drop(name);
+    return true;
   } finally {
-    reference.dispose();
     for (const meter of meters) meter.dispose();
   }
 }
