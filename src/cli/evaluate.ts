@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
@@ -168,8 +168,10 @@ function methodsNamed(text: string, ratios: readonly number[]): { policy: string
   return (own === undefined ? ratios : [ratio]).map((r) => ({ policy, ratio: r }));
 }
 
-/** The sources' commit, "+" behind it where they were changed since; "unknown" outside of a checkout. */
+/** The sources' commit, "+" behind it where they were changed since; outside of a checkout what was packed along, or "unknown". */
 function commit(): string {
+  const packed = join(PROJECT_ROOT, 'commit');
+  if (existsSync(packed)) return readFileSync(packed, 'utf8').trim();
   const git = (...args: string[]): string =>
     execFileSync('git', args, {
       cwd: PROJECT_ROOT,
