@@ -3,9 +3,19 @@ import type { KvCache } from '../cache/cache.ts';
 import type { CacheStateReader } from '../cache/persist.ts';
 import type { CacheConfig } from '../cache/policy.ts';
 import type { ModelEngine } from '../engine/engine.ts';
-import type { CacheFigures } from './task.ts';
 
 const none = (): boolean => false;
+
+export interface CacheFigures {
+  /** Bytes held, averaged over the tokens fed; peak, copies included; and at the end of the prompt or text. */
+  readonly averageBytes: number;
+  readonly peakBytes: number;
+  readonly bytes: number;
+  /** Tiers assigned after the first, a token that has left the window. */
+  readonly meanRecodes: number;
+  /** fp16 bytes over bytes at that end. */
+  readonly ratio: number;
+}
 
 /** A cache with its measuring instruments: bytes held token by token, time spent in the model. */
 export class Meter {

@@ -12,7 +12,8 @@ import {
 import { dirname } from 'node:path';
 import type { CacheConfig } from '../cache/policy.ts';
 import { CorruptDataError } from '../core/errors.ts';
-import type { CacheFigures, Speed } from './task.ts';
+import type { CacheFigures } from './meter.ts';
+import type { Speed } from './task.ts';
 
 /** Raised when rows of an older program must not be taken for finished. */
 export const ROW_VERSION = 1;

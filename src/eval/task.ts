@@ -2,7 +2,7 @@ import type { CacheConfig } from '../cache/policy.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import type { Aside } from './aside.ts';
 import type { DataFolder } from './data.ts';
-import type { Saved } from './meter.ts';
+import type { CacheFigures, Saved } from './meter.ts';
 
 /** How samples' values become a task's figure. */
 export interface MetricSpec {
@@ -28,17 +28,6 @@ export interface Method {
   /** As asked for; undefined: the policy's own. */
   readonly ratio?: number;
   readonly config: CacheConfig;
-}
-
-export interface CacheFigures {
-  /** Bytes held, averaged over the tokens fed; peak, copies included; and at the end of the prompt or text. */
-  readonly averageBytes: number;
-  readonly peakBytes: number;
-  readonly bytes: number;
-  /** Tiers assigned after the first, a token that has left the window. */
-  readonly meanRecodes: number;
-  /** fp16 bytes over bytes at that end. */
-  readonly ratio: number;
 }
 
 export interface Speed {
