@@ -1,11 +1,10 @@
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { bundleFolder } from '../src/cli/bundle-folder.ts';
 import { layAssets } from '../src/cli/lay-assets.ts';
-import { spawnWrangler, waitForHealth } from '../src/cli/wrangler-dev.ts';
+import { freePort, spawnWrangler, waitForHealth } from '../src/cli/wrangler-dev.ts';
 import { buildWasm } from './build-wasm.ts';
 
 /**
@@ -28,16 +27,6 @@ const WORDS =
 /** About one token a word. */
 const prose = (words: number, seed: number): string =>
   Array.from({ length: words }, (_, i) => WORDS[(i * 7 + seed * 3 + (i >> 3)) % WORDS.length]).join(' ');
-
-const freePort = (): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const probe = createServer();
-    probe.once('error', reject);
-    probe.listen(0, '127.0.0.1', () => {
-      const address = probe.address();
-      probe.close(() => resolve(typeof address === 'object' && address ? address.port : 0));
-    });
-  });
 
 interface Usage {
   prompt_tokens: number;

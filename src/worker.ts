@@ -14,6 +14,7 @@ import {
   Conversation,
   durableObjectDirectories,
   durableObjectHost,
+  durableObjectRates,
   pause,
   type SessionDirectory,
 } from './session/durable-object.ts';
@@ -76,6 +77,7 @@ export default {
     const app = createApp({
       host: durableObjectHost(env.CONVERSATIONS, durableObjectDirectories(env.DIRECTORIES)),
       metrics: durableObjectMetrics(env.METRICS),
+      rates: durableObjectRates(env.DIRECTORIES),
       defer: (work) => context.waitUntil(work),
       auth: { keys: env.ADKVC_KEYS, anonymous: env.ADKVC_ANONYMOUS === '1' },
       loadModel: async () =>

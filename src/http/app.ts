@@ -1,7 +1,8 @@
 import { type Context, Hono } from 'hono';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { SessionHost } from '../session/api.ts';
-import { type AuthConfig, authenticate } from './auth.ts';
+import { LocalRates, type RequestRates } from '../session/rate.ts';
+import { ANONYMOUS_OWNER, type AuthConfig, authenticate } from './auth.ts';
 import { chatCompletions } from './chat-completions.ts';
 import { getDocs } from './docs.ts';
 import { errorReply, HttpError, isInternal, wireError } from './error-response.ts';
@@ -9,7 +10,8 @@ import { meteredHost } from './metrics/metered-host.ts';
 import { getMetrics, MemoryMetrics, type Metrics } from './metrics/metrics.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
 import { openApiDocument } from './openapi.ts';
-import { ownedHost } from './owned-host.ts';
+import { directoryOf, ownedHost } from './owned-host.ts';
+import { admitRequest } from './rate-limit.ts';
 import { createResponse } from './responses.ts';
 import {
   createSession,
@@ -30,6 +32,8 @@ export interface AppOptions {
   readonly auth: AuthConfig;
   /** Counters; those of this application alone by default. */
   readonly metrics?: Metrics;
+  /** Requests of each key; counted by this application alone by default. */
+  readonly rates?: RequestRates;
   /** Keeps the host alive until the work is done, where answers are sent before that (a Worker's waitUntil). */
   readonly defer?: (work: Promise<unknown>) => void;
 }
@@ -52,7 +56,7 @@ const REQUEST_ID = /^[\w.-]{1,128}$/;
  * const response = await app.request('/v1/models', { headers: { authorization: 'Bearer secret' } });
  */
 export function createApp(options: AppOptions): App {
-  const { loadModel, auth, metrics = new MemoryMetrics() } = options;
+  const { loadModel, auth, metrics = new MemoryMetrics(), rates = new LocalRates() } = options;
   const metered = meteredHost(options.host, metrics, options.defer);
   const hostOf = (c: { var: Variables }) => ownedHost(metered, c.var.owner);
   const app: App = new Hono<{ Variables: Variables }>();
@@ -83,7 +87,10 @@ export function createApp(options: AppOptions): App {
 
   for (const path of ['/v1/*', '/metrics'])
     app.use(path, async (c, next) => {
-      c.set('owner', await authenticate(c.req.raw, auth));
+      const owner = await authenticate(c.req.raw, auth);
+      c.set('owner', owner);
+      // Who is on this machine has no key to limit.
+      if (owner !== ANONYMOUS_OWNER) admitRequest(c, await rates.spend(await directoryOf(owner)));
       await next();
     });
   app.get('/metrics', (c) => getMetrics(c, metrics));

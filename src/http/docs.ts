@@ -43,6 +43,7 @@ function section(method: string, path: string, operation: Operation) {
   const [type, body] = Object.entries(operation.requestBody?.content ?? {})[0] ?? [];
   return html`<details>
 <summary><code>${method.toUpperCase()} ${path}</code> ${operation.summary}${operation.security?.length === 0 ? ' (public)' : ''}</summary>
+${operation.description ? html`<p>${operation.description}</p>` : ''}
 ${body ? html`<p>Body: <code>${type}</code></p><pre>${JSON.stringify(body.schema, null, 2)}</pre>` : ''}
 <p>Answers: <code>${Object.keys(operation.responses).join(', ')}</code></p>
 </details>

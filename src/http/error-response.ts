@@ -54,7 +54,7 @@ const STATUS: Readonly<Record<string, number>> = {
   session_busy: 429,
   memory_limit: 429,
   session_quota_exceeded: 429,
-  too_many_turns: 429,
+  rate_limit_exceeded: 429,
   turn_interrupted: 503,
   no_keys_configured: 503,
   invalid_keys_configured: 503,

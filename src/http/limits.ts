@@ -12,8 +12,6 @@ export const MAX_PAGE = 40;
 /** Seconds a session may live unused. */
 export const MAX_TTL_SECONDS = 30 * 24 * 3600;
 export const MIN_TTL_SECONDS = 60;
-/** An answer that nobody reads is not buffered beyond this: the client counts as gone. */
-export const MAX_BUFFERED_BYTES = 1_000_000;
 /** Proxies give up on a silent connection; comments keep it alive while nothing else is sent. */
 export const HEARTBEAT_MS = 10_000;
 /** While a prompt is read its progress is told this often, as comments. */

@@ -6,6 +6,8 @@ import { chatSchema, sessionSchema } from './schema.ts';
 /** What a route takes and gives. Bodies are the schemas that validate. */
 interface RouteDoc {
   readonly summary: string;
+  /** What the summary would leave out that a caller must know. */
+  readonly description?: string;
   readonly body?: GenericSchema;
   /** Of a body that is no JSON. */
   readonly bodyType?: string;
@@ -14,6 +16,10 @@ interface RouteDoc {
   readonly status?: number;
   readonly public?: true;
 }
+
+/** Said beside every deletion. https://developers.cloudflare.com/durable-objects/api/sqlite-storage-api/#pitr-point-in-time-recovery-api */
+const RESTORABLE =
+  'Nothing that this server can read is left. On Cloudflare the platform itself keeps deleted data for 30 days, within which whoever operates the deployment can bring it back (point-in-time recovery).';
 
 /** `METHOD path`, as the application spells it. Those that the application lacks are left out of the document. */
 export const ROUTES: Readonly<Record<string, RouteDoc>> = {
@@ -27,7 +33,11 @@ export const ROUTES: Readonly<Record<string, RouteDoc>> = {
   'POST /v1/sessions': { summary: 'Create a session', body: sessionSchema, answer: 'json', status: 201 },
   'GET /v1/sessions': { summary: "List the key's own sessions", answer: 'json' },
   'GET /v1/sessions/:id': { summary: 'Read a session: tokens, bytes, ratio, last use', answer: 'json' },
-  'DELETE /v1/sessions/:id': { summary: 'Delete a session and every byte of it', answer: 'json' },
+  'DELETE /v1/sessions/:id': {
+    summary: 'Delete a session and every byte of it',
+    description: RESTORABLE,
+    answer: 'json',
+  },
   'GET /v1/sessions/:id/messages': { summary: 'Read the conversation', answer: 'json' },
   'GET /v1/sessions/:id/cache': { summary: 'Read tiers and relevance, layer by layer', answer: 'json' },
   'POST /v1/sessions/:id/fork': {
@@ -35,7 +45,12 @@ export const ROUTES: Readonly<Record<string, RouteDoc>> = {
     answer: 'json',
     status: 201,
   },
-  'GET /v1/sessions/:id/export': { summary: 'Take a session out, as one checksummed file', answer: 'binary' },
+  'GET /v1/sessions/:id/export': {
+    summary: 'Take a session out, as one checksummed file',
+    description:
+      'Its checksums find every change by accident. They are no signature: whoever holds the file can change it and make them anew, so take in files only from whom you trust to say what was said.',
+    answer: 'binary',
+  },
   'POST /v1/sessions/import': {
     summary: 'Bring a session in that was exported',
     bodyType: 'application/octet-stream',
@@ -61,6 +76,7 @@ export interface OpenApiDocument {
 
 export interface Operation {
   readonly summary: string;
+  readonly description?: string;
   readonly parameters?: readonly { readonly name: string; readonly in: 'path' }[];
   readonly requestBody?: {
     readonly required: true;
@@ -137,6 +153,7 @@ function operation(doc: RouteDoc, path: string): Operation {
       : undefined;
   return {
     summary: doc.summary,
+    ...(doc.description !== undefined && { description: doc.description }),
     ...(parameters.length > 0 && { parameters }),
     ...(requestBody && { requestBody: { required: true, content: requestBody } }),
     responses: {

@@ -1,4 +1,4 @@
-import { MAX_BUFFERED_BYTES } from './limits.ts';
+import { MAX_BUFFERED_BYTES } from '../session/limits.ts';
 
 /** Server-sent events to one client. https://html.spec.whatwg.org/multipage/server-sent-events.html */
 export interface EventWriter {

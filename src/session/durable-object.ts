@@ -4,6 +4,7 @@ import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest, W
 import { type Directories, Directory, type DirectoryEntry, type Listing } from './directory.ts';
 import type { Alarm } from './expiry.ts';
 import { listSessions } from './list.ts';
+import { type RequestRates, type Spent, TokenBucket } from './rate.ts';
 import type { SessionServices } from './services.ts';
 import { Session } from './session.ts';
 import { DurableObjectStore } from './store/durable-object.ts';
@@ -92,6 +93,12 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
 /** The sessions of one owner; its calls carry what they throw as a value, so that codes and data arrive. */
 export class SessionDirectory extends DurableObject {
   readonly #directory = new Directory(new DurableObjectStore(this.ctx.storage));
+  readonly #bucket = new TokenBucket();
+
+  /** A place for one request of the owner's. Nothing is written. */
+  spend(): Spent {
+    return this.#bucket.take(Date.now());
+  }
 
   async add(entry: DirectoryEntry): Promise<WireError | null> {
     try {
@@ -120,6 +127,11 @@ export function durableObjectDirectories(namespace: DurableObjectNamespace<Sessi
     },
     list: async (directory) => namespace.getByName(directory).list(),
   };
+}
+
+/** One bucket a key, whichever of the deployment's isolates the requests come to. */
+export function durableObjectRates(namespace: DurableObjectNamespace<SessionDirectory>): RequestRates {
+  return { spend: async (directory) => namespace.getByName(directory).spend() };
 }
 
 interface CreateCall {

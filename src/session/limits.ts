@@ -42,6 +42,9 @@ export const TITLE_CHARACTERS = 80;
 
 /** Sessions of one owner; implicit ones, which expire by themselves, are counted apart. */
 export const MAX_SESSIONS_PER_KEY = 1_000;
+/** Requests that one key may send at once, and how many places come back a second: 120 a minute. */
+export const REQUESTS_BURST = 120;
+export const REQUESTS_PER_SECOND = 2;
 /** A directory's entry is taken for left over when its session is not there after this long. */
 export const UNSEEN_ENTRY_MS = 60_000;
 
@@ -54,5 +57,5 @@ export const MAX_EXPORTS_PER_SESSION = 2;
 /** An import whose sender went silent is cleared away after this long. */
 export const IMPORT_TIMEOUT_MS = 600_000;
 
-/** Events that wait for a slow reader, as JSON; beyond it the reader counts as gone. */
+/** Bytes of an answer that wait for a slow reader; beyond it the reader counts as gone. */
 export const MAX_BUFFERED_BYTES = 1_000_000;

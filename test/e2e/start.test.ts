@@ -2,8 +2,7 @@ import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
-import { isListening } from '../../src/cli/wrangler-dev.ts';
-import { freePort } from '../helpers/server.ts';
+import { freePort, isListening } from '../../src/cli/wrangler-dev.ts';
 import { type TinyServed, tinyServed } from '../helpers/tiny-bundle.ts';
 
 /** `npm start` as a person runs it: the embedded model, the printed lines, Ctrl-C. */

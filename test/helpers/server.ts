@@ -1,9 +1,8 @@
 import type { ChildProcess } from 'node:child_process';
 import { spawnSync } from 'node:child_process';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { buildWasm } from '../../scripts/build-wasm.ts';
-import { isListening, spawnWrangler, waitForHealth } from '../../src/cli/wrangler-dev.ts';
+import { freePort, isListening, spawnWrangler, waitForHealth } from '../../src/cli/wrangler-dev.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
 const READY_MS = 90_000;
@@ -101,13 +100,3 @@ export async function startServer({ port, dataDir, assetsDir }: ServerOptions): 
   }
   return server;
 }
-
-export const freePort = (): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const probe = createServer();
-    probe.once('error', reject);
-    probe.listen(0, '127.0.0.1', () => {
-      const { port } = probe.address() as { port: number };
-      probe.close(() => resolve(port));
-    });
-  });

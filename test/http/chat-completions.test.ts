@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
-import { HEARTBEAT_MS, MAX_BUFFERED_BYTES } from '../../src/http/limits.ts';
+import { HEARTBEAT_MS } from '../../src/http/limits.ts';
+import { MAX_BUFFERED_BYTES } from '../../src/session/limits.ts';
 import { fixture, MODEL, readSse } from './fixture.ts';
 
 afterEach(() => void vi.useRealTimers());

@@ -2,6 +2,8 @@ import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { type App, createApp } from '../../src/http/app.ts';
 import type { AuthConfig } from '../../src/http/auth.ts';
 import type { ServedModel } from '../../src/http/models.ts';
+import type { SessionHost } from '../../src/session/api.ts';
+import { LocalRates, type RequestRates } from '../../src/session/rate.ts';
 import { FakeSessionHost } from '../helpers/fake-session-host.ts';
 
 export const MODEL: ServedModel = {
@@ -22,9 +24,14 @@ export interface Fixture {
   chat(fields?: Record<string, unknown>, init?: RequestInit): Promise<Response>;
 }
 
-export function fixture(auth: AuthConfig = { anonymous: true }): Fixture {
+/** @param real a host to use instead of the double */
+export function fixture(
+  auth: AuthConfig = { anonymous: true },
+  rates: RequestRates = new LocalRates(),
+  real?: SessionHost,
+): Fixture {
   const host = new FakeSessionHost();
-  const app = createApp({ host, auth, loadModel: async () => MODEL });
+  const app = createApp({ host: real ?? host, auth, rates, loadModel: async () => MODEL });
   const call: Fixture['call'] = async (path, body, init = {}) =>
     app.request(`http://localhost:8787${path}`, {
       method: body === undefined ? 'GET' : 'POST',

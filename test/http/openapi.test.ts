@@ -42,3 +42,11 @@ test('the page holds all routes, runs nothing and loads nothing', async () => {
   const digest = Buffer.from(await crypto.subtle.digest('SHA-256', new TextEncoder().encode(style)));
   expect(policy).toContain(digest.toString('base64'));
 });
+
+test('what deletion does not reach, and what a checksum is not, is said where it is read', async () => {
+  const { call } = fixture();
+  const { paths } = (await (await call('/openapi.json')).json()) as any;
+  expect(paths['/v1/sessions/{id}'].delete.description).toMatch(/30 days.*point-in-time recovery/);
+  expect(paths['/v1/sessions/{id}/export'].get.description).toMatch(/no signature/);
+  expect(await (await call('/docs')).text()).toContain('30 days');
+});

@@ -3,13 +3,17 @@ import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
 import { MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES } from '../../src/engine/json/schema.ts';
+import { MAX_BODY_BYTES, MAX_MESSAGES, MAX_STOP_LENGTH, MAX_STOP_STRINGS } from '../../src/http/limits.ts';
+import { Directory } from '../../src/session/directory.ts';
 import {
-  MAX_BODY_BYTES,
   MAX_BUFFERED_BYTES,
-  MAX_MESSAGES,
-  MAX_STOP_LENGTH,
-  MAX_STOP_STRINGS,
-} from '../../src/http/limits.ts';
+  MAX_SESSIONS_PER_KEY,
+  REQUESTS_BURST,
+  REQUESTS_PER_SECOND,
+} from '../../src/session/limits.ts';
+import { LocalRates } from '../../src/session/rate.ts';
+import { MemoryStore } from '../../src/session/store/memory.ts';
+import { World } from '../helpers/sessions.ts';
 import { fixture, MODEL } from './fixture.ts';
 
 const digest = async (key: string): Promise<string> =>
@@ -171,6 +175,59 @@ const LINES: Record<string, () => Promise<void>> = {
         ).toBe(400);
       }
     },
+  [`Many requests of one key are refused beyond ${REQUESTS_BURST} at once and ${REQUESTS_PER_SECOND} a second`]:
+    async () => {
+      const clock = { now: 0 };
+      const keys = `ann:${await digest('ann-key')} bob:${await digest('bob-key')}`;
+      const { call } = fixture({ keys }, new LocalRates(() => clock.now));
+      const ask = (key: string) => call('/v1/models', undefined, as(key));
+      for (let i = 0; i < REQUESTS_BURST; i++) {
+        const response = await ask('ann-key');
+        expect(response.status).toBe(200);
+        expect(response.headers.get('x-ratelimit-remaining-requests')).toBe(String(REQUESTS_BURST - 1 - i));
+      }
+      const refused = await ask('ann-key');
+      expect(refused.headers.get('retry-after')).toBe('1');
+      expect(await code(refused)).toEqual([429, 'rate_limit_exceeded']);
+      expect((await ask('bob-key')).status).toBe(200);
+      clock.now += 1_000;
+      const statuses = [];
+      for (let i = 0; i <= REQUESTS_PER_SECOND; i++) statuses.push((await ask('ann-key')).status);
+      expect(statuses).toEqual([...Array.from({ length: REQUESTS_PER_SECOND }, () => 200), 429]);
+    },
+  [`Many sessions of one key are refused at ${commas(MAX_SESSIONS_PER_KEY)}`]: async () => {
+    const directory = new Directory(new MemoryStore());
+    const add = (i: number, implicit: boolean) =>
+      directory.add({ key: `${implicit}${i}`, id: `${i}`, createdAt: 0, implicit });
+    for (let i = 0; i < MAX_SESSIONS_PER_KEY; i++) {
+      await add(i, false);
+      await add(i, true);
+    }
+    for (const implicit of [false, true])
+      await expect(add(MAX_SESSIONS_PER_KEY, implicit)).rejects.toMatchObject({
+        code: 'session_quota_exceeded',
+        data: { limit: MAX_SESSIONS_PER_KEY },
+      });
+  },
+  'A file that was changed is refused': async () => {
+    const world = new World();
+    const { call } = fixture({ anonymous: true }, undefined, world.host);
+    await call('/v1/sessions', { id: 'original' });
+    const file = new Uint8Array(await (await call('/v1/sessions/original/export')).arrayBuffer());
+    const bring = (body: Uint8Array<ArrayBuffer>) =>
+      call('/v1/sessions/import', undefined, {
+        method: 'POST',
+        body,
+        headers: { 'content-type': 'application/octet-stream' },
+      });
+    for (const at of [20, 40, file.length - 1]) {
+      const changed = file.slice();
+      changed[at]! ^= 1;
+      expect(await code(await bring(changed))).toEqual([400, 'export_corrupt']);
+    }
+    expect(await code(await bring(file.slice(0, -1)))).toEqual([400, 'export_truncated']);
+    expect((await bring(file)).status).toBe(201);
+  },
   'A queue is bounded': async () => {
     const { chat, host } = fixture();
     host.refusal = new AdkvcError('session_busy', 'busy', { data: { retryAfter: 7 } });

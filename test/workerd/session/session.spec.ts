@@ -3,7 +3,13 @@ import { env, exports } from 'cloudflare:workers';
 import { expect, test } from 'vitest';
 import type { ChatMessage } from '../../../src/engine/types.ts';
 import type { TurnEvent } from '../../../src/session/api.ts';
-import { durableObjectDirectories, durableObjectHost, pause } from '../../../src/session/durable-object.ts';
+import {
+  durableObjectDirectories,
+  durableObjectHost,
+  durableObjectRates,
+  pause,
+} from '../../../src/session/durable-object.ts';
+import { REQUESTS_BURST } from '../../../src/session/limits.ts';
 import { LocalHost } from '../../../src/session/local-host.ts';
 import { Scheduler } from '../../../src/session/scheduler.ts';
 import { DurableObjectStore } from '../../../src/session/store/durable-object.ts';
@@ -302,4 +308,19 @@ test('evicted at random moments between calls, sixty times: the same answers as 
     }
   }
   expect(await host.messages('restless')).toEqual(await host.messages('calm'));
+});
+
+test('requests of a key are counted in its directory object, which writes nothing for it', async () => {
+  const rates = durableObjectRates(env.DIRECTORIES);
+  const all = await Promise.all(Array.from({ length: REQUESTS_BURST + 20 }, () => rates.spend('hasty')));
+  const refused = all.filter(({ wait }) => wait > 0);
+  // What came back meanwhile is let through.
+  expect(refused.length).toBeGreaterThan(0);
+  expect(refused.length).toBeLessThanOrEqual(20);
+  for (const { wait } of refused) expect(wait).toBeLessThanOrEqual(0.5);
+  expect((await rates.spend('calm')).wait).toBe(0);
+  await runInDurableObject(env.DIRECTORIES.getByName('hasty'), (_object, state) => {
+    expect(state.storage.sql.databaseSize).toBeLessThanOrEqual(4_096);
+    expect(new DurableObjectStore(state.storage).ids()).toEqual([]);
+  });
 });
