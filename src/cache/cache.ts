@@ -1,34 +1,25 @@
 import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH, fp16BytesPerToken, type ModelConfig } from '../core/config.ts';
-import { InvalidInputError } from '../core/errors.ts';
+import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, Kernels } from '../kernels/kernels.ts';
 import {
   type ExactLayout,
   exactBytes,
-  exactKAt,
-  exactMassAt,
-  exactVAt,
   groupBytes,
   LAYOUT_VERSION,
-  massBytes,
   SEGMENT_TOKENS,
   TIERS,
 } from '../kernels/layout.ts';
 import { planBytes } from './allocate.ts';
+import { EXACT_STEP, ExactPart, stepped } from './exact-part.ts';
+import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import { DEFAULT_RATIO } from './policies/adkvc.ts';
-import {
-  type CacheConfig,
-  type CacheReport,
-  type CacheView,
-  FRESH,
-  type Plan,
-  type Policy,
-} from './policy.ts';
+import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
+import { dueAfter, PLAN_POSITIONS, SETTLE_POSITIONS, shownFrom } from './schedule.ts';
 import {
-  cellIndex,
   countTiers,
   layOut,
   type SegmentBlock,
@@ -36,6 +27,7 @@ import {
   type SegmentSpan,
   writeHeader,
 } from './segments.ts';
+import { snapshot } from './snapshot.ts';
 
 /** What all caches of an isolate share: kernels, the model's shape and a little fixed scratch memory. */
 export interface CacheContext {
@@ -52,12 +44,10 @@ export const tierScratchBytes = (model: ModelConfig): number => align(model.kvHe
 
 /** The budget never asks for less than what this many tokens would get: short conversations are hardly compressed. */
 export const MIN_BUDGET_TOKENS = 1024;
-/** The exact part grows by this many slots within an epoch. */
-const EXACT_STEP = 16;
-
 /**
- * The compressed cache of one conversation. Its state after `position` tokens is a pure function of these tokens and the configuration:
- * segments are made, planned and decayed only at multiples of 128 positions (`endEpoch`), which no appended chunk crosses.
+ * The compressed cache of one conversation. Its state after `position` tokens is a pure function of these tokens and the configuration: plans
+ * are made from the state at multiples of 128 positions (which no appended chunk crosses) and take effect at the positions that schedule.ts
+ * fixes.
  *
  * Memory: per layer one exact block (sinks, window, current epoch) and one block a segment, all in the arena.
  */
@@ -66,19 +56,17 @@ export class KvCache {
   readonly policy: Policy;
   readonly context: CacheContext;
   position = 0;
-  /** Positions [sinks, compressedEnd) lie in segments. */
-  compressedEnd: number;
+  /** The epochs' segments; the newest may not have reached every layer yet. */
   readonly spans: SegmentSpan[] = [];
   /** [layer][segment] */
   readonly blocks: SegmentBlock[][];
-  readonly exact: BlockId[] = [];
-  exactCapacity = 0;
+  readonly exact: ExactPart;
+  /** Upper bound of the bytes held at any moment so far, a function of the position: see #endEpoch. */
   peakBytes = 0;
   recodes = 0;
   journal: PlanJournalEntry[] = [];
-  #bytes = 0;
-  /** Only epoch ends raise the stored peak: there the bytes held do not depend on how tokens were chunked. */
-  #ending = false;
+  #recordBytes = 0;
+  #pending: PendingPlan | undefined;
   #disposed = false;
 
   constructor(context: CacheContext, config: CacheConfig) {
@@ -87,8 +75,10 @@ export class KvCache {
     this.policy = createPolicy(config, context.model, context.profile);
     if (config.exactBits === 32 && config.policy !== 'full' && config.policy !== 'window')
       throw new InvalidInputError('a float32 exact part serves the policies full and window only', 'policy');
-    this.compressedEnd = config.sinks;
-    this.blocks = Array.from({ length: context.model.layers }, () => []);
+    const { layers, kvHeads, headDim } = context.model;
+    this.blocks = Array.from({ length: layers }, () => []);
+    const shape = { kvHeads, headDim, bits: config.exactBits, mass: this.tracksMass };
+    this.exact = new ExactPart(context.kernels, layers, shape);
   }
 
   get layers(): number {
@@ -102,16 +92,24 @@ export class KvCache {
   }
   /** Bytes of kernel memory held now: every block with its padding. */
   get bytes(): number {
-    return this.#bytes;
+    return this.#recordBytes + this.exact.bytes;
   }
-  /** Slots of the exact part in use. */
-  get exactCount(): number {
-    return this.position <= this.config.sinks
-      ? this.position
-      : this.config.sinks + this.position - this.compressedEnd;
+  /** Positions [sinks, compressedEnd) lie in the layer's segments. */
+  compressedEnd(layer: number): number {
+    const last = this.spans[this.blocks[layer]!.length - 1];
+    return last ? last.start + last.tokens : this.config.sinks;
+  }
+  /** Slots of the layer's exact part in use. */
+  exactCount(layer: number): number {
+    const { sinks } = this.config;
+    return this.position <= sinks ? this.position : sinks + this.position - this.compressedEnd(layer);
+  }
+  /** The epoch whose plan has not reached every layer. */
+  get pendingSince(): number | undefined {
+    return this.#pending?.epoch;
   }
 
-  /** Bytes the cache may hold after the plan at `position`; Infinity for policies without a budget. */
+  /** Bytes the cache may hold once the plan of `position` is applied; Infinity for policies without a budget. */
   budgetAt(position: number): number {
     if (this.config.bytes !== undefined) return this.config.bytes;
     if (this.config.policy === 'full') return Number.POSITIVE_INFINITY;
@@ -124,69 +122,91 @@ export class KvCache {
     return EPOCH - (this.position % EPOCH);
   }
 
-  /** Makes room for `rows` more exact tokens in every layer. @throws MemoryLimitError before anything is changed. */
+  /** Sees to it that `rows` more tokens can be appended. @throws MemoryLimitError before anything is changed */
   reserve(rows: number): void {
-    this.#setCapacity(this.exactCount + rows);
+    const pending = this.#pending;
+    if (pending && pending.epoch + PLAN_POSITIONS < this.position + rows) this.#advancePlan(1);
+    let grown = 0;
+    let transient = 0;
+    for (let layer = 0; layer < this.layers; layer++) {
+      const held = this.exact.bytesOf(layer);
+      const before = this.exact.bytesFor(stepped(this.exactCount(layer) + rows));
+      grown += Math.max(0, before - held);
+      transient = Math.max(transient, before);
+    }
+    const needed = grown + transient + (pending ? this.#segmentBound() : 0);
+    if (needed > this.#arena.availableBytes)
+      throw new MemoryLimitError(needed, this.#arena.availableBytes, `${rows} more tokens of a cache`);
   }
 
   /**
-   * How the next `rows` tokens are attended: runs of rows, with whether their attention counts as history. One run unless the policy
-   * counts only the last queries of an epoch.
+   * How the next `rows` tokens of a layer are appended and attended, run after run: before a run whose `settle` is set the layer takes over
+   * the newest plan; `mass`: the run's attention counts as history.
    */
-  attendRuns(rows: number): { from: number; rows: number; mass: boolean }[] {
+  runs(layer: number, rows: number): { from: number; rows: number; mass: boolean; settle: boolean }[] {
     const mass = this.policy.needs.mass;
-    if (mass?.lastQueries === undefined) return [{ from: 0, rows, mass: mass !== undefined }];
-    const first = Math.min(rows, Math.max(0, this.room - mass.lastQueries));
-    return [
-      { from: 0, rows: first, mass: false },
-      { from: first, rows: rows - first, mass: true },
-    ].filter((run) => run.rows > 0);
+    const settleAt = this.#pending?.isWaiting(layer)
+      ? this.#pending.epoch + dueAfter(layer, this.layers) - this.position
+      : -1;
+    const massFrom = mass?.lastQueries === undefined ? 0 : Math.max(0, this.room - mass.lastQueries);
+    const cuts = [...new Set([0, settleAt, massFrom, rows])]
+      .filter((at) => at >= 0 && at <= rows)
+      .sort((a, b) => a - b);
+    return cuts.slice(0, -1).map((from, i) => ({
+      from,
+      rows: cuts[i + 1]! - from,
+      mass: mass !== undefined && from >= massFrom,
+      settle: from === settleAt,
+    }));
+  }
+
+  /** Readies a layer for a run, `from` rows of the chunk having been appended. @returns the slot of the run's first row */
+  begin(layer: number, run: { from: number; rows: number; settle: boolean }): number {
+    if (run.settle) this.#settle(layer, run.from);
+    const slot = this.exactCount(layer) + run.from;
+    this.exact.resize(layer, slot, stepped(slot + run.rows));
+    return slot;
   }
 
   exactRef(layer: number): ExactRef {
-    return { ptr: this.#arena.ptr(this.exact[layer]!), ...this.#exactLayout(this.exactCapacity) };
+    return this.exact.ref(layer);
   }
   /** Addresses of the layer's segment blocks, in order. */
   segmentPtrs(layer: number): Ptr[] {
     return this.blocks[layer]!.map((b) => this.#arena.ptr(b.id));
   }
 
-  /** All layers hold `rows` more tokens. Ends the epoch when it is full. */
+  /** All layers hold `rows` more tokens. Ends the epoch when it is full; else a part of the pending plan is made. */
   advance(rows: number): void {
     if (rows > this.room) throw new Error(`a chunk of ${rows} tokens crosses an epoch at ${this.position}`);
     this.position += rows;
-    if (this.position % EPOCH === 0) this.endEpoch();
+    if (this.#pending) {
+      const since = this.position - this.#pending.epoch;
+      this.#advancePlan(since / PLAN_POSITIONS);
+      if (this.#pending.isDone) this.#pending = undefined;
+    }
+    if (this.position % EPOCH === 0) this.#endEpoch();
   }
 
   /**
-   * Moves what left the window into a new segment, plans, applies, decays. Called by `advance` at epochs; at another position only to
-   * report what a finished text would take (`score`): the cache is not continued afterwards.
+   * Ends a text: everything outside the window is compressed and every plan applied, at whatever position. To report what a finished text
+   * takes, or to look at it: its state is no longer that of the clock, so that it is neither stored nor, after a part of an epoch, continued.
    */
-  endEpoch(): void {
-    this.#ending = true;
-    this.peakBytes = Math.max(this.peakBytes, this.#bytes);
-    const { window, sinks } = this.config;
-    const end = Math.max(this.position - window, this.compressedEnd);
-    const fresh =
-      end > this.compressedEnd ? { start: this.compressedEnd, tokens: end - this.compressedEnd } : null;
-    const kept = Math.min(this.position, sinks) + Math.max(0, this.position - end);
-    if (fresh || this.spans.length > 0) {
-      const view = this.#view(fresh);
-      const exactAfter = this.layers * align(exactBytes(this.#exactLayout(kept)));
-      const plan = this.policy.plan(view, { recordBytes: this.budgetAt(this.position) - exactAfter });
-      this.#apply(view, plan, fresh);
+  finish(): void {
+    if (this.position % EPOCH !== 0) {
+      this.#applyNow();
+      this.#endEpoch();
     }
-    if (fresh) {
-      const kernels = this.context.kernels;
-      for (let layer = 0; layer < this.layers; layer++) {
-        const exact = this.exactRef(layer);
-        if (kept > sinks) kernels.moveExact(exact, sinks + fresh.tokens, sinks, kept - sinks);
-      }
-      this.compressedEnd = end;
+    this.#applyNow();
+    for (let layer = 0; layer < this.layers; layer++) {
+      const used = this.exactCount(layer);
+      this.exact.resize(layer, used, used, true);
     }
-    this.#setCapacity(kept, true);
-    this.#decay();
-    this.#ending = false;
+  }
+
+  /** The plan that is being made is made whole, so that a state can be stored: it is part of the journal then. */
+  completePlan(): void {
+    this.#advancePlan(1);
   }
 
   report(): CacheReport {
@@ -212,28 +232,31 @@ export class KvCache {
         const dropped = this.spans[s]!.tokens * model.kvHeads - seen;
         if (dropped > 0) count('drop', dropped, 0);
       }
-    if (this.exactCount > 0)
-      count(
-        'exact',
-        this.exactCount * model.kvHeads * this.layers,
-        this.exact.reduce((sum, id) => sum + this.#arena.size(id), 0),
-      );
+    let exact = 0;
+    for (let layer = 0; layer < this.layers; layer++) exact += this.exactCount(layer);
+    if (exact > 0) count('exact', exact * model.kvHeads, this.exact.bytes);
     // Headers, maps, means, mass.
-    tierBytes.overhead = this.#bytes - Object.values(tierBytes).reduce((sum, bytes) => sum + bytes, 0);
+    tierBytes.overhead = this.bytes - Object.values(tierBytes).reduce((sum, bytes) => sum + bytes, 0);
     const fp16Bytes = this.position * fp16BytesPerToken(model);
     return {
       policy: this.config.policy,
       tokens: this.position,
-      bytes: this.#bytes,
+      bytes: this.bytes,
       fp16Bytes,
-      ratio: this.#bytes === 0 ? 0 : fp16Bytes / this.#bytes,
-      peakBytes: Math.max(this.peakBytes, this.#bytes),
+      ratio: this.bytes === 0 ? 0 : fp16Bytes / this.bytes,
+      peakBytes: Math.max(this.peakBytes, this.bytes),
       ...(this.policy.profile === undefined ? {} : { profile: this.policy.profile }),
-      meanRecodes:
-        this.recodes / Math.max(1, (this.compressedEnd - this.config.sinks) * model.kvHeads * this.layers),
+      meanRecodes: this.recodes / Math.max(1, this.#compressedCells()),
       tiers,
       tierBytes,
     };
+  }
+
+  /** Token-heads in segments, dropped ones included. */
+  #compressedCells(): number {
+    let tokens = 0;
+    for (let layer = 0; layer < this.layers; layer++) tokens += this.compressedEnd(layer) - this.config.sinks;
+    return tokens * this.context.model.kvHeads;
   }
 
   reader(block: SegmentBlock): SegmentReader {
@@ -243,9 +266,10 @@ export class KvCache {
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
-    for (const id of this.exact) this.#arena.free(id);
+    this.exact.dispose();
     for (const blocks of this.blocks) for (const b of blocks) this.#arena.free(b.id);
-    this.#bytes = 0;
+    this.#recordBytes = 0;
+    this.#pending = undefined;
   }
 
   // ---- what persistence does (restore.ts) ---------------------------------------------------------------------
@@ -267,7 +291,7 @@ export class KvCache {
   hot(layer: number): Uint8Array {
     const parts = this.hotParts(layer);
     const out = new Uint8Array(16 + parts.reduce((sum, p) => sum + p.length, 0));
-    new DataView(out.buffer).setUint32(0, this.exactCount, true);
+    new DataView(out.buffer).setUint32(0, this.exactCount(layer), true);
     let at = 16;
     for (const part of parts) {
       out.set(part, at);
@@ -277,27 +301,16 @@ export class KvCache {
   }
   /** Views of the memory that `hot` copies, in its order. */
   hotParts(layer: number): Uint8Array[] {
-    const { kvHeads, headDim } = this.context.model;
-    const parts: Uint8Array[] = [];
-    if (this.exact.length > 0) {
-      const layout = this.#exactLayout(this.exactCapacity);
-      const bytes = this.#arena.bytes(this.exact[layer]!);
-      const used = (this.exactCount * headDim * layout.bits) / 8;
-      for (let h = 0; h < kvHeads; h++)
-        for (const at of [exactKAt(layout, h), exactVAt(layout, h)])
-          parts.push(bytes.subarray(at, at + used));
-      if (layout.mass)
-        for (let h = 0; h < kvHeads; h++) {
-          const at = exactMassAt(layout, h);
-          parts.push(bytes.subarray(at, at + this.exactCount * 4));
-        }
-    }
+    const parts = this.exact.parts(layer, this.exactCount(layer));
     if (this.tracksMass)
       for (const block of this.blocks[layer]!) {
         const bytes = this.#arena.bytes(block.id);
         parts.push(bytes.subarray(this.reader(block).storedBytes));
       }
     return parts;
+  }
+  segmentsOf(layer: number): number {
+    return this.blocks[layer]!.length;
   }
   block(layer: number, segment: number): Uint8Array {
     const block = this.blocks[layer]![segment]!;
@@ -312,14 +325,20 @@ export class KvCache {
   clearJournal(): void {
     this.journal = [];
   }
-  /** Allocates the exact part for a state whose position and spans were set from outside. */
+  /** Allocates the exact part for a state whose position and blocks were set from outside. */
   restoreExact(): void {
-    this.#setCapacity(this.exactCount);
+    for (let layer = 0; layer < this.layers; layer++) {
+      const used = this.exactCount(layer);
+      if (used > 0) this.exact.resize(layer, 0, stepped(used));
+    }
   }
   /** Adopts a block that restore made. */
   adopt(layer: number, id: BlockId, version: number): void {
     this.blocks[layer]!.push({ id, version });
-    this.#count(this.#arena.size(id));
+    this.#recordBytes += this.#arena.size(id);
+  }
+  adoptPlan(plan: PendingPlan): void {
+    this.#pending = plan;
   }
 
   /** Rewrites one segment of one layer under new tiers ([kvHeads][tokens], at `from`). Mass moves along if it is tracked. */
@@ -333,7 +352,7 @@ export class KvCache {
     );
     const place = layOut(span, counts, headDim, this.tracksMass);
     const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
-    this.#count(this.#arena.size(id));
+    this.#recordBytes += this.#arena.size(id) - this.#arena.size(old.id);
     writeHeader(this.#arena.bytes(id), span, place);
     const scratch = this.#setTiers(tiers, from, kvHeads * span.tokens);
     const reader = this.reader(old);
@@ -350,139 +369,103 @@ export class KvCache {
         this.tracksMass ? target + place.massAt[h]! : 0,
       );
     }
-    this.#release(old.id);
+    this.#arena.free(old.id);
     this.blocks[layer]![segment] = { id, version };
   }
 
   // ---- private ------------------------------------------------------------------------------------------------
 
-  #exactLayout(capacity: number): ExactLayout {
+  /** Bytes that making the newest segment's block takes before its tokens leave the exact part. */
+  #segmentBound(): number {
     const { kvHeads, headDim } = this.context.model;
-    return { kvHeads, headDim, capacity, bits: this.config.exactBits, mass: this.tracksMass };
+    return kvHeads * SEGMENT_TOKENS * ((headDim * this.config.exactBits) / 4 + 16);
   }
 
-  #count(bytes: number): void {
-    this.#bytes += bytes;
-    if (this.#ending) this.peakBytes = Math.max(this.peakBytes, this.#bytes);
-  }
-  #release(id: BlockId): void {
-    this.#bytes -= this.#arena.size(id);
-    this.#arena.free(id);
-  }
-
-  /** Gives every layer's exact block at least `slots` slots (exactly so when it shrinks), keeping what is in use. */
-  #setCapacity(slots: number, shrink = false): void {
-    const capacity = shrink ? slots : Math.ceil(slots / EXACT_STEP) * EXACT_STEP;
-    if (shrink ? capacity === this.exactCapacity : capacity <= this.exactCapacity) return;
-    const from = this.#exactLayout(this.exactCapacity);
-    const to = this.#exactLayout(capacity);
-    const used = Math.min(this.exactCount, this.exactCapacity, capacity);
-    const half = (used * to.headDim * to.bits) / 8;
-    for (let layer = 0; layer < this.layers; layer++) {
-      const id = this.#arena.alloc(exactBytes(to), 'the exact part of a cache');
-      this.#count(this.#arena.size(id));
-      const old = this.exact[layer];
-      if (old !== undefined) {
-        const source = this.#arena.bytes(old);
-        const target = this.#arena.bytes(id);
-        for (let h = 0; h < to.kvHeads; h++) {
-          target.set(source.subarray(exactKAt(from, h), exactKAt(from, h) + half), exactKAt(to, h));
-          target.set(source.subarray(exactVAt(from, h), exactVAt(from, h) + half), exactVAt(to, h));
-          if (to.mass)
-            target.set(
-              source.subarray(exactMassAt(from, h), exactMassAt(from, h) + used * 4),
-              exactMassAt(to, h),
-            );
-        }
-        this.#release(old);
-      }
-      this.exact[layer] = id;
-    }
-    this.exactCapacity = capacity;
-  }
-
-  #view(fresh: SegmentSpan | null): CacheView {
-    const { layers, kvHeads, headDim } = this.context.model;
-    const heads = layers * kvHeads;
-    const segments = this.spans.map((span, index) => {
-      const tiers = new Uint8Array(heads * span.tokens);
-      const mass = this.tracksMass ? new Uint32Array(tiers.length) : undefined;
-      const cells = new Int32Array(span.tokens);
-      for (let layer = 0; layer < layers; layer++) {
-        const block = this.blocks[layer]![index]!;
-        const reader = this.reader(block);
-        const address = this.#arena.ptr(block.id);
-        for (let h = 0; h < kvHeads; h++) {
-          const at = (layer * kvHeads + h) * span.tokens;
-          reader.tiers(h, tiers, at);
-          if (!mass) continue;
-          cellIndex(tiers, at, span.tokens, cells);
-          const held = new Uint32Array(
-            this.#arena.memory.buffer,
-            address + reader.massAt(h),
-            massBytes(reader.cells(h)) / 4,
-          );
-          for (let i = 0; i < span.tokens; i++) if (cells[i]! >= 0) mass[at + i] = held[cells[i]!]!;
-        }
-      }
-      return { index, ...span, tiers, mass };
-    });
-    if (fresh) {
-      const tiers = new Uint8Array(heads * fresh.tokens).fill(FRESH);
-      const mass = this.tracksMass ? new Uint32Array(tiers.length) : undefined;
-      if (mass) {
-        const layout = this.#exactLayout(this.exactCapacity);
-        for (let layer = 0; layer < layers; layer++)
-          for (let h = 0; h < kvHeads; h++) {
-            const at = this.#arena.ptr(this.exact[layer]!) + exactMassAt(layout, h) + this.config.sinks * 4;
-            mass.set(
-              new Uint32Array(this.#arena.memory.buffer, at, fresh.tokens),
-              (layer * kvHeads + h) * fresh.tokens,
-            );
-          }
-      }
-      segments.push({ index: segments.length, ...fresh, tiers, mass });
-    }
-    return { layers, kvHeads, headDim, position: this.position, segments, seed: this.config.seed };
-  }
-
-  /** Rewrites changed segments and encodes the fresh one, layer by layer; journals what changed. */
-  #apply(view: CacheView, plan: Plan, fresh: SegmentSpan | null): void {
-    const { model } = this.context;
-    const changes: number[] = [];
-    const perLayer = (tokens: number): number => model.kvHeads * tokens;
+  /** Copies the state that the epoch's plan is made from; from here on, mass counts for the next one. */
+  #endEpoch(): void {
+    const { window, sinks } = this.config;
+    const last = this.spans.at(-1);
+    const start = last ? last.start + last.tokens : sinks;
+    const end = Math.max(this.position - window, start);
+    const fresh = end > start ? { start, tokens: end - start } : null;
     if (fresh) this.spans.push(fresh);
+    // Held now, what the exact part grows by until the plan is applied everywhere, and the copies of applying it.
+    let growth = 0;
     for (let layer = 0; layer < this.layers; layer++) {
-      view.segments.forEach((segment, s) => {
-        const from = layer * perLayer(segment.tokens);
-        const tiers = plan.tiers[s]!;
-        if (fresh && s === view.segments.length - 1) {
-          this.#encode(layer, fresh, tiers, from);
-          return;
-        }
-        let moved = 0;
-        for (let i = from; i < from + perLayer(segment.tokens); i++) {
-          if (tiers[i]! < segment.tiers[i]!) throw new Error(`policy ${this.policy.name} promoted a token`);
-          if (tiers[i] !== segment.tiers[i]) moved++;
-        }
-        if (moved === 0) return;
-        this.recode(layer, s, tiers, from, this.position);
-        this.recodes += moved;
-        changes.push(layer & 255, layer >> 8, s & 255, s >> 8);
-        for (let i = from; i < from + perLayer(segment.tokens); i++) changes.push(tiers[i]!);
-      });
+      const used = this.exactCount(layer);
+      const due = stepped(used + dueAfter(layer, this.layers));
+      growth += this.exact.bytesFor(due) - this.exact.bytesFor(stepped(used));
     }
-    if (changes.length > 0) this.journal.push({ position: this.position, bytes: Uint8Array.from(changes) });
+    this.peakBytes = Math.max(this.peakBytes, this.bytes + growth + this.#segmentBound());
+    if (this.spans.length > 0) {
+      const view = snapshot(this, fresh);
+      const kept = sinks + this.position - end;
+      const budget = { recordBytes: this.budgetAt(this.position) - this.layers * this.exact.bytesFor(kept) };
+      this.#pending = PendingPlan.make(this.position, view, this.#steps(view, budget));
+    }
+    this.#decay();
   }
 
-  #encode(layer: number, span: SegmentSpan, tiers: Uint8Array, from: number): void {
+  *#steps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
+    if (this.policy.planSteps) return yield* this.policy.planSteps(view, budget);
+    return this.policy.plan(view, budget);
+  }
+
+  #advancePlan(share: number): void {
+    const entry = this.#pending?.advance(share);
+    if (entry && entry.bytes.length > 0) this.journal.push(entry);
+  }
+
+  /** Applies the pending plan to every layer that waits for it. */
+  #applyNow(): void {
+    this.#advancePlan(1);
+    for (let layer = 0; layer < this.layers; layer++)
+      if (this.#pending?.isWaiting(layer)) this.#settle(layer, 0);
+    this.#pending = undefined;
+  }
+
+  /** Gives a layer the newest plan: changed segments are rewritten, the newest one is made. `appended`: rows beyond the position. */
+  #settle(layer: number, appended: number): void {
+    const { kernels } = this.context;
+    const pending = this.#pending!;
+    const version = shownFrom(pending.epoch, layer, this.layers);
+    pending.settled(layer);
+    for (const { segment, tiers, from } of pending.changesOf(layer)) {
+      const span = this.spans[segment]!;
+      if (segment < this.blocks[layer]!.length) {
+        this.recodes += this.#moves(layer, segment, tiers, from);
+        this.recode(layer, segment, tiers, from, version);
+        continue;
+      }
+      const used = this.exactCount(layer) + appended;
+      this.#encode(layer, span, tiers, from, version);
+      const { sinks } = this.config;
+      const left = sinks + span.tokens;
+      if (used > left) kernels.moveExact(this.exactRef(layer), left, sinks, used - left);
+      this.exact.resize(layer, used - span.tokens, stepped(used - span.tokens), true);
+    }
+  }
+
+  /** Tokens of a segment that a plan moves to another tier. */
+  #moves(layer: number, segment: number, tiers: Uint8Array, from: number): number {
+    const reader = this.reader(this.blocks[layer]![segment]!);
+    const held = new Uint8Array(reader.tokens);
+    let moved = 0;
+    for (let h = 0; h < reader.kvHeads; h++) {
+      reader.tiers(h, held, 0);
+      for (let i = 0; i < held.length; i++) if (held[i] !== tiers[from + h * held.length + i]) moved++;
+    }
+    return moved;
+  }
+
+  #encode(layer: number, span: SegmentSpan, tiers: Uint8Array, from: number, version: number): void {
     const { kernels, model } = this.context;
     const counts = Array.from({ length: model.kvHeads }, (_, h) =>
       countTiers(tiers, from + h * span.tokens, span.tokens),
     );
     const place = layOut(span, counts, model.headDim, this.tracksMass);
     const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
-    this.#count(this.#arena.size(id));
+    this.#recordBytes += this.#arena.size(id);
     writeHeader(this.#arena.bytes(id), span, place);
     const scratch = this.#setTiers(tiers, from, model.kvHeads * span.tokens);
     const target = this.#arena.ptr(id);
@@ -497,7 +480,7 @@ export class KvCache {
         target + place.recordAt[h]!,
         this.tracksMass ? target + place.massAt[h]! : 0,
       );
-    this.blocks[layer]!.push({ id, version: this.position });
+    this.blocks[layer]!.push({ id, version });
   }
 
   #setTiers(tiers: Uint8Array, from: number, count: number): Ptr {
@@ -510,12 +493,11 @@ export class KvCache {
     const decay = this.policy.needs.mass?.decay;
     if (decay === undefined || decay === 1) return;
     const numerator = Math.round(decay * 65536);
-    const { kernels, model } = this.context;
-    const layout = this.#exactLayout(this.exactCapacity);
+    const { kernels } = this.context;
     for (let layer = 0; layer < this.layers; layer++) {
-      if (this.exact.length > 0) {
-        const at = this.#arena.ptr(this.exact[layer]!) + exactMassAt(layout, 0);
-        kernels.decayMass(at, (model.kvHeads * massBytes(layout.capacity)) / 4, numerator);
+      if (this.exact.holds(layer)) {
+        const { ptr, count } = this.exact.massWords(layer);
+        kernels.decayMass(ptr, count, numerator);
       }
       for (const block of this.blocks[layer]!) {
         const stored = this.reader(block).storedBytes;
@@ -535,7 +517,8 @@ export function worstCaseBytes(
   const { model } = context;
   const policy = createPolicy(config, model);
   const mass = policy.needs.mass !== undefined;
-  const capacity = Math.min(tokens, config.sinks + config.window + EPOCH) + EXACT_STEP;
+  const waiting = EPOCH + SETTLE_POSITIONS;
+  const capacity = Math.min(tokens, config.sinks + config.window + waiting) + EXACT_STEP;
   const layout: ExactLayout = {
     kvHeads: model.kvHeads,
     headDim: model.headDim,
@@ -543,8 +526,10 @@ export function worstCaseBytes(
     bits: config.exactBits,
     mass,
   };
-  // Growing the exact part holds one layer twice; applying a plan holds the new segment beside the exact tokens it came from.
-  const exact = (model.layers + 1) * align(exactBytes(layout));
+  // A layer that takes over a plan in the middle of a chunk holds the rows before that; growing holds it twice; the new segment stands beside
+  // the exact tokens it came from.
+  const chunk = { ...layout, capacity: capacity + EPOCH };
+  const exact = model.layers * align(exactBytes(layout)) + align(exactBytes(chunk));
   const deep = Math.max(0, tokens - config.sinks - config.window);
   const segments = Math.ceil(deep / SEGMENT_TOKENS) + 1;
   const finest = config.exactBits === 32 ? 0 : 1;

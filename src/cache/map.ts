@@ -1,8 +1,9 @@
 import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import { DROP, massBytes, recordCells } from '../kernels/layout.ts';
+import { parseEntry } from './journal.ts';
 import type { CacheStateReader } from './persist.ts';
-import { parseJournal } from './restore.ts';
+import { segmentsHeld, shownFrom, spansAt } from './schedule.ts';
 import { cellIndex, countTiers, SegmentReader, type SegmentSpan } from './segments.ts';
 
 /** Which tier holds each compressed token, and how much it was attended to; for a person to look at. */
@@ -26,11 +27,13 @@ type Shape = Pick<ModelConfig, 'layers' | 'kvHeads' | 'headDim'>;
  * Reads one layer of a stored state: nothing is restored, and no kernel memory is taken.
  * @throws CorruptDataError
  */
-export function readLayerMap(reader: CacheStateReader, { kvHeads, headDim }: Shape, layer: number): LayerMap {
+export function readLayerMap(reader: CacheStateReader, shape: Shape, layer: number): LayerMap {
+  const { layers, kvHeads, headDim } = shape;
   const { header } = reader;
   const segments: (SegmentSpan & { tiers: Uint8Array })[] = [];
   const versions: number[] = [];
-  for (let segment = 0; segment < header.segments; segment++) {
+  const held = segmentsHeld(header.position, header.config, layer, layers);
+  for (let segment = 0; segment < held; segment++) {
     const { version, bytes } = reader.block(layer, segment);
     const block = new SegmentReader(bytes, kvHeads);
     const tiers = new Uint8Array(kvHeads * block.tokens);
@@ -39,11 +42,16 @@ export function readLayerMap(reader: CacheStateReader, { kvHeads, headDim }: Sha
     versions.push(version);
   }
   // Plans that the stored blocks do not know yet.
-  const changes = parseJournal(reader.journal, segments, kvHeads);
-  for (const [segment, { tiers }] of segments.entries())
-    for (const change of changes.get(`${layer}/${segment}`) ?? [])
-      if (change.position > versions[segment]!)
+  const spans = spansAt(header.position, header.config);
+  for (const entry of reader.journal) {
+    const version = shownFrom(entry.position, layer, layers);
+    if (version > header.position) continue;
+    for (const change of parseEntry(entry, spans, layers, kvHeads)[layer]!)
+      if (change.segment < held && version > versions[change.segment]!) {
+        const { tiers } = segments[change.segment]!;
         tiers.set(change.tiers.subarray(change.from, change.from + tiers.length));
+      }
+  }
 
   const masses = readMasses(reader.hot(layer), segments, kvHeads, headDim, header.config.exactBits);
   const largest = new Array<number>(kvHeads).fill(1);

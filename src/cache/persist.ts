@@ -6,7 +6,8 @@ import type { CacheConfig } from './policy.ts';
  * State = header + per layer a *hot* part (exact slots in use, and all mass; changes with every token) + per (layer, segment) a *block*
  * (records; changes only when a plan is applied). A plan is a pure function of stored bytes and the
  * recode that it causes is too, so a block may be stored as an older version plus the journal of
- * plans since: `restore` replays them in order.
+ * plans since: `restore` replays them in order. The plan of the newest epoch takes effect layer by layer (schedule.ts): what a layer still
+ * waits for is read from the journal too.
  */
 export interface CacheHeader {
   readonly layoutVersion: number;
@@ -17,13 +18,14 @@ export interface CacheHeader {
   /** The head profile that plans used (Policy.profile): under another one the cache would go on differently. */
   readonly profile?: string;
   readonly position: number;
+  /** Made by the epochs so far; the newest may not have reached every layer. */
   readonly segments: number;
   readonly peakBytes: number;
   /** Tiers assigned after the first, summed over token-heads: for the report. */
   readonly recodes: number;
 }
 
-/** One applied plan: what changed at epoch `position`. Opaque bytes, see cache.ts; independent of layout addresses. */
+/** One plan: what changes after epoch `position`. Bytes: see journal.ts; independent of layout addresses. */
 export interface PlanJournalEntry {
   readonly position: number;
   readonly bytes: Uint8Array;
@@ -35,11 +37,17 @@ export interface PersistableCache {
   /** Copies; valid after the cache moves on. */
   hot(layer: number): Uint8Array;
   block(layer: number, segment: number): Uint8Array;
-  /** The position of the plan that last wrote this block: its version. */
+  /** Segments that the layer holds: all of the header's, or one less. */
+  segmentsOf(layer: number): number;
+  /** The position from which on the block is as it is: its version. A plan of epoch p writes blocks from p + 1 to p + 127. */
   blockVersion(layer: number, segment: number): number;
   /** Bytes `block` would return, without copying. */
   blockBytes(layer: number, segment: number): number;
-  /** Plans applied since the last `clearJournal`, in order. */
+  /** Makes the newest epoch's plan whole, which puts it into the journal. Before a state is stored. */
+  completePlan(): void;
+  /** The epoch whose plan some layer still waits for: the journal's entry of it belongs to the state. */
+  readonly pendingSince: number | undefined;
+  /** Plans made since the last `clearJournal`, in order. */
   readonly journal: readonly PlanJournalEntry[];
   /** Called after a commit: what was applied before needs no journal any more unless the committer kept it. */
   clearJournal(): void;

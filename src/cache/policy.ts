@@ -52,6 +52,8 @@ export interface Policy {
   /** false: plans may exceed the budget, since their tiers decide first. */
   readonly bounded?: boolean;
   plan(view: CacheView, budget: ByteBudget): Plan;
+  /** The same plan made in steps, so that none of them takes long; yields the share that is done, 0 to 1. */
+  planSteps?(view: CacheView, budget: ByteBudget): Generator<number, Plan>;
 }
 
 export interface CacheConfig {

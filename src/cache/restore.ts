@@ -1,7 +1,6 @@
-import { EPOCH, type ModelConfig } from '../core/config.ts';
+import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import {
-  DROP,
   LAYOUT_VERSION,
   massBytes,
   recordCells,
@@ -10,39 +9,11 @@ import {
   TIERS,
 } from '../kernels/layout.ts';
 import { type CacheContext, KvCache } from './cache.ts';
+import { type Change, isTier, parseEntry } from './journal.ts';
+import { PendingPlan } from './pending-plan.ts';
 import type { CacheStateReader, PlanJournalEntry } from './persist.ts';
+import { epochOf, isWaiting, segmentsHeld, shownFrom, spansAt } from './schedule.ts';
 import { countTiers, layOut, SegmentReader } from './segments.ts';
-
-export interface Change {
-  readonly position: number;
-  readonly tiers: Uint8Array;
-  readonly from: number;
-}
-
-/** Changes by "layer/segment", in order. @throws CorruptDataError when an entry does not parse. */
-export function parseJournal(
-  journal: readonly PlanJournalEntry[],
-  spans: readonly { tokens: number }[],
-  kvHeads: number,
-): Map<string, Change[]> {
-  const changes = new Map<string, Change[]>();
-  for (const { position, bytes } of journal) {
-    for (let at = 0; at < bytes.length; ) {
-      const layer = bytes[at]! | (bytes[at + 1]! << 8);
-      const segment = bytes[at + 2]! | (bytes[at + 3]! << 8);
-      const span = spans[segment];
-      const count = kvHeads * (span?.tokens ?? 0);
-      if (!span || at + 4 + count > bytes.length || !bytes.subarray(at + 4, at + 4 + count).every(isTier))
-        throw new CorruptDataError(`the plan journal of position ${position} does not parse`);
-      const key = `${layer}/${segment}`;
-      const list = changes.get(key) ?? [];
-      list.push({ position, tiers: bytes, from: at + 4 });
-      changes.set(key, list);
-      at += 4 + count;
-    }
-  }
-  return changes;
-}
 
 /**
  * Checks that a stored block is what this model and span would have written: sizes, places, counts, tier maps. Kernels trust all of these, and
@@ -81,10 +52,8 @@ function checkBlock(
     bad('its records lie elsewhere than their sizes say');
 }
 
-const isTier = (id: number): boolean => id < TIERS.length || id === DROP;
-
-function checkNeverFiner(cache: KvCache, layer: number, segment: number, change: Change): void {
-  const reader = cache.reader(cache.blocks[layer]![segment]!);
+function checkNeverFiner(cache: KvCache, layer: number, change: Change): void {
+  const reader = cache.reader(cache.blocks[layer]![change.segment]!);
   const held = new Uint8Array(reader.tokens);
   for (let h = 0; h < reader.kvHeads; h++) {
     reader.tiers(h, held, 0);
@@ -93,20 +62,37 @@ function checkNeverFiner(cache: KvCache, layer: number, segment: number, change:
   }
 }
 
-/** Checks that the segments follow one another from the sinks to the exact tokens, as epochs would have left them. */
-function checkSpans({ spans, config }: KvCache, position: number): void {
-  let end = config.sinks;
-  for (const [segment, { start, tokens }] of spans.entries()) {
-    if (start !== end) throw new CorruptDataError(`segment ${segment} starts at ${start}, expected ${end}`);
-    end = start + tokens;
+/** Applies what a plan did to blocks that were stored before it took effect. */
+function replay(cache: KvCache, position: number, entry: PlanJournalEntry): void {
+  const { layers, kvHeads } = cache.context.model;
+  for (const [layer, changes] of parseEntry(entry, cache.spans, layers, kvHeads).entries()) {
+    const version = shownFrom(entry.position, layer, layers);
+    if (version > position) continue;
+    for (const change of changes)
+      if (change.segment < cache.segmentsOf(layer) && version > cache.blockVersion(layer, change.segment)) {
+        checkNeverFiner(cache, layer, change);
+        cache.recode(layer, change.segment, change.tiers, change.from, version);
+      }
   }
-  const limit = config.window + EPOCH;
-  if (!Number.isSafeInteger(position) || position < 0 || position > end + limit)
-    throw new CorruptDataError(
-      `position ${position} is not within ${limit} tokens of the last segment's end ${end}`,
-    );
-  if (spans.length > 0 && position < end)
-    throw new CorruptDataError(`position ${position} lies before the last segment's end ${end}`);
+}
+
+/** The newest epoch's plan, which some layers wait for. */
+function adoptPending(cache: KvCache, journal: readonly PlanJournalEntry[]): void {
+  const { layers, kvHeads } = cache.context.model;
+  const epoch = epochOf(cache.position);
+  const entry = journal.findLast(({ position }) => position === epoch);
+  if (!entry) throw new CorruptDataError(`the plan of position ${epoch} is missing`);
+  const waiting = Array.from({ length: layers }, (_, layer) => isWaiting(cache.position, layer, layers));
+  const plan = PendingPlan.restored(entry, cache.spans, waiting, kvHeads);
+  for (let layer = 0; layer < layers; layer++) {
+    if (!waiting[layer]) continue;
+    const changes = plan.changesOf(layer);
+    const held = cache.segmentsOf(layer);
+    if (held < cache.spans.length && !changes.some(({ segment }) => segment === held))
+      throw new CorruptDataError(`the plan of position ${epoch} lacks the newest segment of layer ${layer}`);
+    for (const change of changes) if (change.segment < held) checkNeverFiner(cache, layer, change);
+  }
+  cache.adoptPlan(plan);
 }
 
 /**
@@ -134,12 +120,19 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
   }
   try {
     const { arena } = kernels;
+    if (!Number.isSafeInteger(header.position) || header.position < 0)
+      throw new CorruptDataError(`position ${header.position} is not a number of tokens`);
+    cache.spans.push(...spansAt(header.position, header.config));
+    if (cache.spans.length !== header.segments)
+      throw new CorruptDataError(
+        `${header.segments} segments at position ${header.position}, expected ${cache.spans.length}`,
+      );
     for (let layer = 0; layer < model.layers; layer++) {
-      for (let segment = 0; segment < header.segments; segment++) {
+      const held = segmentsHeld(header.position, header.config, layer, model.layers);
+      for (let segment = 0; segment < held; segment++) {
         const { version, bytes } = reader.block(layer, segment);
         checkBlock(bytes, model, layer, segment);
         const stored = new SegmentReader(bytes, model.kvHeads);
-        if (layer === 0) cache.spans.push({ start: stored.start, tokens: stored.tokens });
         const span = cache.spans[segment]!;
         if (stored.start !== span.start || stored.tokens !== span.tokens)
           throw new CorruptDataError(`segment ${segment} of layer ${layer} covers other positions`);
@@ -151,28 +144,19 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
         cache.adopt(layer, id, version);
       }
     }
-    checkSpans(cache, header.position);
-    const last = cache.spans.at(-1);
-    cache.compressedEnd = last ? last.start + last.tokens : header.config.sinks;
-    const changes = parseJournal(reader.journal, cache.spans, model.kvHeads);
-    for (let layer = 0; layer < model.layers; layer++)
-      for (let segment = 0; segment < header.segments; segment++)
-        for (const change of changes.get(`${layer}/${segment}`) ?? [])
-          if (change.position > cache.blockVersion(layer, segment)) {
-            checkNeverFiner(cache, layer, segment, change);
-            cache.recode(layer, segment, change.tiers, change.from, change.position);
-          }
-
+    for (const entry of reader.journal) replay(cache, header.position, entry);
     cache.position = header.position;
+    if (cache.spans.length > 0 && isWaiting(header.position, model.layers - 1, model.layers))
+      adoptPending(cache, reader.journal);
     cache.restoreExact();
     for (let layer = 0; layer < model.layers; layer++) {
       const bytes = reader.hot(layer);
       const parts = cache.hotParts(layer);
       const expected = 16 + parts.reduce((sum, p) => sum + p.length, 0);
       const slots = bytes.length >= 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : -1;
-      if (bytes.length !== expected || slots !== cache.exactCount)
+      if (bytes.length !== expected || slots !== cache.exactCount(layer))
         throw new CorruptDataError(
-          `the hot part of layer ${layer} has ${bytes.length} bytes and ${slots} slots, expected ${expected} and ${cache.exactCount}`,
+          `the hot part of layer ${layer} has ${bytes.length} bytes and ${slots} slots, expected ${expected} and ${cache.exactCount(layer)}`,
         );
       let at = 16;
       for (const part of parts) {

@@ -49,7 +49,7 @@ export function scoreCommand(program: Command): void {
             { chunk: options.chunk, yield: async () => progress(cache.position, ids.length) },
           );
           // What the text takes once everything outside the window is compressed.
-          if (ids.length % 128 !== 0) cache.endEpoch();
+          cache.finish();
           return { nll, top, cache: cacheFields(cache.report()) };
         } finally {
           cache.dispose();

@@ -28,8 +28,9 @@ export function relevanceOf(cache: KvCache): RelevanceMap {
   if (decay === undefined) throw new Error(`policy ${cache.policy.name} tracks no attention mass`);
   const { arena } = cache.context.kernels;
   const { kvHeads } = cache.context.model;
+  if (cache.pendingSince !== undefined) throw new Error('a plan has not reached every layer yet');
   const start = cache.config.sinks;
-  const tokens = cache.compressedEnd - start;
+  const tokens = cache.compressedEnd(0) - start;
   const values = cache.blocks.map((blocks) =>
     Array.from({ length: kvHeads }, (_, h) => {
       const out = new Float64Array(tokens);

@@ -50,6 +50,8 @@ export async function runCalibrationTask(
   const cache = engine.createCache({ ...DEFAULT_CACHE, policy: 'full', arithmetic });
   try {
     await engine.feed(cache, ids.slice(0, prefix), 'none');
+    // The newest segment too is a record that can be damaged.
+    cache.finish();
     const probe = new HeadProbe(cache);
     try {
       const scored = await scorer(engine, cache, item);

@@ -258,12 +258,12 @@ export class Forward {
     kernels.hadamard(q, ldQ, rows, heads, headDim);
     kernels.hadamard(k, ldK, rows, kvHeads, headDim);
     kernels.hadamard(v, ldK, rows, kvHeads, headDim);
-    const exact = cache.exactRef(layer);
-    const slot = cache.exactCount;
-    kernels.appendExact(exact, slot, rows, k, v, ldK);
-    const segments = cache.segmentPtrs(layer);
-    new Uint32Array(kernels.arena.memory.buffer, this.#segments, segments.length).set(segments);
-    for (const run of cache.attendRuns(rows))
+    for (const run of cache.runs(layer, rows)) {
+      const slot = cache.begin(layer, run);
+      const exact = cache.exactRef(layer);
+      kernels.appendExact(exact, slot, run.rows, k + run.from * ldK * 4, v + run.from * ldK * 4, ldK);
+      const segments = cache.segmentPtrs(layer);
+      new Uint32Array(kernels.arena.memory.buffer, this.#segments, segments.length).set(segments);
       kernels.attend({
         q: q + run.from * ldQ * 4,
         ldQ,
@@ -274,7 +274,7 @@ export class Forward {
         segments: this.#segments,
         segmentCount: segments.length,
         exact,
-        visible: slot + 1 + run.from,
+        visible: slot + 1,
         out: this.#at(step.output) + run.from * ldQ * 4,
         ldOut: ldQ,
         mass: run.mass,
@@ -282,6 +282,7 @@ export class Forward {
         workspace: this.#attend,
         workspaceBytes: this.#attendBytes,
       });
+    }
     kernels.hadamard(this.#at(step.output), ldQ, rows, heads, headDim);
   }
 

@@ -108,7 +108,7 @@ export interface SessionCacheMap {
   readonly kvHeads: number;
   /** Tokens in the cache. */
   readonly position: number;
-  /** Held exactly: the first `sinks`, and [exactFrom, position). */
+  /** Held exactly in every layer shown: the first `sinks`, and [exactFrom, position). A layer without the newest segment holds its tokens exactly too. */
   readonly sinks: number;
   readonly exactFrom: number;
   readonly report: CacheReport | null;

@@ -19,15 +19,19 @@ export function cacheMap(
   const { sinks } = head.cacheConfig;
   const found = readNewest(store, head, model, wanted);
   const position = found?.record.header.position ?? 0;
-  const last = found?.maps[0]?.segments.at(-1);
   const stream = tokenizer.stream();
+  // The newest segment may not have reached every layer yet.
+  const ends = (found?.maps ?? []).map(({ segments }) => {
+    const last = segments.at(-1);
+    return last ? last.start + last.tokens : sinks;
+  });
   return {
     id: head.id,
     layers: model.layers,
     kvHeads: model.kvHeads,
     position,
     sinks,
-    exactFrom: Math.min(position, last ? last.start + last.tokens : sinks),
+    exactFrom: Math.min(position, Math.max(sinks, ...ends)),
     report: head.report,
     text: head.log.ids.slice(0, position).map((id) => stream.push(id)),
     messages: head.log.messages.map(({ role, end }) => ({ role, end })),

@@ -54,6 +54,7 @@ export function commit(
   stored: StateRecord | undefined,
   pinned: Iterable<number> = [],
 ): CommitResult {
+  cache.completePlan();
   const before = { ...store.counters };
   const epochs = Math.floor((cache.position - (stored?.header.position ?? 0)) / EPOCH);
   const budget = COMMIT_ROWS * Math.min(Math.max(1, epochs), MAX_COMMIT_FACTOR);
@@ -81,7 +82,8 @@ export function commit(
         false,
       ),
     ];
-    const journal = writeJournal(store, rows, cache, stored, blocks.oldestStale(layers));
+    const oldest = Math.min(blocks.oldestStale(layers), cache.pendingSince ?? Number.POSITIVE_INFINITY);
+    const journal = writeJournal(store, rows, cache, stored, oldest);
 
     const record: StateRecord = { header: cache.header, hot, extents, journal };
     const stream = new RowStream(store, rows, RowKind.state);
@@ -171,23 +173,23 @@ type BlockId = readonly [layer: number, segment: number];
 class Blocks {
   #cache: EngineCache;
   #extents: readonly Extent[];
-  #segments: number;
   /** Not stored in any version. */
   readonly fresh: BlockId[] = [];
 
   constructor(cache: EngineCache, stored: StateRecord | undefined) {
     this.#cache = cache;
     this.#extents = stored?.extents ?? [];
-    this.#segments = cache.header.segments;
-    const first = stored?.header.segments ?? 0;
+    const held = new Array<number>(cache.layers).fill(0);
+    for (const { runs } of this.#extents) for (const [layer, , count] of runs) held[layer]! += count;
     for (let layer = 0; layer < cache.layers; layer++)
-      for (let segment = first; segment < this.#segments; segment++) this.fresh.push([layer, segment]);
+      for (let segment = held[layer]!; segment < cache.segmentsOf(layer); segment++)
+        this.fresh.push([layer, segment]);
   }
 
   get all(): BlockId[] {
     const all: BlockId[] = [];
     for (let layer = 0; layer < this.#cache.layers; layer++)
-      for (let segment = 0; segment < this.#segments; segment++) all.push([layer, segment]);
+      for (let segment = 0; segment < this.#cache.segmentsOf(layer); segment++) all.push([layer, segment]);
     return all;
   }
 
@@ -311,7 +313,7 @@ function runsOf(blocks: readonly BlockEntry[]): Run[] {
   return runs;
 }
 
-/** The packs that blocks written at `oldest` or later still need, the newest plans among them. */
+/** The packs that blocks written at `oldest` or later still need, the newest plans among them. A plan takes effect within an epoch. */
 function writeJournal(
   store: SessionStore,
   rows: RowAllocator,
@@ -320,10 +322,9 @@ function writeJournal(
   oldest: number,
 ): JournalPack[] {
   const packs = (stored?.journal ?? []).filter(({ positions }) =>
-    positions.some((position) => position > oldest),
+    positions.some((position) => position + EPOCH > oldest),
   );
-  const since = Math.max(oldest, stored?.header.position ?? 0);
-  const entries = cache.journal.filter(({ position }) => position > since);
+  const entries = cache.journal.filter(({ position }) => position + EPOCH > oldest);
   if (entries.length === 0) return packs;
   const stream = new RowStream(store, rows, RowKind.journal);
   stream.push(encodeJournal(entries));

@@ -17,6 +17,7 @@ const run = (policy: string, seed = 0, ratio = 4): KvCache => {
   const driver = cacheDriver({ policy, ratio, seed });
   const cache = driver.create();
   driver.feedTo(cache, 1280);
+  cache.finish();
   return cache;
 };
 const HEADS = [
@@ -85,6 +86,7 @@ it('snapkv and tova go by the last queries: what is kept does not depend on chun
       const driver = cacheDriver({ policy, ratio: 4 });
       const cache = driver.create();
       driver.feedTo(cache, 640, chunk);
+      cache.finish();
       return HEADS.map(([l, h]) => kept(cache, l, h));
     });
     expect(lists[1]).toEqual(lists[0]);

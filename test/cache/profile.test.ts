@@ -41,6 +41,7 @@ describe('adkvc under a head profile', () => {
       const driver = cacheDriver({ policy: 'adkvc', ratio: 5 }, p ? { profile: p } : {});
       const cache = driver.create();
       driver.feedTo(cache, 1280);
+      cache.finish();
       return cache;
     };
     const [with_, without] = [run(profile()), run()];

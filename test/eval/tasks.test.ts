@@ -2,6 +2,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { SETTLE_POSITIONS } from '../../src/cache/schedule.ts';
 import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { loadEngine } from '../../src/engine/load.ts';
@@ -245,7 +246,7 @@ describe('analyses', () => {
     const cache = engine.createCache(analysed.config);
     await engine.feed(
       cache,
-      engine.tokenizer.encode('a b c d e f g h i j k '.repeat(30)).slice(0, 512),
+      engine.tokenizer.encode('a b c d e f g h i j k '.repeat(40)).slice(0, 512 + SETTLE_POSITIONS),
       'none',
     );
     const { start, values } = relevanceOf(cache);
@@ -262,7 +263,11 @@ describe('analyses', () => {
   });
   test('leaving a block out drops exactly its positions, in one layer', async () => {
     const cache = engine.createCache(analysed.config);
-    await engine.feed(cache, engine.tokenizer.encode('abc '.repeat(200)).slice(0, 512), 'none');
+    await engine.feed(
+      cache,
+      engine.tokenizer.encode('abc '.repeat(200)).slice(0, 512 + SETTLE_POSITIONS),
+      'none',
+    );
     const before = cache.report().tiers.drop ?? 0;
     leaveOut(cache, 1, 100, 164);
     expect((cache.report().tiers.drop ?? 0) - before).toBe(64 * engine.model.kvHeads);

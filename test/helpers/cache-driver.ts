@@ -1,7 +1,9 @@
 import { KvCache } from '../../src/cache/cache.ts';
+import type { CacheStateReader } from '../../src/cache/persist.ts';
 import type { CacheConfig } from '../../src/cache/policy.ts';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import type { HeadProfile } from '../../src/cache/profile.ts';
+import { restoreCache } from '../../src/cache/restore.ts';
 import type { ModelConfig } from '../../src/core/config.ts';
 import { uniform01 } from '../../src/core/random.ts';
 import type { Kernels } from '../../src/kernels/kernels.ts';
@@ -92,12 +94,12 @@ export function cacheDriver(
         f32(v, 128 * width).set(row.v, r * width);
         f32(q, 128 * ldQ).set(row.q, r * ldQ);
       }
-      const exact = cache.exactRef(layer);
-      const slot = cache.exactCount;
-      kernels.appendExact(exact, slot, rows, k, v, width);
-      const segments = cache.segmentPtrs(layer);
-      new Uint32Array(arena.memory.buffer, table, segments.length).set(segments);
-      for (const run of cache.attendRuns(rows))
+      for (const run of cache.runs(layer, rows)) {
+        const slot = cache.begin(layer, run);
+        const exact = cache.exactRef(layer);
+        kernels.appendExact(exact, slot, run.rows, k + run.from * width * 4, v + run.from * width * 4, width);
+        const segments = cache.segmentPtrs(layer);
+        new Uint32Array(arena.memory.buffer, table, segments.length).set(segments);
         kernels.attend({
           q: q + run.from * ldQ * 4,
           ldQ,
@@ -108,7 +110,7 @@ export function cacheDriver(
           segments: table,
           segmentCount: segments.length,
           exact,
-          visible: slot + 1 + run.from,
+          visible: slot + 1,
           out: out + run.from * ldQ * 4,
           ldOut: ldQ,
           mass: run.mass,
@@ -116,6 +118,7 @@ export function cacheDriver(
           workspace,
           workspaceBytes,
         });
+      }
       for (let r = 0; r < rows; r++) outputs[r]!.push(...f32(out + r * ldQ * 4, ldQ));
     }
     cache.advance(rows);
@@ -142,7 +145,36 @@ export function stateOf(cache: KvCache): { header: unknown; bytes: Uint8Array[] 
   const bytes: Uint8Array[] = [];
   for (let layer = 0; layer < cache.layers; layer++) {
     bytes.push(cache.hot(layer));
-    for (let s = 0; s < cache.header.segments; s++) bytes.push(cache.block(layer, s));
+    for (let s = 0; s < cache.segmentsOf(layer); s++) bytes.push(cache.block(layer, s));
   }
   return { header: cache.header, bytes };
+}
+
+/** What a session would store: blocks as they were at `old`, if given, with the plans since as a journal; hot parts as they are now. */
+export function readerOf(
+  now: KvCache,
+  old?: { cache: KvCache; journal: KvCache['journal'] },
+): CacheStateReader {
+  now.completePlan();
+  const source = (layer: number, segment: number): KvCache =>
+    old && segment < old.cache.segmentsOf(layer) ? old.cache : now;
+  const journal = old?.journal ?? now.journal.filter(({ position }) => position === now.pendingSince);
+  return {
+    header: JSON.parse(JSON.stringify(now.header)),
+    hot: (layer) => now.hot(layer),
+    block(layer, segment) {
+      const from = source(layer, segment);
+      return { version: from.blockVersion(layer, segment), bytes: from.block(layer, segment) };
+    },
+    journal,
+  };
+}
+
+/** Bytes once everything outside the window is compressed and every plan applied; `cache` itself goes on. */
+export function finishedBytes(driver: ReturnType<typeof cacheDriver>, cache: KvCache): number {
+  const copy = restoreCache(driver.context, readerOf(cache));
+  copy.finish();
+  const { bytes } = copy;
+  copy.dispose();
+  return bytes;
 }

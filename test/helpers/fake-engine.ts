@@ -213,6 +213,12 @@ export class FakeCache implements EngineCache {
   blockBytes(l: number, s: number): number {
     return 1 + this.state[l]!.blocks[s]!.bytes.length;
   }
+  segmentsOf(l: number): number {
+    return this.state[l]!.blocks.length;
+  }
+  /** Plans take effect at once here. */
+  completePlan(): void {}
+  readonly pendingSince = undefined;
   clearJournal(): void {
     this.journal = [];
   }

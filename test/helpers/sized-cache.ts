@@ -69,6 +69,11 @@ export class SizedCache implements EngineCache {
   blockVersion(layer: number, segment: number): number {
     return this.#versions[layer]![segment]!;
   }
+  segmentsOf(): number {
+    return this.header.segments;
+  }
+  completePlan(): void {}
+  readonly pendingSince = undefined;
   clearJournal(): void {
     this.journal = [];
   }

@@ -7,6 +7,7 @@ describe('HeadProbe', () => {
   const driver = cacheDriver({ policy: 'full' });
   const cache = driver.create();
   driver.feedTo(cache, 512);
+  cache.finish();
   const before = stateOf(cache);
   const whole = driver.feed(cache, 20);
   cache.position = 512;

@@ -44,7 +44,7 @@ describe.each(POLICIES)('the map of a cache, policy $policy', (cache) => {
       journals += readState(store, states.at(-1)!).journal.length;
     }
     // What the stored blocks do not know yet is in the journal.
-    expect(journals > 0).toBe(cache.policy !== 'full');
+    if (cache.policy !== 'full') expect(journals).toBeGreaterThan(0);
     const { head } = readHead(store)!;
     const map = await host.cacheMap('k');
     const restored = restoreNewest(store, engine, head.states, Number.POSITIVE_INFINITY).residence!
@@ -52,7 +52,7 @@ describe.each(POLICIES)('the map of a cache, policy $policy', (cache) => {
     expect(map).toMatchObject({
       id: 'k',
       position: restored.position,
-      exactFrom: restored.compressedEnd,
+      exactFrom: Math.max(...restored.blocks.map((_, layer) => restored.compressedEnd(layer))),
       report: { bytes: head.report!.bytes },
     });
     // What was said, position by position, and by whom.
@@ -80,7 +80,9 @@ describe.each(POLICIES)('the map of a cache, policy $policy', (cache) => {
           counted[name] = (counted[name] ?? 0) + 1;
         }
       }
-    expect({ ...counted, exact: restored.exactCount * kvHeads * layers }).toEqual(restored.report().tiers);
+    let exact = 0;
+    for (let layer = 0; layer < layers; layer++) exact += restored.exactCount(layer) * kvHeads;
+    expect({ ...counted, exact }).toEqual(restored.report().tiers);
     if (restored.tracksMass)
       // Each head's most attended token, in each layer, is at 255.
       for (const { segments } of map.shown)

@@ -35,7 +35,7 @@ function snapshot(cache: World['engine'] extends { live: Set<infer C> } ? C : ne
   const parts: unknown[] = [cache.header];
   for (let layer = 0; layer < cache.layers; layer++) {
     parts.push(cache.hot(layer));
-    for (let s = 0; s < cache.header.segments; s++)
+    for (let s = 0; s < cache.segmentsOf(layer); s++)
       parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
   }
   return parts;

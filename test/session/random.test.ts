@@ -148,7 +148,7 @@ async function check(
     expect(cache.header).toEqual(straight.header);
     for (let layer = 0; layer < cache.layers; layer++) {
       expect(cache.hot(layer)).toEqual(straight.hot(layer));
-      for (let s = 0; s < cache.header.segments; s++) {
+      for (let s = 0; s < cache.segmentsOf(layer); s++) {
         expect(cache.block(layer, s)).toEqual(straight.block(layer, s));
         expect(cache.blockVersion(layer, s)).toBe(straight.blockVersion(layer, s));
       }

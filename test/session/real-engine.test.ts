@@ -59,7 +59,7 @@ function bytesOf(cache: EngineCache): unknown[] {
   const parts: unknown[] = [cache.header];
   for (let layer = 0; layer < cache.layers; layer++) {
     parts.push(cache.hot(layer));
-    for (let s = 0; s < cache.header.segments; s++)
+    for (let s = 0; s < cache.segmentsOf(layer); s++)
       parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
   }
   return parts;
@@ -112,7 +112,7 @@ describe.each(POLICIES)('the real engine, cache $policy', (cache) => {
     }
     expect(stateOf(stores.get('asleep')!)).toEqual(await replayed(stores.get('asleep')!));
     // These two change old blocks: plans were journalled and replayed.
-    expect(journals > 0).toBe(cache.policy === 'window' || cache.policy === 'adkvc');
+    if (cache.policy === 'window' || cache.policy === 'adkvc') expect(journals).toBeGreaterThan(0);
     awake.close();
     expect(engine.ledger().caches).toBe(0);
   });

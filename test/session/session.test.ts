@@ -114,7 +114,7 @@ test('a conversation that was cut stands where one that never said the rest stan
   expect(y!.header).toEqual(x!.header);
   for (let layer = 0; layer < x!.layers; layer++) {
     expect(y!.hot(layer)).toEqual(x!.hot(layer));
-    for (let s = 0; s < x!.header.segments; s++) expect(y!.block(layer, s)).toEqual(x!.block(layer, s));
+    for (let s = 0; s < x!.segmentsOf(layer); s++) expect(y!.block(layer, s)).toEqual(x!.block(layer, s));
   }
 });
 

@@ -1,4 +1,6 @@
 import type { KvCache } from '../../cache/cache.ts';
+import { SETTLE_POSITIONS } from '../../cache/schedule.ts';
+import { EPOCH } from '../../core/config.ts';
 import { DROP } from '../../kernels/layout.ts';
 import { Meter } from '../meter.ts';
 import { distribution, lossOf } from '../metrics/divergence.ts';
@@ -40,7 +42,8 @@ export const leaveOneOut: Task = {
   count: async (data) => (await data.jsonLines(BOOKS)).length,
   async run({ engine, data, sample, length }, methods, emit) {
     const books = await data.jsonLines<{ text: string }>(BOOKS);
-    const end = Math.floor(length / 128) * 128;
+    // A little after an epoch's end, when its plan has reached every layer.
+    const end = Math.floor(length / EPOCH) * EPOCH + SETTLE_POSITIONS;
     const text = books[sample]!.text.slice(20_000, 20_000 + (end + PROBE) * 8);
     const ids = engine.tokenizer.encode(text).slice(0, end + PROBE);
     if (ids.length < end + PROBE) throw new Error(`the text has ${ids.length} tokens only`);

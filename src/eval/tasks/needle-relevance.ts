@@ -1,3 +1,5 @@
+import { SETTLE_POSITIONS } from '../../cache/schedule.ts';
+import { EPOCH } from '../../core/config.ts';
 import { Meter } from '../meter.ts';
 import { relevanceOf } from '../relevance.ts';
 import type { MetricSpec, Task } from '../task.ts';
@@ -43,7 +45,8 @@ export const needleRelevance: Task = {
   async run(context, methods, emit) {
     const { engine } = context;
     const prompt = await needlePrompt(context, { haystack: 'essay', wording: RULER, keys: 1 });
-    const end = Math.floor(prompt.ids.length / 128) * 128;
+    // A little after an epoch's end, when its plan has reached every layer.
+    const end = Math.floor((prompt.ids.length - SETTLE_POSITIONS) / EPOCH) * EPOCH + SETTLE_POSITIONS;
     for (const method of methods) {
       const meter = new Meter(engine, method.config);
       try {

@@ -174,7 +174,8 @@ async function together(
     }
     const outcome = (meter: Meter, scores: Record<string, number>, spent: number): Outcome => {
       // What the text takes once everything outside the window is compressed; the cache is not continued.
-      if (ids.length % 128 !== 0) meter.cache.endEpoch();
+      const saved = meter.save();
+      meter.cache.finish();
       const cache = meter.figures();
       return {
         scores,
@@ -184,7 +185,7 @@ async function together(
           prefillTokensPerSecond: (ids.length * 1000) / spent,
           decodeTokensPerSecond: 0,
           ttftMs: spent,
-          restoreMs: meter.restore(meter.save()),
+          restoreMs: meter.restore(saved),
         },
       };
     };

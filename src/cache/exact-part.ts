@@ -1,0 +1,105 @@
+import { type Arena, align, type BlockId } from '../core/arena.ts';
+import type { ExactRef, Kernels } from '../kernels/kernels.ts';
+import { type ExactLayout, exactBytes, exactKAt, exactMassAt, exactVAt } from '../kernels/layout.ts';
+
+/** The exact part grows by this many slots within an epoch. */
+export const EXACT_STEP = 16;
+export const stepped = (slots: number): number => Math.ceil(slots / EXACT_STEP) * EXACT_STEP;
+
+/** Sinks, window and current epoch of every layer: one arena block a layer, as layout.ts says. */
+export class ExactPart {
+  readonly #arena: Arena;
+  readonly #shape: Omit<ExactLayout, 'capacity'>;
+  readonly #blocks: (BlockId | undefined)[];
+  readonly #capacity: Int32Array;
+  /** Bytes held now. */
+  bytes = 0;
+
+  constructor(kernels: Kernels, layers: number, shape: Omit<ExactLayout, 'capacity'>) {
+    this.#arena = kernels.arena;
+    this.#shape = shape;
+    this.#blocks = new Array(layers).fill(undefined);
+    this.#capacity = new Int32Array(layers);
+  }
+
+  #layout(capacity: number): ExactLayout {
+    return { ...this.#shape, capacity };
+  }
+  /** Bytes that a layer takes for a capacity of `slots`. */
+  bytesFor(slots: number): number {
+    return align(exactBytes(this.#layout(slots)));
+  }
+  bytesOf(layer: number): number {
+    const id = this.#blocks[layer];
+    return id === undefined ? 0 : this.#arena.size(id);
+  }
+  ref(layer: number): ExactRef {
+    return { ptr: this.#arena.ptr(this.#blocks[layer]!), ...this.#layout(this.#capacity[layer]!) };
+  }
+  /** Address of a kvHead's masses. */
+  massPtr(layer: number, kvHead: number): number {
+    return this.#arena.ptr(this.#blocks[layer]!) + exactMassAt(this.#layout(this.#capacity[layer]!), kvHead);
+  }
+  holds(layer: number): boolean {
+    return this.#blocks[layer] !== undefined;
+  }
+
+  /** Gives a layer at least `capacity` slots, or exactly that many where it may shrink, keeping the first `used`. */
+  resize(layer: number, used: number, capacity: number, shrink = false): void {
+    const before = this.#capacity[layer]!;
+    if (capacity === before || (capacity < before && !shrink)) return;
+    const from = this.#layout(before);
+    const to = this.#layout(capacity);
+    const id = this.#arena.alloc(exactBytes(to), 'the exact part of a cache');
+    this.bytes += this.#arena.size(id);
+    const old = this.#blocks[layer];
+    if (old !== undefined) {
+      const source = this.#arena.bytes(old);
+      const target = this.#arena.bytes(id);
+      const kept = Math.min(used, before, capacity);
+      const copy = (a: number, b: number, bytes: number): void =>
+        target.set(source.subarray(a, a + bytes), b);
+      const half = (kept * to.headDim * to.bits) / 8;
+      for (let h = 0; h < to.kvHeads; h++) {
+        copy(exactKAt(from, h), exactKAt(to, h), half);
+        copy(exactVAt(from, h), exactVAt(to, h), half);
+        if (to.mass) copy(exactMassAt(from, h), exactMassAt(to, h), kept * 4);
+      }
+      this.bytes -= this.#arena.size(old);
+      this.#arena.free(old);
+    }
+    this.#blocks[layer] = id;
+    this.#capacity[layer] = capacity;
+  }
+
+  /** Views of the first `used` slots: per kvHead keys and values, then per kvHead their mass. */
+  parts(layer: number, used: number): Uint8Array[] {
+    const id = this.#blocks[layer];
+    if (id === undefined) return [];
+    const layout = this.#layout(this.#capacity[layer]!);
+    const bytes = this.#arena.bytes(id);
+    const half = (used * layout.headDim * layout.bits) / 8;
+    const parts: Uint8Array[] = [];
+    for (let h = 0; h < layout.kvHeads; h++)
+      for (const at of [exactKAt(layout, h), exactVAt(layout, h)]) parts.push(bytes.subarray(at, at + half));
+    if (layout.mass)
+      for (let h = 0; h < layout.kvHeads; h++) {
+        const at = exactMassAt(layout, h);
+        parts.push(bytes.subarray(at, at + used * 4));
+      }
+    return parts;
+  }
+
+  /** Mass words of a layer, padding included, for the decay. */
+  massWords(layer: number): { ptr: number; count: number } {
+    const layout = this.#layout(this.#capacity[layer]!);
+    const at = exactMassAt(layout, 0);
+    return { ptr: this.massPtr(layer, 0), count: (exactBytes(layout) - at) / 4 };
+  }
+
+  dispose(): void {
+    for (const id of this.#blocks) if (id !== undefined) this.#arena.free(id);
+    this.#blocks.fill(undefined);
+    this.bytes = 0;
+  }
+}

@@ -1,0 +1,71 @@
+import type { Change } from './journal.ts';
+import { encodePlan, parseEntry } from './journal.ts';
+import type { PlanJournalEntry } from './persist.ts';
+import type { CacheView, Plan } from './policy.ts';
+import type { SegmentSpan } from './segments.ts';
+
+/** The plan of the newest epoch until every layer has it: first being made, in steps, then being applied. */
+export class PendingPlan {
+  readonly epoch: number;
+  #making: { readonly view: CacheView; readonly steps: Generator<number, Plan>; done: number } | undefined;
+  #changes: Change[][] = [];
+  readonly #waiting: boolean[];
+
+  private constructor(epoch: number, waiting: boolean[]) {
+    this.epoch = epoch;
+    this.#waiting = waiting;
+  }
+
+  /** @param steps yields the share of its work that is done, 0 to 1 */
+  static make(epoch: number, view: CacheView, steps: Generator<number, Plan>): PendingPlan {
+    const pending = new PendingPlan(epoch, new Array<boolean>(view.layers).fill(true));
+    pending.#making = { view, steps, done: 0 };
+    return pending;
+  }
+
+  /** A plan that was made before its cache was stored. @throws CorruptDataError */
+  static restored(
+    entry: PlanJournalEntry,
+    spans: readonly SegmentSpan[],
+    waiting: boolean[],
+    kvHeads: number,
+  ): PendingPlan {
+    const pending = new PendingPlan(entry.position, waiting);
+    pending.#changes = parseEntry(entry, spans, waiting.length, kvHeads);
+    return pending;
+  }
+
+  /** Goes on until `share` of the plan is made. How it is cut changes nothing. @returns the journal's entry once it is whole */
+  advance(share: number): PlanJournalEntry | undefined {
+    const making = this.#making;
+    while (making && (making.done < share || share >= 1)) {
+      const step = making.steps.next();
+      if (!step.done) {
+        making.done = step.value;
+        continue;
+      }
+      this.#making = undefined;
+      const entry = { position: this.epoch, bytes: encodePlan(making.view, step.value) };
+      this.#changes = parseEntry(entry, making.view.segments, making.view.layers, making.view.kvHeads);
+      return entry;
+    }
+    return undefined;
+  }
+
+  isWaiting(layer: number): boolean {
+    return this.#waiting[layer]!;
+  }
+  get isDone(): boolean {
+    return !this.#waiting.includes(true);
+  }
+  /** The layer has it. */
+  settled(layer: number): void {
+    this.#waiting[layer] = false;
+  }
+
+  /** What changes in a layer, by segment; the epoch's own segment last. Only of a whole plan. */
+  changesOf(layer: number): readonly Change[] {
+    if (this.#making) throw new Error('the plan is not made yet');
+    return this.#changes[layer] ?? [];
+  }
+}

@@ -1,0 +1,52 @@
+import { massBytes } from '../kernels/layout.ts';
+import type { KvCache } from './cache.ts';
+import { type CacheView, FRESH } from './policy.ts';
+import { cellIndex, type SegmentSpan } from './segments.ts';
+
+/** Copies what a plan is made from: tiers and mass of all segments, and of `fresh`, which still lies in the exact part. */
+export function snapshot(cache: KvCache, fresh: SegmentSpan | null): CacheView {
+  const { layers, kvHeads, headDim } = cache.context.model;
+  const { arena } = cache.context.kernels;
+  const heads = layers * kvHeads;
+  const held = fresh ? cache.spans.slice(0, -1) : cache.spans;
+  const segments = held.map((span, index) => {
+    const tiers = new Uint8Array(heads * span.tokens);
+    const mass = cache.tracksMass ? new Uint32Array(tiers.length) : undefined;
+    const cells = new Int32Array(span.tokens);
+    for (let layer = 0; layer < layers; layer++) {
+      const block = cache.blocks[layer]![index]!;
+      const reader = cache.reader(block);
+      const address = arena.ptr(block.id);
+      for (let h = 0; h < kvHeads; h++) {
+        const at = (layer * kvHeads + h) * span.tokens;
+        reader.tiers(h, tiers, at);
+        if (!mass) continue;
+        cellIndex(tiers, at, span.tokens, cells);
+        const from = new Uint32Array(
+          arena.memory.buffer,
+          address + reader.massAt(h),
+          massBytes(reader.cells(h)) / 4,
+        );
+        for (let i = 0; i < span.tokens; i++) if (cells[i]! >= 0) mass[at + i] = from[cells[i]!]!;
+      }
+    }
+    return { index, ...span, tiers, mass };
+  });
+  if (fresh) {
+    const tiers = new Uint8Array(heads * fresh.tokens).fill(FRESH);
+    const mass = cache.tracksMass ? new Uint32Array(tiers.length) : undefined;
+    if (mass)
+      for (let layer = 0; layer < layers; layer++)
+        for (let h = 0; h < kvHeads; h++)
+          mass.set(
+            new Uint32Array(
+              arena.memory.buffer,
+              cache.exact.massPtr(layer, h) + cache.config.sinks * 4,
+              fresh.tokens,
+            ),
+            (layer * kvHeads + h) * fresh.tokens,
+          );
+    segments.push({ index: segments.length, ...fresh, tiers, mass });
+  }
+  return { layers, kvHeads, headDim, position: cache.position, segments, seed: cache.config.seed };
+}
