@@ -1,13 +1,11 @@
 import {
-  cellBytes,
   DROP,
   massBytes,
   recordBytes,
   recordCells,
-  recordFixedBytes,
+  SEGMENT_TOKENS,
   segmentHeaderBytes,
   TIER_IDS,
-  TIERS,
 } from '../kernels/layout.ts';
 import type { CacheView, Plan } from './policy.ts';
 import { FRESH } from './policy.ts';
@@ -60,9 +58,9 @@ export function hullThresholds(options: readonly TierOption[], distortion: Array
 
 export interface AllocationInput {
   readonly view: CacheView;
-  /** ln relevance in the order of each segment's tiers. */
-  readonly logRelevance: readonly Float32Array[];
-  /** Finest first. */
+  /** Positive, in the order of each segment's tiers. */
+  readonly relevance: readonly Float32Array[];
+  /** Finest first; eight at most. */
   readonly options: readonly TierOption[];
   /** Expected harm when all tokens of a head are held in an option, by head (layer * kvHeads + kvHead). Rises from option to option. */
   readonly distortions: readonly ArrayLike<number>[];
@@ -70,190 +68,267 @@ export interface AllocationInput {
   readonly mass: boolean;
 }
 
-/** ln lambda beyond which nothing changes. */
-const LIMIT = 60;
+/** Relevance is compared as the upper 16 bits of its float32: a monotone key of 128 steps an octave. */
+const KEY_BITS = 16;
+const KEYS = 1 << (32 - KEY_BITS - 1);
+const STEPS_PER_OCTAVE = 128;
+/** ln lambda in key steps beyond which nothing changes. */
+const LIMIT = 100 * STEPS_PER_OCTAVE;
 /** The first guess looks at one token of so many. */
-const SAMPLE = 16;
-/** Width of the bracket that is first tried around the guess; each further bisection halves it. */
-const BRACKET = 0.25;
-const BISECTIONS = 14;
+const SAMPLE = 8;
+/** Half the width of the bracket that is first tried around the guess. */
+const BRACKET = 8;
+const MAX_OPTIONS = 8;
+/** Cells go by four: a record's group with room left takes the best tokens of coarser groups, which costs no byte. */
+const GROUP = 4;
 
-/** One record's tokens that are not settled yet. */
-interface OpenRecord {
-  readonly segment: number;
-  readonly head: number;
-  /** Indices into the segment's tiers, the first `open` of them, and their tiers at the middle of the bracket. */
-  readonly index: Int32Array;
-  readonly middle: Uint8Array;
-  open: number;
-  /** Settled tokens by tier. */
-  readonly settled: Uint8Array;
-  /** As last measured: final once no token is open. */
-  bytes: number;
+/** Runs a generator to its end. */
+export function lastOf<T>(steps: Generator<unknown, T>): T {
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
 }
+
+/** All steps of `allocateSteps` at once. */
+export const allocate = (input: AllocationInput): Plan => lastOf(allocateSteps(input));
 
 /**
  * Minimises the sum of relevance x distortion under a byte budget with one Lagrange multiplier over all layers and heads: the plan of
- * the smallest lambda, to 1e-4, whose exact bytes fit. Never promotes. When even the largest lambda does not fit, that plan is returned.
+ * the smallest lambda, to half a percent, whose exact bytes fit. Never promotes. When even the largest lambda does not fit, that plan is returned.
+ * Yields the share that is done, 0 to 1.
  */
-export function allocate(input: AllocationInput): Plan {
-  const { view, options, logRelevance, budgetBytes } = input;
-  const heads = view.layers * view.kvHeads;
-  const thresholds = input.distortions.map((d) => hullThresholds(options, d));
-  const tierOf = Uint8Array.from(options, (o) => o.tier);
-  const steps = options.length - 1;
+export function* allocateSteps(input: AllocationInput): Generator<number, Plan> {
+  const allocation = new Allocation(input);
+  for (const [s] of input.view.segments.entries()) {
+    allocation.addKeys(s);
+    yield (0.3 * (s + 1)) / input.view.segments.length;
+  }
+  let done = 0.3;
+  // Every pass brings the end nearer by a share of what is left: how many there are is not known before.
+  const pass = (): number => {
+    done += (1 - done) / 8;
+    return done;
+  };
+  const fits = (lambda: number): boolean => allocation.bytesAt(lambda, 1) <= input.budgetBytes;
+  const guess = allocation.guess(input.budgetBytes);
+  yield pass();
+  let low: number;
+  let high: number;
+  if (fits(guess)) {
+    high = guess;
+    low = guess - BRACKET;
+    for (let width = BRACKET; low > -LIMIT && fits(low); width *= 2) {
+      high = low;
+      low -= width;
+      yield pass();
+    }
+    if (low <= -LIMIT && fits(-LIMIT)) return allocation.planAt(-LIMIT);
+  } else {
+    low = guess;
+    high = guess + BRACKET;
+    for (let width = BRACKET; high < LIMIT && !fits(high); width *= 2) {
+      low = high;
+      high += width;
+      yield pass();
+    }
+    if (high >= LIMIT) return allocation.planAt(LIMIT);
+  }
+  while (high - low > 1) {
+    yield pass();
+    const middle = Math.round((low + high) / 2);
+    if (fits(middle)) high = middle;
+    else low = middle;
+  }
+  yield pass();
+  return allocation.planAt(high);
+}
 
-  /** Tiers of all tokens at lambda. */
-  const tiersAt = (lambda: number): Uint8Array[] =>
-    view.segments.map(({ tokens, tiers: old }, s) => {
-      const out = new Uint8Array(old.length);
-      const log = logRelevance[s]!;
-      for (let head = 0; head < heads; head++) {
-        const limits = thresholds[head]!;
-        for (let at = head * tokens; at < (head + 1) * tokens; at++) {
-          const x = log[at]! - lambda;
-          let i = 0;
-          while (i < steps && x < limits[i]!) i++;
-          const tier = tierOf[i]!;
-          const before = old[at]!;
-          out[at] = before === FRESH || tier > before ? tier : before;
+class Allocation {
+  readonly #input: AllocationInput;
+  readonly #heads: number;
+  /** By head: ln relevance over lambda at which each option starts to be too dear, in key steps (not rounded). */
+  readonly #thresholds: readonly Float64Array[];
+  readonly #tierOf: Uint8Array;
+  /** By segment: each token's key, and the first option that it may get. */
+  readonly #keys: Uint16Array[] = [];
+  readonly #least: Uint8Array[] = [];
+  /** Option by key, of the head being looked at. */
+  readonly #option = new Uint8Array(KEYS);
+  /** Tokens of a record by option chosen and by first option allowed. */
+  readonly #classes = new Uint8Array(MAX_OPTIONS * MAX_OPTIONS);
+  readonly #counts = new Uint8Array(TIER_IDS);
+
+  constructor(input: AllocationInput) {
+    if (input.options.length > MAX_OPTIONS) throw new Error(`more than ${MAX_OPTIONS} options`);
+    this.#input = input;
+    this.#heads = input.view.layers * input.view.kvHeads;
+    this.#tierOf = Uint8Array.from(input.options, (o) => o.tier);
+    this.#thresholds = input.distortions.map((d) => hullThresholds(input.options, d));
+  }
+
+  addKeys(s: number): void {
+    const { tiers } = this.#input.view.segments[s]!;
+    const relevance = this.#input.relevance[s]!;
+    const bits = new Uint32Array(relevance.buffer, relevance.byteOffset, relevance.length);
+    const keys = new Uint16Array(tiers.length);
+    const least = new Uint8Array(tiers.length);
+    const first = new Uint8Array(256);
+    for (let old = 0; old < FRESH; old++) {
+      const index = this.#tierOf.findIndex((tier) => tier >= old);
+      first[old] = index < 0 ? this.#tierOf.length - 1 : index;
+    }
+    for (let at = 0; at < keys.length; at++) {
+      keys[at] = bits[at]! >>> KEY_BITS;
+      least[at] = first[tiers[at]!]!;
+    }
+    this.#keys[s] = keys;
+    this.#least[s] = least;
+  }
+
+  /** Options by key at lambda, for a head: lower keys get later options. */
+  #lookUp(head: number, lambda: number): void {
+    const thresholds = this.#thresholds[head]!;
+    let end = KEYS;
+    for (let i = 0; i < thresholds.length; i++) {
+      const from = keyAt(thresholds[i]! + (lambda * Math.LN2) / STEPS_PER_OCTAVE);
+      if (from < end) {
+        this.#option.fill(i, from, end);
+        end = from;
+      }
+    }
+    this.#option.fill(thresholds.length, 0, end);
+  }
+
+  /** Bytes at lambda, of one token of `sample` each (1: exact). */
+  bytesAt(lambda: number, sample: number): number {
+    const { view, mass } = this.#input;
+    let bytes = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
+    for (let head = 0; head < this.#heads; head++) {
+      this.#lookUp(head, lambda);
+      for (const [s, { tokens }] of view.segments.entries()) {
+        this.#classify(s, head * tokens, tokens, sample);
+        if (sample === 1) fillGroups(this.#classes, this.#tierOf.length);
+        this.#count(sample);
+        bytes += recordBytes(tokens, this.#counts, view.headDim);
+        if (mass) bytes += massBytes(recordCells(this.#counts));
+      }
+    }
+    return bytes;
+  }
+
+  #classify(s: number, from: number, tokens: number, sample: number): void {
+    const keys = this.#keys[s]!;
+    const least = this.#least[s]!;
+    const option = this.#option;
+    const classes = this.#classes.fill(0);
+    for (let at = from; at < from + tokens; at += sample) {
+      const first = least[at]!;
+      const chosen = option[keys[at]!]!;
+      classes[(chosen > first ? chosen : first) * MAX_OPTIONS + first]!++;
+    }
+  }
+
+  #count(factor: number): void {
+    const counts = this.#counts.fill(0);
+    for (let i = 0; i < this.#tierOf.length; i++) {
+      let n = 0;
+      for (let c = i * MAX_OPTIONS; c < (i + 1) * MAX_OPTIONS; c++) n += this.#classes[c]!;
+      const tier = this.#tierOf[i]!;
+      if (tier !== DROP) counts[tier] = n * factor;
+    }
+  }
+
+  /** About the lambda that meets the budget, from a sample of the tokens. */
+  guess(budget: number): number {
+    let low = -LIMIT;
+    let high = LIMIT;
+    while (high - low > BRACKET) {
+      const middle = Math.round((low + high) / 2);
+      if (this.bytesAt(middle, SAMPLE) <= budget) high = middle;
+      else low = middle;
+    }
+    return high;
+  }
+
+  planAt(lambda: number): Plan {
+    const { view } = this.#input;
+    const tiers = view.segments.map(({ tiers: old }) => new Uint8Array(old.length));
+    const chosen = new Uint8Array(SEGMENT_TOKENS);
+    for (let head = 0; head < this.#heads; head++) {
+      this.#lookUp(head, lambda);
+      for (const [s, { tokens, tiers: old }] of view.segments.entries()) {
+        const from = head * tokens;
+        const keys = this.#keys[s]!.subarray(from, from + tokens);
+        const least = this.#least[s]!.subarray(from, from + tokens);
+        for (let t = 0; t < tokens; t++) chosen[t] = Math.max(this.#option[keys[t]!]!, least[t]!);
+        this.#classify(s, from, tokens, 1);
+        for (const { to, option, first, count } of fillGroups(this.#classes, this.#tierOf.length))
+          takeBest(chosen, keys, least, { to, option, first, count });
+        const out = tiers[s]!;
+        for (let t = 0; t < tokens; t++) {
+          const tier = this.#tierOf[chosen[t]!]!;
+          const before = old[from + t]!;
+          out[from + t] = before === FRESH || tier > before ? tier : before;
         }
       }
-      return out;
-    });
-  const fits = (tiers: readonly Uint8Array[]): boolean =>
-    planBytes(view, { tiers }, input.mass) <= budgetBytes;
-
-  // A bracket around the guess. Tiers only rise with lambda.
-  const guess = guessLambda(input, thresholds);
-  let high = guess;
-  let coarse = tiersAt(high);
-  let low = high;
-  let fine = coarse;
-  if (fits(coarse)) {
-    for (let width = BRACKET; fits(fine); width *= 2) {
-      if (low <= -LIMIT) return { tiers: fine };
-      [high, coarse] = [low, fine];
-      low = Math.max(low - width, -LIMIT);
-      fine = tiersAt(low);
     }
-  } else {
-    for (let width = BRACKET; !fits(coarse); width *= 2) {
-      if (high >= LIMIT) return { tiers: coarse };
-      [low, fine] = [high, coarse];
-      high = Math.min(high + width, LIMIT);
-      coarse = tiersAt(high);
-    }
-  }
-
-  // A token whose tier is the same at both ends is settled: bisection looks at the others alone.
-  const headers = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
-  const records = view.segments.flatMap((_, s) =>
-    Array.from({ length: heads }, (_, head) => openRecord(s, head)),
-  );
-  for (let step = 0; step < BISECTIONS; step++) {
-    const middle = (low + high) / 2;
-    let bytes = headers;
-    for (const record of records) {
-      if (record.open > 0) measure(record, middle);
-      bytes += record.bytes;
-    }
-    const ends = bytes <= budgetBytes ? coarse : fine;
-    if (ends === coarse) high = middle;
-    else low = middle;
-    for (const record of records) if (record.open > 0) settle(record, ends);
-  }
-  return { tiers: coarse };
-
-  function openRecord(segment: number, head: number): OpenRecord {
-    const { tokens } = view.segments[segment]!;
-    const index = Int32Array.from({ length: tokens }, (_, i) => head * tokens + i);
-    const record: OpenRecord = {
-      ...{ segment, head, index, middle: new Uint8Array(tokens) },
-      ...{ open: tokens, settled: new Uint8Array(TIER_IDS), bytes: 0 },
-    };
-    close(record);
-    if (record.open === 0) record.bytes = bytesOf(record, record.settled.slice());
-    return record;
-  }
-
-  /** Padding makes bytes no plain sum over tokens: they follow from the counts. */
-  function bytesOf({ segment }: OpenRecord, counts: Uint8Array): number {
-    counts[DROP] = 0;
-    const bytes = recordBytes(view.segments[segment]!.tokens, counts, view.headDim);
-    return input.mass ? bytes + massBytes(recordCells(counts)) : bytes;
-  }
-
-  function measure(record: OpenRecord, lambda: number): void {
-    const { index, middle, open } = record;
-    const log = logRelevance[record.segment]!;
-    const old = view.segments[record.segment]!.tiers;
-    const limits = thresholds[record.head]!;
-    const counts = record.settled.slice();
-    for (let n = 0; n < open; n++) {
-      const at = index[n]!;
-      const x = log[at]! - lambda;
-      let i = 0;
-      while (i < steps && x < limits[i]!) i++;
-      const tier = tierOf[i]!;
-      const before = old[at]!;
-      const now = before === FRESH || tier > before ? tier : before;
-      middle[n] = now;
-      counts[now]!++;
-    }
-    record.bytes = bytesOf(record, counts);
-  }
-
-  function settle(record: OpenRecord, ends: readonly Uint8Array[]): void {
-    const end = ends[record.segment]!;
-    for (let n = 0; n < record.open; n++) end[record.index[n]!] = record.middle[n]!;
-    close(record);
-  }
-
-  /** Counts what is settled and keeps the rest open. */
-  function close(record: OpenRecord): void {
-    const [a, b] = [fine[record.segment]!, coarse[record.segment]!];
-    let open = 0;
-    for (let n = 0; n < record.open; n++) {
-      const at = record.index[n]!;
-      if (a[at] === b[at]) record.settled[b[at]!]!++;
-      else record.index[open++] = at;
-    }
-    record.open = open;
+    return { tiers };
   }
 }
 
-/** About the lambda that meets the budget, from a sample of the tokens and without padding. */
-function guessLambda(input: AllocationInput, thresholds: readonly Float64Array[]): number {
-  const { view, options, logRelevance } = input;
-  const bytesOfTier = new Float64Array(TIER_IDS);
-  for (const { id } of TIERS) bytesOfTier[id] = cellBytes(id, view.headDim, input.mass);
-  const steps = options.length - 1;
-  let fixed = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
-  for (const { tokens } of view.segments)
-    fixed += view.layers * view.kvHeads * recordFixedBytes(tokens, view.headDim);
-  const bytesAt = (lambda: number): number => {
-    let bytes = fixed;
-    view.segments.forEach(({ tokens, tiers }, s) => {
-      const log = logRelevance[s]!;
-      for (let at = 0; at < tiers.length; at += SAMPLE) {
-        const limits = thresholds[Math.floor(at / tokens)]!;
-        const x = log[at]! - lambda;
-        let i = 0;
-        while (i < steps && x < limits[i]!) i++;
-        const tier = options[i]!.tier;
-        const before = tiers[at]!;
-        bytes += SAMPLE * bytesOfTier[before === FRESH || tier > before ? tier : before]!;
+interface Move {
+  readonly to: number;
+  /** Of the tokens whose option was `option` and that may have options from `first` on, the `count` with the highest keys. */
+  readonly option: number;
+  readonly first: number;
+  readonly count: number;
+}
+const NO_MOVES: readonly Move[] = [];
+
+/**
+ * Fills each option's last group of four with tokens of coarser options, nearest first, that may still be held so finely. `classes`: tokens by
+ * [option][first option allowed], changed in place. The last option drops: it needs no filling.
+ */
+function fillGroups(classes: Uint8Array, options: number): readonly Move[] {
+  let moves: Move[] | undefined;
+  for (let to = 0; to < options - 1; to++) {
+    let n = 0;
+    for (let c = to * MAX_OPTIONS; c < (to + 1) * MAX_OPTIONS; c++) n += classes[c]!;
+    let room = (GROUP - (n % GROUP)) % GROUP;
+    for (let option = to + 1; room > 0 && option < options; option++)
+      for (let first = to; room > 0 && first >= 0; first--) {
+        const count = Math.min(room, classes[option * MAX_OPTIONS + first]!);
+        if (count === 0) continue;
+        classes[option * MAX_OPTIONS + first]! -= count;
+        classes[to * MAX_OPTIONS + first]! += count;
+        room -= count;
+        moves ??= [];
+        moves.push({ to, option, first, count });
       }
-    });
-    return bytes;
-  };
-  let low = -LIMIT;
-  let high = LIMIT;
-  while (high - low > BRACKET) {
-    const middle = (low + high) / 2;
-    if (bytesAt(middle) <= input.budgetBytes) high = middle;
-    else low = middle;
   }
-  return high;
+  return moves ?? NO_MOVES;
+}
+
+/** Makes a move: the earlier of two equal keys goes first. */
+function takeBest(
+  chosen: Uint8Array,
+  keys: Uint16Array,
+  least: Uint8Array,
+  { to, option, first, count }: Move,
+): void {
+  for (let n = 0; n < count; n++) {
+    let best = -1;
+    for (let t = 0; t < keys.length; t++)
+      if (chosen[t] === option && least[t] === first && (best < 0 || keys[t]! > keys[best]!)) best = t;
+    chosen[best] = to;
+  }
+}
+
+const float = new Float32Array(1);
+const word = new Uint32Array(float.buffer);
+/** The lowest key whose relevance is not below e^log. */
+function keyAt(log: number): number {
+  float[0] = Math.exp(Math.min(Math.max(log, -80), 80));
+  return Math.min(KEYS, (word[0]! + (1 << KEY_BITS) - 1) >>> KEY_BITS);
 }

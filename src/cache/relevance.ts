@@ -1,11 +1,14 @@
 import type { CacheView } from './policy.ts';
 
-/** Calls `each` with every head's tokens of all segments in position order: [tokens], written back to `relevance` afterwards. */
-export function byHead(
+/**
+ * Calls `each` with every head's tokens of all segments in position order: [tokens], written back to `relevance` afterwards. Yields the number of
+ * heads that are done.
+ */
+export function* headSteps(
   view: CacheView,
   relevance: readonly Float32Array[],
   each: (tokens: Float32Array, head: number) => void,
-): void {
+): Generator<number, void> {
   const total = view.segments.reduce((sum, s) => sum + s.tokens, 0);
   const line = new Float32Array(total);
   for (let head = 0; head < view.layers * view.kvHeads; head++) {
@@ -20,16 +23,26 @@ export function byHead(
       relevance[s]!.set(line.subarray(at, at + tokens), head * tokens);
       at += tokens;
     });
+    yield head + 1;
   }
+}
+
+/** `headSteps` to its end. */
+export function byHead(...args: Parameters<typeof headSteps>): void {
+  const steps = headSteps(...args);
+  while (!steps.next().done);
 }
 
 /** Each element becomes the largest of the `width` around it: what stands beside a looked-up token is likely part of the same thing. */
 export function maxPool(x: Float32Array, width: number): void {
-  const from = x.slice();
   const reach = width >> 1;
-  for (let i = 0; i < x.length; i++)
-    for (let j = Math.max(0, i - reach); j <= Math.min(x.length - 1, i + reach); j++)
-      if (from[j]! > x[i]!) x[i] = from[j]!;
+  const padded = new Float32Array(x.length + 2 * reach);
+  padded.set(x, reach);
+  for (let i = 0; i < x.length; i++) {
+    let most = padded[i]!;
+    for (let j = 1; j <= 2 * reach; j++) most = Math.max(most, padded[i + j]!);
+    x[i] = most;
+  }
 }
 
 /** Each element becomes the mean of the `width` around it, what lies outside counting as 0. */
@@ -43,10 +56,10 @@ export function averagePool(x: Float32Array, width: number): void {
   }
 }
 
-/** ln of (relevance over the head's mean + floor), scaled to a mean of about 1. The floor keeps tokens that nobody has asked for yet. */
-export function logOverMean(x: Float32Array, floor: number): void {
+/** Relevance over the head's mean, plus a floor, scaled to a mean of 1. The floor keeps tokens that nobody has asked for yet. */
+export function overMean(x: Float32Array, floor: number): void {
   let sum = 0;
   for (const value of x) sum += value;
   const mean = Math.max(sum / Math.max(x.length, 1), 1e-30);
-  for (let i = 0; i < x.length; i++) x[i] = Math.log((x[i]! / mean + floor) / (1 + floor));
+  for (let i = 0; i < x.length; i++) x[i] = (x[i]! / mean + floor) / (1 + floor);
 }

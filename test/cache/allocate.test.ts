@@ -20,13 +20,13 @@ function scene(seed: number) {
     mass: undefined,
   }));
   const view: CacheView = { layers: 3, kvHeads: 2, headDim: 64, position: 384, segments, seed: 0 };
-  const logRelevance = segments.map((s) =>
-    Float32Array.from(s.tiers, (_, i) => 6 * uniform01(seed, 9, s.index, i) - 3),
+  const relevance = segments.map((s) =>
+    Float32Array.from(s.tiers, (_, i) => Math.exp(6 * uniform01(seed, 9, s.index, i) - 3)),
   );
   const distortions = Array.from({ length: HEADS }, (_, h) =>
     [1e-4, 3e-4, 1e-3, 1e-2, 0.1].map((d) => d * 10 ** (h % 3)),
   );
-  return { view, logRelevance, distortions, options: OPTIONS, mass: true };
+  return { view, relevance, distortions, options: OPTIONS, mass: true };
 }
 
 /** The plan of one lambda, token by token. */
@@ -35,41 +35,52 @@ function planAt(input: ReturnType<typeof scene>, lambda: number): Uint8Array[] {
     segment.tiers.map((old, at) => {
       const limits = hullThresholds(OPTIONS, input.distortions[Math.floor(at / segment.tokens)]!);
       let i = 0;
-      while (i < limits.length && input.logRelevance[s]![at]! - lambda < limits[i]!) i++;
+      while (i < limits.length && Math.log(input.relevance[s]![at]!) - lambda < limits[i]!) i++;
       const tier = TIERS[i]!;
       return old === FRESH || tier > old ? tier : old;
     }),
   );
 }
 
-it.each([1, 2, 3])('fills the budget with the plan of one lambda (seed %d)', (seed) => {
-  const input = scene(seed);
-  const most = planBytes(input.view, { tiers: planAt(input, -60) }, true);
-  const least = planBytes(input.view, { tiers: planAt(input, 60) }, true);
-  for (const share of [0.9, 0.5, 0.2]) {
-    const budgetBytes = least + (most - least) * share;
-    const plan = allocate({ ...input, budgetBytes });
-    const bytes = planBytes(input.view, plan, true);
-    expect(bytes).toBeLessThanOrEqual(budgetBytes);
-    expect(bytes).toBeGreaterThan(budgetBytes * 0.98);
-    // Each fresh token's tier bounds the lambda that chose it: some lambda must satisfy them all, and explain the others' tiers too.
-    const limits = input.distortions.map((d) => hullThresholds(OPTIONS, d));
-    let low = Number.NEGATIVE_INFINITY;
-    let high = Number.POSITIVE_INFINITY;
-    plan.tiers[2]!.forEach((tier, at) => {
-      const log = input.logRelevance[2]![at]!;
-      const of = limits[Math.floor(at / 128)]!;
-      const option = TIERS.indexOf(tier);
-      if (option > 0) low = Math.max(low, log - of[option - 1]!);
-      if (option < of.length) high = Math.min(high, log - of[option]!);
-    });
-    expect(low).toBeLessThanOrEqual(high);
-    const [finer, coarser] = [planAt(input, low - 1e-4), planAt(input, high + 1e-4)];
-    plan.tiers.forEach((tiers, s) => {
-      expect(tiers.every((tier, at) => tier >= finer[s]![at]! && tier <= coarser[s]![at]!)).toBe(true);
-    });
-  }
-});
+it.each([1, 2, 3])(
+  'fills the budget with the plan of one lambda, and its groups by four (seed %d)',
+  (seed) => {
+    const input = scene(seed);
+    const most = planBytes(input.view, { tiers: planAt(input, -60) }, true);
+    const least = planBytes(input.view, { tiers: planAt(input, 60) }, true);
+    for (const share of [0.9, 0.5, 0.2]) {
+      const budgetBytes = least + (most - least) * share;
+      const plan = allocate({ ...input, budgetBytes });
+      const bytes = planBytes(input.view, plan, true);
+      expect(bytes).toBeLessThanOrEqual(budgetBytes);
+      expect(bytes).toBeGreaterThan(budgetBytes * 0.98);
+      // Of the plans of single lambdas, the finest one that is nowhere finer than this plan, but for the tokens that filled groups.
+      const lambda = Array.from({ length: 2400 }, (_, i) => -12 + i / 100).find((l) => {
+        const fresh = planAt(input, l)[2]!;
+        return plan.tiers[2]!.every((tier, at) => tier <= fresh[at]!);
+      })!;
+      const exact = planAt(input, lambda);
+      plan.tiers.forEach((tiers, s) => {
+        const { tokens, tiers: old } = input.view.segments[s]!;
+        tiers.forEach((tier, at) => {
+          expect(tier === old[at] || old[at] === FRESH || tier > old[at]!).toBe(true);
+        });
+        for (let head = 0; head < HEADS; head++) {
+          const of = (x: Uint8Array) => x.subarray(head * tokens, (head + 1) * tokens);
+          const finer = of(tiers).filter((tier, t) => tier < of(exact[s]!)[t]!).length;
+          // A group lacks three tokens at most, and there are four groups that hold tokens.
+          expect(finer).toBeLessThanOrEqual(3 * (TIERS.length - 1));
+          if (s === 2)
+            for (const tier of TIERS.slice(0, -1)) {
+              const n = of(tiers).filter((t) => t === tier).length;
+              const coarser = of(tiers).filter((t) => t > tier).length;
+              expect(n % 4 === 0 || coarser === 0).toBe(true);
+            }
+        }
+      });
+    }
+  },
+);
 
 it('leaves everything fine when the budget suffices, and all coarse when nothing does', () => {
   const input = scene(4);

@@ -4,14 +4,14 @@ import { allocate } from '../allocate.ts';
 import { keepBest } from '../evict.ts';
 import { type CacheConfig, FRESH, type Policy } from '../policy.ts';
 import type { HeadProfile } from '../profile.ts';
-import { ADKVC, logRelevance, profiledPolicy } from './adkvc.ts';
+import { ADKVC, profiledPolicy, relativeRelevance } from './adkvc.ts';
 
 /** Eviction alone: the tokens of the highest relevance stay as they are, equally many for each head; the others go. */
 export function adkvcEvict(config: CacheConfig): Policy {
   return {
     name: 'adkvc-evict',
     needs: { mass: ADKVC.tracker.mass },
-    plan: (view, budget) => keepBest(view, budget, config, logRelevance(view, ADKVC), { mass: true }),
+    plan: (view, budget) => keepBest(view, budget, config, relativeRelevance(view, ADKVC), { mass: true }),
   };
 }
 
@@ -23,8 +23,8 @@ export function adkvcQuantize(_config: CacheConfig, model: ModelConfig, profile?
 
 /** Bits by relevance over the head's mean: high, mid, low. */
 const STEPS = ['8,8', '4,4', '2,2'].map(tierNamed);
-const HIGH = Math.log(2);
-const MID = Math.log(0.6);
+const HIGH = 2;
+const MID = 0.6;
 
 /** Fixed thresholds: the text decides how many bytes it takes. */
 export function adkvcFixed(): Policy {
@@ -33,12 +33,12 @@ export function adkvcFixed(): Policy {
     needs: { mass: ADKVC.tracker.mass },
     bounded: false,
     plan: (view) => {
-      const relevance = logRelevance(view, ADKVC);
+      const relevance = relativeRelevance(view, ADKVC);
       return {
         tiers: view.segments.map((segment, s) =>
           segment.tiers.map((old, i) => {
-            const log = relevance[s]![i]!;
-            const tier = STEPS[log >= HIGH ? 0 : log >= MID ? 1 : 2]!;
+            const x = relevance[s]![i]!;
+            const tier = STEPS[x >= HIGH ? 0 : x >= MID ? 1 : 2]!;
             return old === FRESH || tier > old ? tier : old;
           }),
         ),
@@ -65,7 +65,7 @@ export function adkvcAdapted(_config: CacheConfig, model: ModelConfig): Policy {
     plan: (view, budget) =>
       allocate({
         view,
-        logRelevance: logRelevance(view, ADKVC),
+        relevance: relativeRelevance(view, ADKVC),
         options,
         distortions,
         budgetBytes: budget.recordBytes,

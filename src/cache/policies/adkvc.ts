@@ -1,9 +1,9 @@
 import type { ModelConfig } from '../../core/config.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
-import { allocate, type TierOption } from '../allocate.ts';
-import type { CacheConfig, CacheView, Policy } from '../policy.ts';
+import { allocateSteps, lastOf, type TierOption } from '../allocate.ts';
+import type { ByteBudget, CacheConfig, CacheView, Plan, Policy } from '../policy.ts';
 import type { HeadProfile } from '../profile.ts';
-import { byHead, logOverMean, maxPool } from '../relevance.ts';
+import { byHead, headSteps, maxPool, overMean } from '../relevance.ts';
 import { emaTracker } from '../trackers/ema.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
@@ -74,18 +74,23 @@ export interface AdkvcOptions {
   readonly floor: number;
 }
 
-/** Relevance pooled over neighbours, over the head's mean, with a floor; its logarithm. */
-export function logRelevance(
+/** Relevance pooled over neighbours, over the head's mean, with a floor. */
+export function relativeRelevance(
   view: CacheView,
   o: Pick<AdkvcOptions, 'tracker' | 'pool' | 'floor'>,
 ): Float32Array[] {
   const relevance = o.tracker.read(view);
-  byHead(view, relevance, (tokens) => {
-    if (o.pool > 1) maxPool(tokens, o.pool);
-    logOverMean(tokens, o.floor);
-  });
+  byHead(view, relevance, (tokens) => prepare(tokens, o));
   return relevance;
 }
+
+function prepare(tokens: Float32Array, o: Pick<AdkvcOptions, 'pool' | 'floor'>): void {
+  if (o.pool > 1) maxPool(tokens, o.pool);
+  overMean(tokens, o.floor);
+}
+
+/** How much of a plan is the reading of relevance. */
+const READING = 0.4;
 
 /** One allocation over all layers and heads under the byte budget: relevance times what the head's errors cost. */
 export function profiledPolicy(
@@ -102,16 +107,31 @@ export function profiledPolicy(
     name: o.name,
     needs: { mass: o.tracker.mass },
     profile: profile?.fingerprint ?? 'none',
-    plan: (view, budget) =>
-      allocate({
-        view,
-        logRelevance: logRelevance(view, o),
-        options,
-        distortions: harm,
-        budgetBytes: budget.recordBytes,
-        mass: true,
-      }),
+    plan: (view, budget) => lastOf(planSteps(view, budget)),
+    planSteps,
   };
+
+  function* planSteps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
+    const relevance = o.tracker.read(view);
+    yield READING / 4;
+    const heads = view.layers * view.kvHeads;
+    for (const done of headSteps(view, relevance, (tokens) => prepare(tokens, o)))
+      yield READING * (0.25 + (0.75 * done) / heads);
+    const input = {
+      view,
+      relevance,
+      options,
+      distortions: harm,
+      budgetBytes: budget.recordBytes,
+      mass: true,
+    };
+    const steps = allocateSteps(input);
+    for (;;) {
+      const step = steps.next();
+      if (step.done) return step.value;
+      yield READING + (1 - READING) * step.value;
+    }
+  }
 }
 
 export const ADKVC: Omit<AdkvcOptions, 'name'> = {

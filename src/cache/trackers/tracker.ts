@@ -16,7 +16,8 @@ export function scaledMass(view: CacheView, factor: (position: number) => number
     if (!mass) throw new Error('the view has no mass');
     const factors = Float64Array.from({ length: tokens }, (_, i) => factor(start + i));
     const out = new Float32Array(mass.length);
-    for (let at = 0; at < out.length; at++) out[at] = mass[at]! * factors[at % tokens]!;
+    for (let head = 0; head < out.length; head += tokens)
+      for (let i = 0; i < tokens; i++) out[head + i] = mass[head + i]! * factors[i]!;
     return out;
   });
 }
