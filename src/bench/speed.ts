@@ -29,7 +29,7 @@ export function snapshot(cache: PersistableCache): {
   reader: Parameters<ModelEngine['restoreCache']>[0];
   bytes: number;
 } {
-  cache.completePlan();
+  const pending = cache.completePlan();
   let bytes = 0;
   const layers = Array.from({ length: cache.layers }, (_, layer) => {
     const hot = cache.hot(layer);
@@ -42,7 +42,7 @@ export function snapshot(cache: PersistableCache): {
     return { hot, blocks };
   });
   // The plan that some layers still wait for.
-  const journal = cache.journal.filter(({ position }) => position === cache.pendingSince);
+  const journal = pending ? [pending] : [];
   for (const entry of journal) bytes += entry.bytes.length;
   return {
     bytes,

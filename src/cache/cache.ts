@@ -204,9 +204,9 @@ export class KvCache {
     }
   }
 
-  /** The plan that is being made is made whole, so that a state can be stored: it is part of the journal then. */
-  completePlan(): void {
+  completePlan(): PlanJournalEntry | undefined {
     this.#advancePlan(1);
+    return this.#pending?.entry;
   }
 
   report(): CacheReport {

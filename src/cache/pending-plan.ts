@@ -9,6 +9,7 @@ export class PendingPlan {
   readonly epoch: number;
   #making: { readonly view: CacheView; readonly steps: Generator<number, Plan>; done: number } | undefined;
   #changes: Change[][] = [];
+  #entry: PlanJournalEntry | undefined;
   readonly #waiting: boolean[];
 
   private constructor(epoch: number, waiting: boolean[]) {
@@ -31,6 +32,7 @@ export class PendingPlan {
     kvHeads: number,
   ): PendingPlan {
     const pending = new PendingPlan(entry.position, waiting);
+    pending.#entry = entry;
     pending.#changes = parseEntry(entry, spans, waiting.length, kvHeads);
     return pending;
   }
@@ -45,13 +47,18 @@ export class PendingPlan {
         continue;
       }
       this.#making = undefined;
-      const entry = { position: this.epoch, bytes: encodePlan(making.view, step.value) };
+      const entry: PlanJournalEntry = { position: this.epoch, bytes: encodePlan(making.view, step.value) };
       this.#changes = parseEntry(entry, making.view.segments, making.view.layers, making.view.kvHeads);
+      this.#entry = entry;
       return entry;
     }
     return undefined;
   }
 
+  /** Undefined while the plan is being made. */
+  get entry(): PlanJournalEntry | undefined {
+    return this.#entry;
+  }
   isWaiting(layer: number): boolean {
     return this.#waiting[layer]!;
   }

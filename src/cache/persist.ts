@@ -43,10 +43,8 @@ export interface PersistableCache {
   blockVersion(layer: number, segment: number): number;
   /** Bytes `block` would return, without copying. */
   blockBytes(layer: number, segment: number): number;
-  /** Makes the newest epoch's plan whole, which puts it into the journal. Before a state is stored. */
-  completePlan(): void;
-  /** The epoch whose plan some layer still waits for: the journal's entry of it belongs to the state. */
-  readonly pendingSince: number | undefined;
+  /** Makes the newest epoch's plan whole before a state is stored. @returns the plan if some layer still waits for it: it belongs to the state */
+  completePlan(): PlanJournalEntry | undefined;
   /** Plans made since the last `clearJournal`, in order. */
   readonly journal: readonly PlanJournalEntry[];
   /** Called after a commit: what was applied before needs no journal any more unless the committer kept it. */

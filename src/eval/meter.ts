@@ -105,7 +105,7 @@ export class Meter {
       journal,
       layers: Array.from({ length: this.cache.layers }, (_, layer) => ({
         hot: reader.hot(layer),
-        blocks: Array.from({ length: header.segments }, (_, s) => reader.block(layer, s)),
+        blocks: Array.from({ length: this.cache.segmentsOf(layer) }, (_, s) => reader.block(layer, s)),
       })),
       meter: { ms: this.#ms, byteTokens: this.#byteTokens, tokens: this.#tokens, peak },
     };

@@ -54,7 +54,7 @@ export function commit(
   stored: StateRecord | undefined,
   pinned: Iterable<number> = [],
 ): CommitResult {
-  cache.completePlan();
+  const pending = cache.completePlan();
   const before = { ...store.counters };
   const epochs = Math.floor((cache.position - (stored?.header.position ?? 0)) / EPOCH);
   const budget = COMMIT_ROWS * Math.min(Math.max(1, epochs), MAX_COMMIT_FACTOR);
@@ -82,7 +82,7 @@ export function commit(
         false,
       ),
     ];
-    const oldest = Math.min(blocks.oldestStale(layers), cache.pendingSince ?? Number.POSITIVE_INFINITY);
+    const oldest = Math.min(blocks.oldestStale(layers), pending?.position ?? Number.POSITIVE_INFINITY);
     const journal = writeJournal(store, rows, cache, stored, oldest);
 
     const record: StateRecord = { header: cache.header, hot, extents, journal };

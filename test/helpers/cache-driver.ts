@@ -155,10 +155,10 @@ export function readerOf(
   now: KvCache,
   old?: { cache: KvCache; journal: KvCache['journal'] },
 ): CacheStateReader {
-  now.completePlan();
+  const pending = now.completePlan();
   const source = (layer: number, segment: number): KvCache =>
     old && segment < old.cache.segmentsOf(layer) ? old.cache : now;
-  const journal = old?.journal ?? now.journal.filter(({ position }) => position === now.pendingSince);
+  const journal = old?.journal ?? (pending ? [pending] : []);
   return {
     header: JSON.parse(JSON.stringify(now.header)),
     hot: (layer) => now.hot(layer),

@@ -217,8 +217,7 @@ export class FakeCache implements EngineCache {
     return this.state[l]!.blocks.length;
   }
   /** Plans take effect at once here. */
-  completePlan(): void {}
-  readonly pendingSince = undefined;
+  completePlan(): undefined {}
   clearJournal(): void {
     this.journal = [];
   }

@@ -72,8 +72,7 @@ export class SizedCache implements EngineCache {
   segmentsOf(): number {
     return this.header.segments;
   }
-  completePlan(): void {}
-  readonly pendingSince = undefined;
+  completePlan(): undefined {}
   clearJournal(): void {
     this.journal = [];
   }
