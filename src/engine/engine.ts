@@ -124,7 +124,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
     async feed(cache, ids, want, options) {
       const count = want === 'all' ? ids.length : want === 'last' ? 1 : 0;
       const first = ids.length - count;
-      const out = new Float32Array(count * model.vocab);
+      const out = options?.out ?? new Float32Array(count * model.vocab);
       await feedEach(
         cache,
         ids,

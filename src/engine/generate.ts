@@ -36,13 +36,15 @@ export async function* generate(
       `the conversation has ${ids.length} tokens, the model's context holds ${limit}: shorten it to at most ${limit - 1}`,
       { tokens: ids.length, limit },
     );
-  let logits: Float32Array = new Float32Array(0);
+  // One row for the whole answer: 200 kB of garbage with each token would count against an isolate's memory.
+  const out = new Float32Array(engine.model.vocab);
+  let logits: Float32Array = out;
   while (cache.position < ids.length) {
     if (signal?.aborted) throw new AbortedError();
     const step = Math.min(ids.length - cache.position, EPOCH - (cache.position % EPOCH));
     const chunk = ids.slice(cache.position, cache.position + step);
     const last = cache.position + step === ids.length;
-    logits = await engine.feed(cache, chunk, last ? 'last' : 'none', options);
+    logits = await engine.feed(cache, chunk, last ? 'last' : 'none', { ...options, out });
     yield { type: 'prefill', position: cache.position, total: ids.length };
   }
 
@@ -70,7 +72,7 @@ export async function* generate(
       break;
     }
     if (generated.length >= options.maxTokens || ids.length + generated.length >= limit) break;
-    logits = await engine.feed(cache, [next.id], 'last', options);
+    logits = await engine.feed(cache, [next.id], 'last', { ...options, out });
   }
   const rest = stop.stopped ? '' : stop.push(text.end()) + stop.end();
   yield { type: 'finish', reason: stop.stopped ? 'stop' : reason, text: rest };

@@ -90,12 +90,13 @@ export interface Engine {
   /**
    * Feeds ids at cache.position. `want` says whose logits come back: f32 [count, vocab] for 'last' (count 1), 'all', or none.
    * When aborted (AbortedError) the cache stands at some whole position between; cache.position tells which.
+   * @param options out: where they go, instead of a new array: f32 [count, vocab]
    */
   feed(
     cache: EngineCache,
     ids: readonly number[],
     want: 'last' | 'all' | 'none',
-    options?: RunOptions,
+    options?: RunOptions & { readonly out?: Float32Array },
   ): Promise<Float32Array>;
   ledger(): Record<string, number>;
 }

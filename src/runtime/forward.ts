@@ -2,10 +2,11 @@ import type { KvCache } from '../cache/cache.ts';
 import { align, type Ptr } from '../core/arena.ts';
 import { EPOCH } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
-import { type ActivationKind, activationKind } from '../kernels/kernels.ts';
-import type { LoadedModel, LoadedWeight } from './model.ts';
+import { activationKind } from '../kernels/kernels.ts';
+import type { LoadedModel } from './model.ts';
 import type { Stage } from './partition.ts';
 import { compile, type Program, type Step } from './program.ts';
+import { type ResolvedStep, resolveSteps } from './resolve.ts';
 
 /** Largest chunk: one epoch. */
 export const MAX_ROWS = EPOCH;
@@ -37,6 +38,7 @@ export interface ForwardOptions {
 export class Forward {
   readonly #model: LoadedModel;
   readonly #program: Program;
+  readonly #steps: readonly ResolvedStep[];
   readonly #stages: readonly Stage[];
   readonly #foreign: ReadonlyMap<number, ForeignStage>;
   readonly #values: Ptr;
@@ -70,6 +72,7 @@ export class Forward {
     const arena = kernels.arena;
     const before = arena.staticBytes;
     this.#values = arena.allocStatic(this.#program.workspaceBytes);
+    this.#steps = resolveSteps(model, this.#program, stages, this.#values);
     let activationBytes = 0;
     for (const weight of model.weights.values())
       if (weight.shape.length === 2)
@@ -117,118 +120,77 @@ export class Forward {
     new Uint32Array(kernels.arena.memory.buffer, this.#ids, rows).set(ids);
     this.#fillRope(cache.position, rows);
 
-    const { steps, lastAttention } = this.#program;
+    const { lastAttention } = this.#program;
+    const steps = this.#steps;
     let current = rows;
-    let prepared = '';
     let macs = 0;
     for (let i = 0; i < steps.length; i++) {
       const step = steps[i]!;
-      if (this.#stages[step.stage]!.kind === 'ort') {
-        await this.#runForeign(step.stage, current, wanted, ids, sink);
-        while (steps[i + 1]?.stage === step.stage) i++;
-        prepared = '';
-        continue;
-      }
+      const { x, weight, out, width } = step;
       switch (step.op) {
-        case 'Gather': {
-          const table = this.#weight(step, 0);
-          kernels.embed(
-            table.form,
-            table.ptr,
-            table.shape[0]!,
-            table.shape[1]!,
-            this.#ids,
-            rows,
-            this.#at(step.output),
-          );
+        case 'Foreign':
+          await this.#runForeign(step.stage, current, wanted, ids, sink);
+          while (steps[i + 1]?.stage === step.stage) i++;
+          break;
+        case 'Gather':
+          kernels.embed(step.form, weight, step.n, step.k, this.#ids, rows, out);
+          break;
+        case 'SimplifiedLayerNormalization':
+          kernels.rmsNorm(x, weight, current, width, step.epsilon, out);
+          break;
+        case 'MatMul': {
+          const { form, n, k } = step;
+          if (step.prepare !== undefined)
+            kernels.prepareActivation(step.prepare, x, current, k, this.#activation);
+          kernels.matmul(form, step.integer ? this.#activation : x, current, weight, n, k, out, n);
+          macs += current * n * k;
           break;
         }
-        case 'SimplifiedLayerNormalization':
-          kernels.rmsNorm(
-            this.#at(step.inputs[0]!),
-            this.#weight(step, 1).ptr,
-            current,
-            this.#width(step.output),
-            step.node.attributes.epsilon as number,
-            this.#at(step.output),
-          );
-          break;
-        case 'MatMul':
-        case 'MatMulNBits': {
-          const weight = this.#weight(step, 1);
-          const [n, k] = weight.shape as [number, number];
-          const kind = activationKind(weight.form);
-          const x = this.#at(step.inputs[0]!);
-          if (this.#program.offset.has(step.output)) {
-            const key = `${step.inputs[0]} ${kind}`;
-            if (prepared !== key) prepared = this.#prepare(kind, x, current, k) ? key : '';
-            const operand = kind === 'f32' ? x : this.#activation;
-            kernels.matmul(weight.form, operand, current, weight.ptr, n, k, this.#at(step.output), n);
-            macs += current * n * k;
-          } else {
-            // The logits: a tile of rows at a time, since all rows of a chunk would be 25 MB.
-            for (let row = 0; row < current; row += this.#logitRows) {
-              const count = Math.min(this.#logitRows, current - row);
-              const from = x + row * k * 4;
-              this.#prepare(kind, from, count, k);
-              kernels.matmul(
-                weight.form,
-                kind === 'f32' ? from : this.#activation,
-                count,
-                weight.ptr,
-                n,
-                k,
-                this.#logits,
-                n,
+        case 'Logits': {
+          // A tile of rows at a time, since all rows of a chunk would be 25 MB.
+          const { form, n, k } = step;
+          for (let row = 0; row < current; row += this.#logitRows) {
+            const count = Math.min(this.#logitRows, current - row);
+            const from = x + row * k * 4;
+            if (step.prepare !== undefined)
+              kernels.prepareActivation(step.prepare, from, count, k, this.#activation);
+            const operand = step.integer ? this.#activation : from;
+            kernels.matmul(form, operand, count, weight, n, k, this.#logits, n);
+            for (let r = 0; r < count; r++)
+              sink(
+                wanted[row + r]!,
+                new Float32Array(kernels.arena.memory.buffer, this.#logits + r * n * 4, n),
               );
-              for (let r = 0; r < count; r++)
-                sink(
-                  wanted[row + r]!,
-                  new Float32Array(kernels.arena.memory.buffer, this.#logits + r * n * 4, n),
-                );
-              macs += count * n * k;
-              if (macs > SLICE_MACS && options.yield) {
-                macs = 0;
-                await options.yield();
-              }
+            macs += count * n * k;
+            if (macs > SLICE_MACS && options.yield) {
+              macs = 0;
+              await options.yield();
             }
-            prepared = '';
           }
           break;
         }
         case 'GroupQueryAttention':
-          this.#attention(cache, step, rows);
+          this.#attention(cache, step.step, rows);
           macs += rows * (cache.position + rows) * config.headDim * 2 * config.heads;
           break;
         case 'Sigmoid':
-          kernels.sigmoid(
-            this.#at(step.inputs[0]!),
-            current * this.#width(step.output),
-            this.#at(step.output),
-          );
+          kernels.sigmoid(x, current * width, out);
           break;
         case 'Add':
-        case 'Mul':
-        case 'SiluMul': {
-          const op = step.op === 'Add' ? 'add' : step.op === 'Mul' ? 'mul' : 'siluMul';
-          kernels[op](
-            this.#at(step.inputs[0]!),
-            this.#at(step.inputs[1]!),
-            current * this.#width(step.output),
-            this.#at(step.output),
-          );
+          kernels.add(x, step.y, current * width, out);
           break;
-        }
-        default:
-          throw new UnsupportedModelError(`node ${step.node.name}: no kernel for ${step.op}`);
+        case 'Mul':
+          kernels.mul(x, step.y, current * width, out);
+          break;
+        case 'SiluMul':
+          kernels.siluMul(x, step.y, current * width, out);
+          break;
       }
-      if (prepared.startsWith(`${step.output} `)) prepared = '';
       if (i === lastAttention) {
         // All that follows is row by row: only rows whose logits are wanted go on.
         if (wanted.length === 0) break;
         this.#keepRows(i, wanted);
         current = wanted.length;
-        prepared = '';
       }
       if (macs > SLICE_MACS && options.yield) {
         macs = 0;
@@ -236,12 +198,6 @@ export class Forward {
       }
     }
     cache.advance(rows);
-  }
-
-  #prepare(kind: ActivationKind, x: Ptr, rows: number, k: number): boolean {
-    if (kind === 'f32') return false;
-    this.#model.kernels.prepareActivation(kind, x, rows, k, this.#activation);
-    return true;
   }
 
   #attention(cache: KvCache, step: Step, rows: number): void {
@@ -357,10 +313,5 @@ export class Forward {
   }
   #width(name: string): number {
     return this.#program.width.get(name)!;
-  }
-  #weight(step: Step, input: number): LoadedWeight {
-    const weight = this.#model.weights.get(step.inputs[input]!);
-    if (!weight) throw new UnsupportedModelError(`node ${step.node.name}: no weight ${step.inputs[input]}`);
-    return weight;
   }
 }
