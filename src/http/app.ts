@@ -24,6 +24,7 @@ import {
   getSessions,
   importSession,
 } from './sessions.ts';
+import { deleteResponse, getResponse } from './stored-response.ts';
 
 export interface AppOptions {
   readonly host: SessionHost;
@@ -96,6 +97,8 @@ export function createApp(options: AppOptions): App {
   app.get('/metrics', (c) => getMetrics(c, metrics));
   app.post('/v1/chat/completions', async (c) => chatCompletions(c, c.var.owner, hostOf(c), await model()));
   app.post('/v1/responses', async (c) => createResponse(c, c.var.owner, hostOf(c), await model()));
+  app.get('/v1/responses/:id', (c) => getResponse(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.delete('/v1/responses/:id', (c) => deleteResponse(c, c.var.owner, hostOf(c), c.req.param('id')));
   app.get('/v1/models', async (c) => listModels(c, await model()));
   app.get('/v1/models/:id{.+}', async (c) => getModel(c, await model(), c.req.param('id')));
   app.post('/v1/sessions', (c) => createSession(c, c.var.owner, hostOf(c)));

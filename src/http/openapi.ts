@@ -25,6 +25,12 @@ const RESTORABLE =
 export const ROUTES: Readonly<Record<string, RouteDoc>> = {
   'POST /v1/chat/completions': { summary: 'Answer a conversation', body: chatSchema, answer: 'stream' },
   'POST /v1/responses': { summary: 'Create a response', body: responsesSchema, answer: 'stream' },
+  'GET /v1/responses/:id': { summary: 'Read a stored response', answer: 'json' },
+  'DELETE /v1/responses/:id': {
+    summary: 'Delete a response',
+    description: `Where others went on from it, its text stays as a part of theirs. ${RESTORABLE}`,
+    answer: 'json',
+  },
   'GET /v1/models': { summary: 'List the models', answer: 'json' },
   'GET /v1/models/:id': {
     summary: 'Read a model: context length, defaults of sampling and cache',

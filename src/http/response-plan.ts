@@ -1,6 +1,6 @@
 import { AdkvcError } from '../core/errors.ts';
 import type { ChatMessage } from '../engine/types.ts';
-import type { SessionHost, TurnRequest } from '../session/api.ts';
+import type { SaidMessage, SessionHost, TurnRequest } from '../session/api.ts';
 import { hex, hmac } from './auth.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
@@ -74,7 +74,7 @@ async function planConversation(
   input: readonly ChatMessage[],
 ): Promise<ResponsePlan> {
   const key = await sessionKey(owner, sessionId);
-  const logged = await messagesOf(host, key);
+  const logged = (await messagesOf(host, key)).map(({ role, content }) => ({ role, content }));
   const spoken = logged[0]?.role === 'system' ? logged.slice(1) : logged;
   const same =
     logged.length > 0 &&
@@ -91,29 +91,58 @@ async function planConversation(
   };
 }
 
+/** Where a response stands. */
+export interface FoundResponse {
+  readonly sessionId: string;
+  /** The object's name. */
+  readonly key: string;
+  /** All that its session holds; the response is the last of the first `count`. */
+  readonly said: readonly SaidMessage[];
+  readonly count: number;
+  /** Its first message are its instructions. */
+  readonly instructed: boolean;
+}
+
+/** @throws HttpError response_not_found */
+export async function findResponse(
+  owner: string,
+  host: SessionHost,
+  id: string,
+  param: string,
+): Promise<FoundResponse> {
+  const notFound = (): HttpError =>
+    new HttpError(
+      'response_not_found',
+      `There is no response "${id}": it was not stored, has expired or was deleted, or its conversation was overwritten.`,
+      { param },
+    );
+  const parsed = RESPONSE_ID.exec(id);
+  if (!parsed) throw notFound();
+  const [, digest, from, number, sessionId] = parsed as unknown as [string, string, string, string, string];
+  const count = Number(number);
+  const key = await sessionKey(owner, sessionId);
+  const said = await messagesOf(host, key);
+  if (
+    said.length < count ||
+    said[count - 1]!.withdrawn ||
+    (await digestOf(owner, said.slice(0, count - 1))) !== digest
+  )
+    throw notFound();
+  return { sessionId, key, said, count, instructed: from === INSTRUCTED };
+}
+
 async function readPrevious(
   owner: string,
   host: SessionHost,
   id: string,
 ): Promise<{ sessionId: string; logged: readonly ChatMessage[]; history: readonly ChatMessage[] }> {
-  const notFound = (): HttpError =>
-    new HttpError(
-      'response_not_found',
-      `There is no response "${id}" to go on from: it was not stored, has expired, or its conversation was overwritten.`,
-      { param: 'previous_response_id' },
-    );
-  const parsed = RESPONSE_ID.exec(id);
-  if (!parsed) throw notFound();
-  const [, digest, from, count, sessionId] = parsed as unknown as [string, string, string, string, string];
-  const logged = await messagesOf(host, await sessionKey(owner, sessionId));
-  const history = logged.slice(0, Number(count));
-  if (history.length < Number(count) || (await digestOf(owner, history.slice(0, -1))) !== digest)
-    throw notFound();
+  const { sessionId, said, count, instructed } = await findResponse(owner, host, id, 'previous_response_id');
+  const logged = said.slice(0, count).map(({ role, content }) => ({ role, content }));
   // Instructions are those of one response; whoever goes on from it gives their own.
-  return { sessionId, logged: history, history: from === INSTRUCTED ? history.slice(1) : history };
+  return { sessionId, logged, history: instructed ? logged.slice(1) : logged };
 }
 
-async function messagesOf(host: SessionHost, key: string): Promise<readonly ChatMessage[]> {
+async function messagesOf(host: SessionHost, key: string): Promise<readonly SaidMessage[]> {
   try {
     return await host.messages(key);
   } catch (error) {

@@ -1,6 +1,7 @@
 import type { Context } from 'hono';
-import { AdkvcError } from '../core/errors.ts';
+import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { SessionHost } from '../session/api.ts';
+import { MAX_NOTE_CHARACTERS } from '../session/limits.ts';
 import { errorReply, isInternal, wireError } from './error-response.ts';
 import { HEARTBEAT_MS, PROGRESS_MS, RESPONSE_TTL_SECONDS } from './limits.ts';
 import { requireModel, type ServedModel } from './models.ts';
@@ -9,6 +10,7 @@ import { planResponse, type ResponsePlan } from './response-plan.ts';
 import { parseResponsesRequest, type ResponsesRequest } from './responses-schema.ts';
 import { readJson } from './schema.ts';
 import { type EventWriter, eventStream, SSE_HEADERS } from './sse.ts';
+import { incompleteDetails, type ResponseNote, responseUsage, type SharedFields } from './stored-response.ts';
 import {
   answerTokens,
   type Begun,
@@ -56,6 +58,7 @@ export async function createResponse(
         stop: [],
         maxTokens,
         ...(request.format && { format: request.format }),
+        ...(request.store && { note: answer.note(plan) }),
       };
       return { plan, ...(await begin(host, plan.key, plan.sessionId, turn, signal)) };
     } catch (error) {
@@ -150,7 +153,7 @@ class ResponseAnswer {
   readonly itemId = `msg_${crypto.randomUUID().replaceAll('-', '')}`;
   readonly reportsLogprobs: boolean;
   readonly #request: ResponsesRequest;
-  readonly #shared: Record<string, unknown>;
+  readonly #shared: SharedFields;
   #plan: ResponsePlan | undefined;
   #tokens: TokenEvent[] = [];
   #finished: FinishedEvent | undefined;
@@ -188,6 +191,26 @@ class ResponseAnswer {
 
   get begun(): boolean {
     return this.#plan !== undefined;
+  }
+
+  /** What GET tells of the response later, beside what the session itself knows. */
+  note(plan: ResponsePlan): string {
+    const note = JSON.stringify({
+      ...this.#shared,
+      item: this.itemId,
+      conversation: this.#conversation(plan),
+    } satisfies ResponseNote);
+    if (note.length > MAX_NOTE_CHARACTERS)
+      throw new InvalidInputError(
+        `instructions, metadata and text.format take ${note.length} characters, ${MAX_NOTE_CHARACTERS} are kept with a response (MAX_NOTE_CHARACTERS): shorten them, or set store: false`,
+        'metadata',
+        { limit: MAX_NOTE_CHARACTERS },
+      );
+    return note;
+  }
+
+  #conversation(plan: ResponsePlan): { id: string } | null {
+    return this.#request.conversation === undefined ? null : { id: plan.sessionId };
   }
 
   begin(plan: ResponsePlan): void {
@@ -229,21 +252,13 @@ class ResponseAnswer {
     return {
       id: responseId,
       ...this.#shared,
-      conversation: this.#request.conversation === undefined ? null : { id: sessionId },
+      conversation: this.#conversation(this.#plan!),
       status,
       completed_at: status === 'completed' ? Math.floor(Date.now() / 1000) : null,
       error,
-      incomplete_details: status === 'incomplete' ? { reason: 'max_output_tokens' } : null,
+      incomplete_details: incompleteDetails(status),
       output: status === 'in_progress' ? [] : [this.item(status)],
-      usage: finished
-        ? {
-            input_tokens: finished.usage.promptTokens,
-            input_tokens_details: { cached_tokens: finished.usage.cachedTokens },
-            output_tokens: finished.usage.completionTokens,
-            output_tokens_details: { reasoning_tokens: 0 },
-            total_tokens: finished.usage.promptTokens + finished.usage.completionTokens,
-          }
-        : null,
+      usage: finished ? responseUsage(finished.usage) : null,
       ...(finished && { adkvc: turnObject(this.#request.store ? sessionId : null, finished) }),
     };
   }

@@ -68,7 +68,8 @@ export async function getMessages(
   host: SessionHost,
   id: string,
 ): Promise<Response> {
-  return c.json({ object: 'list', data: await host.messages(await keyOf(owner, id)) });
+  const messages = await host.messages(await keyOf(owner, id));
+  return c.json({ object: 'list', data: messages.map(({ role, content }) => ({ role, content })) });
 }
 
 /** GET /v1/sessions/:id/cache?layer=: for a picture of the cache. Reads the last commit, while a turn runs, too. */

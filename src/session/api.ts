@@ -2,6 +2,7 @@ import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import type { AnswerFormat } from '../engine/json/schema.ts';
 import type { ChatMessage, SamplingOptions, TokenLogprob } from '../engine/types.ts';
 import type { Listing } from './directory.ts';
+import type { MadeAnswer } from './log.ts';
 
 /** What the HTTP layer knows of sessions. Two hosts: Durable Objects (worker.ts) and in-process (node.ts). All data are JSON. */
 export interface TurnRequest {
@@ -25,6 +26,8 @@ export interface TurnRequest {
   readonly format?: AnswerFormat;
   /** Only used when the session does not exist yet. */
   readonly cache?: Partial<CacheConfig>;
+  /** Kept with the answer when it is complete, and handed out with it by `messages`: what the asker wants to know again. At most MAX_NOTE_CHARACTERS. */
+  readonly note?: string;
   /** Idle seconds until a session that this turn creates is deleted; otherwise what `implicit` says. */
   readonly ttlSeconds?: number;
 }
@@ -91,6 +94,12 @@ export interface SessionInfo {
   readonly storedBytes: number;
 }
 
+/** A message, and what is known of how it was made. */
+export interface SaidMessage extends ChatMessage {
+  readonly made?: MadeAnswer;
+  readonly withdrawn?: true;
+}
+
 export interface SessionPage {
   /** Newest first. */
   readonly sessions: readonly SessionInfo[];
@@ -148,7 +157,12 @@ export interface SessionHost {
     options: { cache?: Partial<CacheConfig>; ttlSeconds?: number; listing?: Listing },
   ): Promise<SessionInfo>;
   get(key: string): Promise<SessionInfo>;
-  messages(key: string): Promise<ChatMessage[]>;
+  messages(key: string): Promise<SaidMessage[]>;
+  /**
+   * Deletes the answer that is message `count` (from 1), see unsay.ts. A turn that runs is waited for.
+   * @throws AdkvcError session_not_found; InvalidInputError message
+   */
+  unsay(key: string, count: number): Promise<void>;
   delete(key: string): Promise<void>;
   /** What is listed in a directory. @throws AdkvcError session_not_found (after) */
   list(directory: string, page: { limit: number; after?: string }): Promise<SessionPage>;

@@ -55,6 +55,11 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
           return Response.json(this.#session.info());
         case '/messages':
           return Response.json(this.#session.messages());
+        case '/unsay': {
+          const { count } = await request.json<UnsayCall>();
+          await this.#session.unsay(count);
+          return Response.json(null);
+        }
         case '/delete':
           await this.#session.delete();
           return Response.json(null);
@@ -138,6 +143,9 @@ interface CreateCall {
   readonly id: string;
   readonly options: Parameters<SessionHost['create']>[2];
 }
+interface UnsayCall {
+  readonly count: number;
+}
 interface CacheCall {
   readonly layer?: number | undefined;
 }
@@ -219,6 +227,7 @@ export function durableObjectHost(namespace: DurableObjectNamespace, directories
     create: (key, id, options) => json(key, 'create', { id, options } satisfies CreateCall),
     get: (key) => json(key, 'get'),
     messages: (key) => json(key, 'messages'),
+    unsay: (key, count) => json(key, 'unsay', { count } satisfies UnsayCall),
     delete: (key) => json(key, 'delete'),
     turn: async (key, id, turn, signal) => {
       const response = await call(key, 'turn', { id, turn } satisfies TurnCall, signal);

@@ -48,6 +48,9 @@ export const REQUESTS_PER_SECOND = 2;
 /** A directory's entry is taken for left over when its session is not there after this long. */
 export const UNSEEN_ENTRY_MS = 60_000;
 
+/** Of what a request wants kept with its answer. */
+export const MAX_NOTE_CHARACTERS = 20_000;
+
 /** Bytes of an exported session that an import takes: more than any cache that an isolate holds. */
 export const MAX_EXPORT_BYTES = 64_000_000;
 /** Of these, text and ids, which are held in memory at once. */

@@ -1,7 +1,7 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import { AdkvcError } from '../core/errors.ts';
-import type { ChatMessage } from '../engine/types.ts';
 import type {
+  SaidMessage,
   SessionCacheMap,
   SessionExport,
   SessionHost,
@@ -54,8 +54,12 @@ export class LocalHost implements SessionHost {
     return this.#use(key, async (session) => session.info());
   }
 
-  async messages(key: string): Promise<ChatMessage[]> {
+  async messages(key: string): Promise<SaidMessage[]> {
     return this.#use(key, async (session) => session.messages());
+  }
+
+  async unsay(key: string, count: number): Promise<void> {
+    await this.#use(key, (session) => session.unsay(count));
   }
 
   async delete(key: string): Promise<void> {

@@ -2,6 +2,18 @@ import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { ChatMessage, Engine } from '../engine/types.ts';
 import { OPENING_POSITIONS, TITLE_CHARACTERS } from './limits.ts';
 
+/** How an answer came about, for whoever reads it later. */
+export interface MadeAnswer {
+  readonly reason: 'stop' | 'length';
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  readonly cachedTokens: number;
+  /** When it was complete: Unix time, ms. */
+  readonly at: number;
+  /** The request's own, see TurnRequest. */
+  readonly note: string;
+}
+
 /** A message and where its ids lie: from the previous message's end (0 for the first) to `end`, template markup included. */
 export interface LoggedMessage extends ChatMessage {
   readonly end: number;
@@ -11,6 +23,10 @@ export interface LoggedMessage extends ChatMessage {
   readonly open?: true;
   /** For an answer that was interrupted: the request's key, see continue-answer.ts. */
   readonly unfinished?: string;
+  /** For a complete answer whose request came with a note. */
+  readonly made?: MadeAnswer;
+  /** The answer was deleted, and stays only as what later ones go on from. */
+  readonly withdrawn?: true;
 }
 
 /**
@@ -96,6 +112,9 @@ export function joinPrompt(
       content,
       end: ids.length,
       ...(kept?.prompt === undefined ? {} : { prompt: kept.prompt }),
+      // Its text counts under another model, too.
+      ...(i < common && log.messages[i]!.made && { made: log.messages[i]!.made }),
+      ...(i < common && log.messages[i]!.withdrawn && { withdrawn: true as const }),
     });
   });
   append(ids, encoded.ids, encoded.spans.at(-1)!.end);
@@ -105,6 +124,7 @@ export function joinPrompt(
 /**
  * The log as it stands when `answer` was sampled after the prompt, and `fed` ids were fed.
  * @param unfinished the request's key, unless the answer is complete
+ * @param made how a complete answer came about
  */
 export function answered(
   prompt: Prompt,
@@ -112,6 +132,7 @@ export function answered(
   content: string,
   fed: number,
   unfinished?: string,
+  made?: MadeAnswer,
 ): Log {
   const ids = [...prompt.ids, ...answer];
   if (answer.length === 0) return { messages: prompt.messages, ids, fed };
@@ -122,6 +143,7 @@ export function answered(
     prompt: prompt.ids.length,
     open: true,
     ...(unfinished !== undefined && { unfinished }),
+    ...(made && { made }),
   };
   return { messages: [...prompt.messages, message], ids, fed };
 }

@@ -6,9 +6,16 @@ import {
   CorruptDataError,
   InvalidInputError,
 } from '../core/errors.ts';
-import type { ChatMessage, Engine } from '../engine/types.ts';
+import type { Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
-import type { SessionCacheMap, SessionExport, SessionInfo, TurnEvent, TurnRequest } from './api.ts';
+import type {
+  SaidMessage,
+  SessionCacheMap,
+  SessionExport,
+  SessionInfo,
+  TurnEvent,
+  TurnRequest,
+} from './api.ts';
 import { ByteReader } from './byte-reader.ts';
 import { cacheMap } from './cache-map.ts';
 import type { Listing } from './directory.ts';
@@ -30,6 +37,7 @@ import type { SessionStore } from './store/session-store.ts';
 import { exportChunks, type Imported, readExport, type Snapshot, snapshot } from './transfer.ts';
 import { Turn } from './turn.ts';
 import { TurnLock } from './turn-lock.ts';
+import { unsay } from './unsay.ts';
 import { toWire } from './wire.ts';
 
 const DELETED = Symbol('deleted');
@@ -141,8 +149,29 @@ export class Session implements Tenant {
   }
 
   /** @throws AdkvcError session_not_found */
-  messages(): ChatMessage[] {
-    return this.#existing().log.messages.map(({ role, content }) => ({ role, content }));
+  messages(): SaidMessage[] {
+    return this.#existing().log.messages.map(({ role, content, made, withdrawn }) => ({
+      role,
+      content,
+      ...(made && { made }),
+      ...(withdrawn && { withdrawn }),
+    }));
+  }
+
+  /** @throws AdkvcError session_not_found, session_busy; InvalidInputError message */
+  async unsay(count: number): Promise<void> {
+    const release = await this.#lock.acquire();
+    try {
+      const head = this.#existing();
+      // An export pins rows that are to go.
+      if (this.#exports.size > 0) throw exporting(this.#exports.size, 1);
+      this.forget();
+      this.#head = undefined;
+      this.#head = unsay(this.#store, head, count);
+      await this.#store.sync();
+    } finally {
+      release();
+    }
   }
 
   /**
@@ -163,11 +192,7 @@ export class Session implements Tenant {
   export(messages?: number): SessionExport {
     const head = this.#existing();
     if (this.#exports.size >= MAX_EXPORTS_PER_SESSION)
-      throw new AdkvcError(
-        'session_busy',
-        `${this.#exports.size} exports of this session run already (MAX_EXPORTS_PER_SESSION); try again in ${RETRY_AFTER_SECONDS} s`,
-        { data: { retryAfter: RETRY_AFTER_SECONDS, limit: MAX_EXPORTS_PER_SESSION } },
-      );
+      throw exporting(this.#exports.size, MAX_EXPORTS_PER_SESSION);
     const shot = snapshot(this.#store, head, messages);
     this.#exports.add(shot);
     const end = () => this.#exports.delete(shot);
@@ -477,6 +502,13 @@ export class Session implements Tenant {
 
 const notFound = (message = 'no such session') =>
   new AdkvcError('session_not_found', message, { param: 'session_id' });
+
+const exporting = (running: number, limit: number) =>
+  new AdkvcError(
+    'session_busy',
+    `${running} exports of this session run already (MAX_EXPORTS_PER_SESSION); try again in ${RETRY_AFTER_SECONDS} s`,
+    { data: { retryAfter: RETRY_AFTER_SECONDS, limit } },
+  );
 
 const exists = (id: string) =>
   new AdkvcError('session_exists', `session ${id} exists already`, { param: 'id' });

@@ -7,7 +7,7 @@ import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import type { ByteReader } from './byte-reader.ts';
 import { checksum } from './checksum.ts';
 import { FIRST_FREE_ROW, type Head } from './head.ts';
-import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES } from './limits.ts';
+import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES, MAX_NOTE_CHARACTERS } from './limits.ts';
 import { type Log, prefixOf } from './log.ts';
 import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, writeFramed } from './row.ts';
 import { readState, type StateRecord } from './state.ts';
@@ -100,6 +100,17 @@ const manifestSchema = v.strictObject({
         prompt: v.exactOptional(uint),
         open: v.exactOptional(v.literal(true)),
         unfinished: v.exactOptional(v.string()),
+        made: v.exactOptional(
+          v.strictObject({
+            reason: v.picklist(['stop', 'length']),
+            promptTokens: uint,
+            completionTokens: uint,
+            cachedTokens: uint,
+            at: uint,
+            note: v.pipe(v.string(), v.maxLength(MAX_NOTE_CHARACTERS)),
+          }),
+        ),
+        withdrawn: v.exactOptional(v.literal(true)),
       }),
     ),
     ids: v.array(uint),

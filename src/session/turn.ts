@@ -8,7 +8,7 @@ import { commit } from './commit.ts';
 import { answerKey, storedAnswer } from './continue-answer.ts';
 import type { EngineIdentity, Head } from './head.ts';
 import { CHECKPOINT_POSITIONS } from './limits.ts';
-import { answered, openings, type Prompt } from './log.ts';
+import { answered, type MadeAnswer, openings, type Prompt } from './log.ts';
 import { type Residence, restoreNewest } from './recover.ts';
 import type { Lease } from './scheduler.ts';
 import type { Generate } from './services.ts';
@@ -128,7 +128,18 @@ export class Turn {
       }
     }
     this.#timing.decodeMs = now() - mark;
-    await this.#commit();
+    await this.#commit(
+      finish && request.note !== undefined
+        ? {
+            reason: finish.reason,
+            promptTokens: prompt.ids.length,
+            completionTokens: this.#answer.length,
+            cachedTokens,
+            at: now(),
+            note: request.note,
+          }
+        : undefined,
+    );
     if (!finish)
       throw new AbortedError('the turn was ended before its answer was complete; what was generated is kept');
     emit({
@@ -207,7 +218,7 @@ export class Turn {
     );
   }
 
-  async #commit(): Promise<void> {
+  async #commit(made?: MadeAnswer): Promise<void> {
     const { request, prompt, identity, store, now } = this.#setup;
     if (this.#setup.deleted() || !request.store) {
       this.clean = false;
@@ -221,6 +232,7 @@ export class Turn {
       this.#content,
       cache.position,
       this.#complete ? undefined : answerKey(request),
+      made,
     );
     const sameEngine = !difference(this.#head.engine, identity);
     const next: Head = {

@@ -170,6 +170,32 @@ describe('responses', () => {
     expect(fork.usage!.input_tokens_details.cached_tokens).toBe(first.usage!.total_tokens - 1);
   });
 
+  test('are read again, and deleted: the newest of a chain first', async () => {
+    const first = await client.responses.create({ model, input: 'What is a test?', ...ask });
+    const second = await client.responses.create({
+      model,
+      input: 'And then?',
+      previous_response_id: first.id,
+      ...ask,
+    });
+    const read = await client.responses.retrieve(second.id);
+    expect([read.output_text, read.usage, read.status]).toEqual([
+      second.output_text,
+      second.usage,
+      second.status,
+    ]);
+    await client.responses.delete(second.id);
+    await expect(client.responses.retrieve(second.id)).rejects.toBeInstanceOf(OpenAI.NotFoundError);
+    // What the first one's cache holds is there still.
+    const third = await client.responses.create({
+      model,
+      input: 'Once more?',
+      previous_response_id: first.id,
+      ...ask,
+    });
+    expect(third.usage!.input_tokens_details.cached_tokens).toBe(first.usage!.total_tokens - 1);
+  });
+
   test('stream the events that the client accumulates', async () => {
     const request = { model, input: 'What is a test?', store: false, ...ask };
     const stream = client.responses.stream(request);

@@ -2,6 +2,7 @@ import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { AbortedError, AdkvcError } from '../../src/core/errors.ts';
 import type { ChatMessage } from '../../src/engine/types.ts';
 import type {
+  SaidMessage,
   SessionCacheMap,
   SessionExport,
   SessionHost,
@@ -24,7 +25,7 @@ export interface FakeTurn {
  */
 export class FakeSessionHost implements SessionHost {
   readonly turns: FakeTurn[] = [];
-  readonly sessions = new Map<string, { info: SessionInfo; messages: ChatMessage[] }>();
+  readonly sessions = new Map<string, { info: SessionInfo; messages: SaidMessage[] }>();
   /** The answer's pieces. */
   pieces: readonly string[] = ['Hello', ' there', ', friend', '.'];
   reason: 'stop' | 'length' = 'stop';
@@ -59,8 +60,20 @@ export class FakeSessionHost implements SessionHost {
   async get(key: string): Promise<SessionInfo> {
     return this.#find(key).info;
   }
-  async messages(key: string): Promise<ChatMessage[]> {
+  async messages(key: string): Promise<SaidMessage[]> {
     return this.#find(key).messages;
+  }
+  async unsay(key: string, count: number): Promise<void> {
+    const session = this.#find(key);
+    const said = session.messages;
+    if (count < said.length) {
+      const { made: _, ...rest } = said[count - 1]!;
+      session.messages = said.with(count - 1, { ...rest, withdrawn: true });
+    } else
+      session.messages = said.slice(
+        0,
+        said.slice(0, -1).findLastIndex(({ role }) => role === 'assistant') + 1,
+      );
   }
   async delete(key: string): Promise<void> {
     this.#find(key);
@@ -176,7 +189,20 @@ export class FakeSessionHost implements SessionHost {
     if (request.store) {
       if (!this.sessions.has(key)) await this.create(key, id, {});
       const session = this.sessions.get(key)!;
-      session.messages = [...all, { role: 'assistant', content: text + this.heldBack }];
+      const made = request.note !== undefined && {
+        made: {
+          reason: this.reason,
+          promptTokens,
+          completionTokens: this.pieces.length,
+          cachedTokens,
+          at: Date.now(),
+          note: request.note,
+        },
+      };
+      session.messages = [
+        ...all.map((message, i) => (i < shared ? before[i]! : message)),
+        { role: 'assistant', content: text + this.heldBack, ...made },
+      ];
       session.info = { ...session.info, turns: session.info.turns + 1 };
     }
     const tokens = promptTokens + this.pieces.length;
@@ -200,7 +226,7 @@ export class FakeSessionHost implements SessionHost {
     };
   }
 
-  #find(key: string): { info: SessionInfo; messages: ChatMessage[] } {
+  #find(key: string): { info: SessionInfo; messages: SaidMessage[] } {
     const session = this.sessions.get(key);
     if (!session) throw new AdkvcError('session_not_found', 'there is no such session', { param: 'id' });
     return session;

@@ -1,6 +1,7 @@
 import OpenAI from 'openai';
 import { expect, test } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
+import { MAX_NOTE_CHARACTERS } from '../../src/session/limits.ts';
 import { fixture, MODEL } from './fixture.ts';
 
 /** The official client over the application itself, a double of sessions behind it. */
@@ -283,4 +284,72 @@ test('a format reaches the turn, and the response repeats it', async () => {
   await expect(
     ask({ text: { format: { ...format, schema: { type: 'string', format: 'date' } } } }),
   ).rejects.toMatchObject({ status: 400, param: 'text.format.schema.format' });
+});
+
+test('a stored response is read as it was handed out, by its own key alone', async () => {
+  const { client, ask, host } = setup();
+  for (const reason of ['stop', 'length'] as const) {
+    host.reason = reason;
+    const { output_text: _, ...made } = (await ask({
+      instructions: 'Be brief.',
+      metadata: { a: 'b' },
+      temperature: 0.5,
+      text: { format: { type: 'json_object' } },
+    })) as any;
+    const { output_text: text, ...read } = (await client.responses.retrieve(made.id)) as any;
+    expect(text).toBe('Hello there, friend.');
+    const { adkvc, completed_at, ...told } = made;
+    expect(read.completed_at === null).toBe(completed_at === null);
+    expect(Math.abs((read.completed_at ?? 0) - (completed_at ?? 0))).toBeLessThan(2);
+    expect({ ...read, completed_at }).toEqual({ ...told, completed_at });
+    expect(adkvc).toBeDefined();
+  }
+  const kept = await ask();
+  const [session] = [...host.sessions.values()].slice(-1);
+  // A note that an imported session brought may be anything.
+  const [said, answer] = session!.messages;
+  for (const note of ['[]', 'null', '{', '7']) {
+    session!.messages = [said!, { ...answer!, made: { ...answer!.made!, note } }];
+    await expect(client.responses.retrieve(kept.id)).rejects.toMatchObject({ status: 404 });
+  }
+  await expect(client.responses.retrieve('resp_none')).rejects.toMatchObject({ code: 'response_not_found' });
+  await expect(client.responses.retrieve((await ask({ store: false })).id)).rejects.toMatchObject({
+    status: 404,
+  });
+});
+
+test('a deleted response is gone: alone with its session, the newest with its question, an older one for whoever names it', async () => {
+  const { client, ask, host } = setup();
+  const alone = await ask();
+  await client.responses.delete(alone.id);
+  expect(host.sessions.size).toBe(0);
+
+  const first = await ask({ input: 'one' });
+  const second = await ask({ input: 'two', previous_response_id: first.id });
+  const third = await ask({ input: 'three', previous_response_id: second.id });
+  expect(host.sessions.size).toBe(1);
+  await client.responses.delete(second.id);
+  for (const id of [alone.id, second.id]) {
+    await expect(client.responses.retrieve(id)).rejects.toMatchObject({ status: 404 });
+    await expect(ask({ previous_response_id: id })).rejects.toMatchObject({ code: 'response_not_found' });
+    await expect(client.responses.delete(id)).rejects.toMatchObject({ status: 404 });
+  }
+  expect((await client.responses.retrieve(third.id)).output_text).toBe('Hello there, friend.');
+  await client.responses.delete(third.id);
+  const [session] = host.sessions.values();
+  expect(session!.messages.map(({ content }) => content)).not.toContain('three');
+
+  const named = await ask({ conversation: 'mine' });
+  await client.responses.delete(named.id);
+  expect([...host.sessions.values()].map(({ info, messages }) => [info.id, messages.length])).toContainEqual([
+    'mine',
+    0,
+  ]);
+});
+
+test('what is kept with a response is bounded', async () => {
+  const { ask } = setup();
+  const metadata = { a: 'b'.repeat(MAX_NOTE_CHARACTERS) };
+  await expect(ask({ metadata })).rejects.toMatchObject({ status: 400, code: 'invalid_input' });
+  await expect(ask({ metadata, store: false })).resolves.toBeDefined();
 });
