@@ -73,7 +73,30 @@ export interface CacheConfig {
   readonly arithmetic: 'integer' | 'float';
   /** false: plans as for a model that was never calibrated. */
   readonly useProfile?: boolean;
+  /** false: without a profile all heads count alike; otherwise their sensitivity is estimated from the attention that the plan sees. */
+  readonly estimate?: boolean;
+
+  // ---- the adkvc policies: what is left out is as policies/adkvc.ts says. Scalars alone: configurations are compared field by field. -----------
+  /** How attention history becomes relevance: trackers/. */
+  readonly tracker?: TrackerName;
+  /** Attention mass and the queries that it is divided by decay by this factor an epoch, 0..1; for tracker ema. */
+  readonly decay?: number;
+  /** Queries before an epoch that count; for tracker last-window. */
+  readonly lastQueries?: number;
+  /** A token's relevance becomes the largest of so many around it; an odd number, 1: its own. */
+  readonly pool?: number;
+  /** Tokens in a row that share their mean relevance and with it their tier; 1: none do. */
+  readonly block?: number;
+  /** Share of the head's mean relevance that every token has at least. */
+  readonly floor?: number;
+  /** Tiers that tokens may get, finest first, as in "8,8 4,4 2,2 drop". */
+  readonly tiers?: string;
+  /** adkvc-fixed: relevance over the head's mean from which a token is held in the first and in the second of its steps. */
+  readonly high?: number;
+  readonly mid?: number;
 }
+export const TRACKER_NAMES = ['ema', 'mean', 'sum', 'last-window'] as const;
+export type TrackerName = (typeof TRACKER_NAMES)[number];
 export const DEFAULT_CACHE: CacheConfig = {
   policy: 'adkvc',
   window: 64,

@@ -45,6 +45,16 @@ export function maxPool(x: Float32Array, width: number): void {
   }
 }
 
+/** Each element becomes the mean of the `size` elements in a row that it stands among; the last ones are as many as are left. */
+export function blockMean(x: Float32Array, size: number): void {
+  for (let from = 0; from < x.length; from += size) {
+    const block = x.subarray(from, from + size);
+    let sum = 0;
+    for (const value of block) sum += value;
+    block.fill(sum / block.length);
+  }
+}
+
 /** Each element becomes the mean of the `width` around it, what lies outside counting as 0. */
 export function averagePool(x: Float32Array, width: number): void {
   const from = x.slice();

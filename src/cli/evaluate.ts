@@ -9,9 +9,9 @@ import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { TASKS } from '../eval/registry.ts';
 import { writeReport } from '../eval/report.ts';
 import { ResultLog } from '../eval/rows.ts';
-import { type Progress, runEvaluation } from '../eval/run.ts';
+import { type MethodSpec, type Progress, runEvaluation, type SampleRange } from '../eval/run.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
-import { count, natural, positive } from './engine-options.ts';
+import { natural, positive } from './engine-options.ts';
 import { CLI_KERNEL_BYTES } from './load-engine.ts';
 
 interface EvaluateOptions {
@@ -19,7 +19,7 @@ interface EvaluateOptions {
   policies: string[];
   ratios: number[];
   lengths: number[];
-  samples: number;
+  samples: SampleRange;
   seeds: number[];
   window: number;
   sinks: number;
@@ -38,6 +38,15 @@ interface EvaluateOptions {
 }
 
 const list = (text: string): string[] => text.split(',').filter((part) => part !== '');
+/** As `list`; a comma within tiers (8,8) stands between two digits. */
+const policyList = (text: string): string[] => text.split(/,(?!\d)/).filter((part) => part !== '');
+const range = (text: string): SampleRange => {
+  const [first, last] = text.split('-').map(Number) as [number, number?];
+  const samples = last === undefined ? { from: 0, to: first } : { from: first, to: last + 1 };
+  if (!(Number.isInteger(samples.from) && Number.isInteger(samples.to) && samples.from < samples.to))
+    throw new InvalidArgumentError('expected a number of samples, or the first and the last, as in 16-19');
+  return samples;
+};
 const numbers = (text: string): number[] =>
   list(text).map((part) => {
     const n = Number(part);
@@ -53,13 +62,16 @@ export function evaluateCommand(program: Command): void {
     .option('--tasks <names>', 'tasks (--list shows them), comma-separated', list, ['pg19', 'needle-essay'])
     .option(
       '--policies <names>',
-      'policies, each at all ratios or, as in h2o@4, at one of its own; full always runs',
-      list,
+      'policies, each at all ratios or, as in h2o@4, at one of its own, with fields of its configuration as in adkvc+floor=1+window=32; full always runs',
+      policyList,
       Object.keys(POLICIES),
     )
     .option('--ratios <list>', 'fp16 bytes over bytes held', numbers, [4])
     .option('--lengths <list>', "tokens of text or prompt (default: each task's own)", numbers, [])
-    .option('--samples <n>', 'samples a task and length', count, 5)
+    .option('--samples <n>', 'samples a task and length: 5, or 16-19 for those numbers', range, {
+      from: 0,
+      to: 5,
+    })
     .option('--seeds <list>', 'seeds of samples and random choices', numbers, [0])
     .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
@@ -105,7 +117,7 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
   if (options.backend !== 'wasm' && options.backend !== 'reference')
     throw new InvalidInputError(`--backend is wasm or reference, not ${options.backend}`, '--backend');
   const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
-  const methods = [...new Map(named.map((m) => [`${m.policy}@${m.ratio}`, m])).values()];
+  const methods = [...new Map(named.map((m) => [JSON.stringify(m), m])).values()];
   const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
   const ending = new AbortController();
   const minutes = options.minutes ?? Number.POSITIVE_INFINITY;
@@ -153,9 +165,14 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
     );
 }
 
-/** `adkvc` runs at every ratio of --ratios, `adkvc@8` at its own alone. */
-function methodsNamed(text: string, ratios: readonly number[]): { policy: string; ratio: number }[] {
-  const [policy, own] = text.split('@') as [string, string | undefined];
+const NUMBERS = ['window', 'sinks', 'decay', 'lastQueries', 'pool', 'block', 'floor', 'high', 'mid'] as const;
+const TEXTS = ['tracker', 'tiers'] as const;
+const FLAGS = ['useProfile', 'estimate'] as const;
+
+/** `adkvc` runs at every ratio of --ratios, `adkvc@8` at its own alone, `adkvc@8+floor=1+tiers=8,8 4,4 drop` changed in these fields. */
+function methodsNamed(text: string, ratios: readonly number[]): MethodSpec[] {
+  const [named, ...changes] = text.split('+') as [string, ...string[]];
+  const [policy, own] = named.split('@') as [string, string | undefined];
   if (!POLICIES[policy])
     throw new InvalidInputError(
       `unknown policy "${policy}": use ${Object.keys(POLICIES).join(', ')}`,
@@ -165,7 +182,24 @@ function methodsNamed(text: string, ratios: readonly number[]): { policy: string
   if (own !== undefined && !(ratio > 0))
     throw new InvalidInputError(`"${text}" names no ratio: write ${policy}@4`, '--policies');
   if (policy === 'full') return [];
-  return (own === undefined ? ratios : [ratio]).map((r) => ({ policy, ratio: r }));
+  const config = Object.fromEntries(
+    changes.map((change) => {
+      const [field, value = ''] = change.split('=') as [string, string?];
+      if ((FLAGS as readonly string[]).includes(field) && /^(true|false)$/.test(value))
+        return [field, value === 'true'];
+      const number = (NUMBERS as readonly string[]).includes(field);
+      if (
+        value === '' ||
+        !(number ? Number.isFinite(Number(value)) : (TEXTS as readonly string[]).includes(field))
+      )
+        throw new InvalidInputError(
+          `"${change}" of "${text}" is no change: write one of ${[...NUMBERS, ...TEXTS, ...FLAGS].join(', ')}, as in floor=0.3`,
+          '--policies',
+        );
+      return [field, number ? Number(value) : value];
+    }),
+  );
+  return (own === undefined ? ratios : [ratio]).map((r) => ({ policy, ratio: r, config }));
 }
 
 /** The sources' commit, "+" behind it where they were changed since; outside of a checkout what was packed along, or "unknown". */

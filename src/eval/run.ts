@@ -8,16 +8,28 @@ import { TASKS } from './registry.ts';
 import { type Origin, ResultLog, type Row, type RowSpec, rowKey } from './rows.ts';
 import type { Method, Task } from './task.ts';
 
+/** A policy at a ratio, and in which fields its configuration differs from the run's. */
+export interface MethodSpec {
+  readonly policy: string;
+  readonly ratio?: number;
+  readonly config?: Partial<CacheConfig>;
+}
+
+/** Of every task and length: numbers from (included) and to (not). */
+export interface SampleRange {
+  readonly from: number;
+  readonly to: number;
+}
+
 export interface RunOptions extends Omit<LoadOptions, 'stop' | 'aside'> {
   /** JSON lines; rows already there are not made again. */
   readonly out: string;
   readonly tasks: readonly string[];
   /** Besides full, which always runs. */
-  readonly methods: readonly { readonly policy: string; readonly ratio?: number }[];
+  readonly methods: readonly MethodSpec[];
   /** Tokens; empty: each task's own. */
   readonly lengths: readonly number[];
-  /** Samples a task and length. */
-  readonly samples: number;
+  readonly samples: SampleRange;
   readonly seeds: readonly number[];
   readonly window: number;
   readonly sinks: number;
@@ -97,15 +109,16 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
     const wanted = new Map<string, string>();
     const units: Unit[] = [];
     for (const task of tasks) {
-      const n = Math.min(options.samples, await task.count(data));
+      const range = { from: options.samples.from, to: Math.min(options.samples.to, await task.count(data)) };
+      const n = Math.max(0, range.to - range.from);
       const lengths = task.lengths[0] === 0 || options.lengths.length === 0 ? task.lengths : options.lengths;
       const places = lengths.flatMap((length) => options.seeds.map((seed) => ({ length, seed })));
       for (const { length, seed } of places) {
         const methods = methodsOf(task, options, seed);
         const parts = task.together
-          ? inParts(methods, Math.ceil(options.workers / (n * places.length)))
+          ? inParts(methods, Math.ceil(options.workers / Math.max(1, n * places.length)))
           : methods.map((m) => [m]);
-        for (const samples of grouped(n, task.group))
+        for (const samples of grouped(range, task.group))
           for (const part of parts) {
             const jobs = samples.map((sample): Job => {
               const place = { length, sample, seed };
@@ -172,7 +185,7 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
 }
 
 function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
-  const method = ({ policy, ratio }: { policy: string; ratio?: number }): Method => {
+  const method = ({ policy, ratio, config: own }: MethodSpec): Method => {
     const config: CacheConfig = {
       policy,
       ...(ratio === undefined ? {} : { ratio }),
@@ -182,6 +195,7 @@ function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
       exactBits: options.exact && policy === 'full' ? 32 : 16,
       arithmetic: options.exact ? 'float' : 'integer',
       ...(options.useProfile || policy === 'full' ? {} : { useProfile: false }),
+      ...own,
     };
     return { policy, ...(ratio === undefined ? {} : { ratio }), config };
   };
@@ -196,13 +210,14 @@ function inParts(methods: readonly Method[], count: number): Method[][] {
   return parts;
 }
 
-/** Samples 0 to n - 1: those of a group together, by its order. */
-function grouped(n: number, group: Task['group']): number[][] {
-  const size = group?.size ?? 1;
-  return Array.from({ length: Math.ceil(n / size) }, (_, g) => {
-    const samples = Array.from({ length: Math.min(size, n - g * size) }, (_, i) => g * size + i);
-    return group ? samples.sort((a, b) => group.order(a) - group.order(b)) : samples;
-  });
+/** Those of a group together, by its order. */
+function grouped({ from, to }: SampleRange, group: Task['group']): number[][] {
+  const groups: number[][] = [];
+  for (let sample = from; sample < to; sample++) {
+    if (sample === from || sample % (group?.size ?? 1) === 0) groups.push([]);
+    groups.at(-1)!.push(sample);
+  }
+  return group ? groups.map((g) => g.sort((a, b) => group.order(a) - group.order(b))) : groups;
 }
 
 /** Tokens times methods: what a job costs, roughly. */

@@ -1,3 +1,4 @@
+import { DEFAULT_CACHE } from '../cache/policy.ts';
 import { type Estimate, meanInterval, pairedRateInterval, rateInterval } from './metrics/interval.ts';
 import { TASKS } from './registry.ts';
 import type { Row } from './rows.ts';
@@ -47,10 +48,22 @@ export interface Section {
 }
 
 const settingOf = (row: Row): string =>
-  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}, window ${row.config.window}, sinks ${row.config.sinks}, ${row.protocol}`;
+  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}, ${row.protocol}`;
 
-const policyName = (row: Pick<Row, 'policy' | 'config'>): string =>
-  row.config.useProfile === false ? `${row.policy} (no profile)` : row.policy;
+/** Fields that every method has: the others make a variant. */
+const COMMON = new Set(['policy', 'ratio', 'bytes', 'seed', 'exactBits', 'arithmetic', 'useProfile']);
+
+/** `adkvc (no profile, floor 1)`: the policy, and in what it is not as by default. */
+function policyName({ policy, config }: Pick<Row, 'policy' | 'config'>): string {
+  const changed = Object.entries(config).filter(
+    ([field, value]) => !COMMON.has(field) && value !== DEFAULT_CACHE[field as keyof typeof DEFAULT_CACHE],
+  );
+  const variant = [
+    ...(config.useProfile === false ? ['no profile'] : []),
+    ...(policy === 'full' ? [] : changed.map(([field, value]) => `${field} ${value}`)),
+  ];
+  return variant.length === 0 ? policy : `${policy} (${variant.join(', ')})`;
+}
 export const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config'>): string =>
   row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`;
 

@@ -1,10 +1,22 @@
-import type { ModelConfig } from '../../core/config.ts';
+import { EPOCH, type ModelConfig } from '../../core/config.ts';
+import { InvalidInputError } from '../../core/errors.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
 import { allocateSteps, lastOf, type TierOption } from '../allocate.ts';
-import type { ByteBudget, CacheConfig, CacheView, Plan, Policy } from '../policy.ts';
+import {
+  type ByteBudget,
+  type CacheConfig,
+  type CacheView,
+  type Plan,
+  type Policy,
+  TRACKER_NAMES,
+  type TrackerName,
+} from '../policy.ts';
 import type { HeadProfile } from '../profile.ts';
-import { byHead, headSteps, maxPool, overMean } from '../relevance.ts';
+import { blockMean, byHead, headSteps, maxPool, overMean } from '../relevance.ts';
 import { emaTracker } from '../trackers/ema.ts';
+import { lastWindowTracker } from '../trackers/last-window.ts';
+import { meanTracker } from '../trackers/mean.ts';
+import { sumTracker } from '../trackers/sum.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
 /** Few tiers do as well as ten (README, "The method"), and each costs padding in every record that uses it. */
@@ -66,26 +78,87 @@ export function distortions(
   });
 }
 
+/** Share of a head's tokens whose attention is compared with all of it. */
+const TOP = 0.05;
+/** Between heads of SmolLM2-135M, harm when a head drops its past rises with about this power of the share (docs/evaluation.md). */
+const CONCENTRATION_POWER = 1.5;
+
+/**
+ * How sensitive a head is, without a profile and up to a factor: heads whose attention on the past is concentrated on few tokens lose more when these
+ * are held badly than heads that look at everything a little.
+ */
+export function concentration(relevance: Float32Array): number {
+  const sorted = relevance.toSorted();
+  let all = 0;
+  for (const x of sorted) all += x;
+  let top = 0;
+  for (const x of sorted.subarray(Math.floor(sorted.length * (1 - TOP)))) top += x;
+  return (all > 0 ? top / all : TOP) ** CONCENTRATION_POWER;
+}
+
 export interface AdkvcOptions {
   readonly name: string;
   readonly tiers: readonly number[];
   readonly tracker: Tracker;
   readonly pool: number;
+  readonly block: number;
   readonly floor: number;
+  /** Without a profile, heads' sensitivity follows from their attention. */
+  readonly estimate: boolean;
+}
+
+/** What the configuration says, completed by the defaults. @throws InvalidInputError naming the field */
+export function adkvcOptions(config: CacheConfig): Omit<AdkvcOptions, 'name'> {
+  const { decay = MASS_DECAY, lastQueries = 32, pool = POOL, block = 1, floor = RELEVANCE_FLOOR } = config;
+  const check = (name: keyof CacheConfig, right: boolean, what: string): void => {
+    if (!right) throw new InvalidInputError(`${name} must be ${what}, not ${config[name]}`, name);
+  };
+  const whole = (n: number, most: number): boolean => Number.isInteger(n) && n >= 1 && n <= most;
+  check('decay', decay >= 0 && decay <= 1, 'a number from 0 to 1');
+  check('lastQueries', whole(lastQueries, EPOCH), `a whole number from 1 to ${EPOCH}`);
+  check('pool', whole(pool, 127) && pool % 2 === 1, 'an odd number from 1 to 127');
+  check('block', whole(block, EPOCH), `a whole number from 1 to ${EPOCH}`);
+  check('floor', Number.isFinite(floor) && floor >= 0, 'a number from 0');
+  const trackers: Record<TrackerName, () => Tracker> = {
+    ema: () => emaTracker(decay),
+    mean: meanTracker,
+    sum: sumTracker,
+    'last-window': () => lastWindowTracker(lastQueries),
+  };
+  const name = config.tracker ?? 'ema';
+  check('tracker', Object.hasOwn(trackers, name), `one of ${TRACKER_NAMES.join(', ')}`);
+  const tiers = config.tiers === undefined ? LADDER : tiersNamed(config.tiers);
+  return { tiers, tracker: trackers[name](), pool, block, floor, estimate: config.estimate ?? true };
+}
+
+function tiersNamed(text: string): number[] {
+  const names = [...TIERS.filter((t) => t.kBits <= 8).map((t) => t.name), 'drop'];
+  const tiers = text.split(' ').map((name) => {
+    if (!names.includes(name))
+      throw new InvalidInputError(
+        `tiers names "${name}": use ${names.join(' | ')}, separated by spaces`,
+        'tiers',
+      );
+    return tierNamed(name);
+  });
+  if (tiers.some((tier, i) => i > 0 && tier <= tiers[i - 1]!))
+    throw new InvalidInputError('tiers must be named from the finest to the coarsest, each once', 'tiers');
+  return tiers;
 }
 
 /** Relevance pooled over neighbours, over the head's mean, with a floor. */
 export function relativeRelevance(
   view: CacheView,
-  o: Pick<AdkvcOptions, 'tracker' | 'pool' | 'floor'>,
+  o: Pick<AdkvcOptions, 'tracker' | 'pool' | 'block' | 'floor'>,
 ): Float32Array[] {
   const relevance = o.tracker.read(view);
   byHead(view, relevance, (tokens) => prepare(tokens, o));
   return relevance;
 }
 
-function prepare(tokens: Float32Array, o: Pick<AdkvcOptions, 'pool' | 'floor'>): void {
+function prepare(tokens: Float32Array, o: Pick<AdkvcOptions, 'pool' | 'block' | 'floor'>): void {
   if (o.pool > 1) maxPool(tokens, o.pool);
+  if (o.block > 1) blockMean(tokens, o.block);
   overMean(tokens, o.floor);
 }
 
@@ -111,17 +184,27 @@ export function profiledPolicy(
     planSteps,
   };
 
+  /** Every head's harm times its sensitivity over the mean. */
+  function relativeTo(sensitivity: Float64Array): Float64Array[] {
+    const mean = sensitivity.reduce((a, b) => a + b, 0) / sensitivity.length;
+    return harm.map((d, head) => d.map((x) => (x * sensitivity[head]!) / mean));
+  }
+
   function* planSteps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
     const relevance = o.tracker.read(view);
     yield READING / 4;
     const heads = view.layers * view.kvHeads;
-    for (const done of headSteps(view, relevance, (tokens) => prepare(tokens, o)))
-      yield READING * (0.25 + (0.75 * done) / heads);
+    const sensitivity = profile || !o.estimate ? undefined : new Float64Array(heads);
+    const read = (tokens: Float32Array, head: number): void => {
+      if (sensitivity) sensitivity[head] = concentration(tokens);
+      prepare(tokens, o);
+    };
+    for (const done of headSteps(view, relevance, read)) yield READING * (0.25 + (0.75 * done) / heads);
     const input = {
       view,
       relevance,
       options,
-      distortions: harm,
+      distortions: sensitivity ? relativeTo(sensitivity) : harm,
       budgetBytes: budget.recordBytes,
       mass: true,
     };
@@ -134,17 +217,10 @@ export function profiledPolicy(
   }
 }
 
-export const ADKVC: Omit<AdkvcOptions, 'name'> = {
-  tiers: LADDER,
-  tracker: emaTracker(MASS_DECAY),
-  pool: POOL,
-  floor: RELEVANCE_FLOOR,
-};
-
 /**
  * Attention-guided dynamic compression: decayed attention mass and the heads' measured sensitivity decide, over all layers and heads at once,
  * who keeps how many bits and who is dropped (quantisation and eviction combined).
  */
-export function adkvc(_config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
-  return profiledPolicy({ name: 'adkvc', ...ADKVC }, model, profile);
+export function adkvc(config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
+  return profiledPolicy({ name: 'adkvc', ...adkvcOptions(config) }, model, profile);
 }
