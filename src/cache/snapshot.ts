@@ -1,10 +1,24 @@
+import type { ModelConfig } from '../core/config.ts';
+import type { Kernels } from '../kernels/kernels.ts';
 import { massBytes } from '../kernels/layout.ts';
-import type { KvCache } from './cache.ts';
-import { type CacheView, FRESH } from './policy.ts';
-import { cellIndex, type SegmentSpan } from './segments.ts';
+import type { ExactPart } from './exact-part.ts';
+import { type CacheConfig, type CacheView, FRESH } from './policy.ts';
+import { cellIndex, type SegmentBlock, type SegmentReader, type SegmentSpan } from './segments.ts';
+
+/** What of a cache a plan looks at. */
+export interface Snapped {
+  readonly context: { readonly model: ModelConfig; readonly kernels: Pick<Kernels, 'arena'> };
+  readonly config: Pick<CacheConfig, 'sinks' | 'seed'>;
+  readonly position: number;
+  readonly tracksMass: boolean;
+  readonly spans: readonly SegmentSpan[];
+  readonly blocks: readonly (readonly SegmentBlock[])[];
+  readonly exact: ExactPart;
+  reader(block: SegmentBlock): SegmentReader;
+}
 
 /** Copies what a plan is made from: tiers and mass of all segments, and of `fresh`, which still lies in the exact part. */
-export function snapshot(cache: KvCache, fresh: SegmentSpan | null): CacheView {
+export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
   const { layers, kvHeads, headDim } = cache.context.model;
   const { arena } = cache.context.kernels;
   const heads = layers * kvHeads;
