@@ -16,6 +16,8 @@ export interface Tenant {
    * another object's request, which the platform forbids to touch this one's storage.
    */
   forget(): void;
+  /** The object is gone, and with it the turn that it ran: frees the cache, whoever held it. */
+  abandon(): void;
 }
 
 /** The right to run one turn. */
@@ -25,6 +27,8 @@ export interface Lease {
    * runtime serves macrotasks first come first served and the engine its chunks likewise.
    */
   yield(): Promise<void>;
+  /** To be called after any other wait, before the cache is touched. @throws AdkvcError turn_interrupted when the turn was given up for dead */
+  check(): void;
   release(): void;
 }
 
@@ -39,17 +43,27 @@ export interface SchedulerOptions {
 interface Turn {
   readonly tenant: Tenant;
   readonly bytes: number;
+  /** When it showed last that it runs. */
+  seen: number;
+}
+
+/** A place in the queue; who holds it shows at each look that it is there. */
+interface Ticket {
+  seen: number;
 }
 
 /** Waiters look again after this long: a promise of another object's request is never awaited, since workerd takes that for a hang. */
 const POLL_MS = 10;
+/** An object that the platform resets ends without a word: waiters and turns that are silent for so long are taken for dead. */
+export const SILENT_WAITER_MS = 5_000;
+export const SILENT_TURN_MS = 120_000;
 
 /** All conversations of an isolate share one thread and one memory; this divides both. One instance an isolate. */
 export class Scheduler {
   readonly #options: Required<SchedulerOptions>;
   #tenants = new Set<Tenant>();
   #turns = new Map<Tenant, Turn>();
-  #queue: symbol[] = [];
+  #queue: Ticket[] = [];
 
   constructor(options: SchedulerOptions) {
     this.#options = {
@@ -91,13 +105,14 @@ export class Scheduler {
     signal?: AbortSignal,
   ): Promise<Lease> {
     this.#supersede(tenant);
+    this.#buryDead();
     if (this.#queue.length > 0 || !this.#makeRoom(tenant, engine, bytes)) {
       if (this.#queue.length >= this.#options.maxWaiting)
         throw this.#refusal(
           bytes,
           `${this.#queue.length} turns wait for memory already (MAX_WAITING_TURNS_PER_ISOLATE)`,
         );
-      const ticket = Symbol('ticket');
+      const ticket: Ticket = { seen: this.#options.now() };
       const deadline = this.#options.now() + this.#options.maxWaitMs;
       this.#queue.push(ticket);
       try {
@@ -109,29 +124,49 @@ export class Scheduler {
               `no memory became free within ${this.#options.maxWaitMs} ms (MAX_ADMISSION_WAIT_MS)`,
             );
           await this.#options.pause(POLL_MS);
+          ticket.seen = this.#options.now();
+          if (!this.#queue.includes(ticket)) this.#queue.push(ticket);
+          this.#buryDead();
         }
       } finally {
-        this.#queue.splice(this.#queue.indexOf(ticket), 1);
+        this.#queue = this.#queue.filter((other) => other !== ticket);
       }
     }
-    const turn: Turn = { tenant, bytes };
+    const turn: Turn = { tenant, bytes, seen: this.#options.now() };
     this.#tenants.add(tenant);
     this.#turns.set(tenant, turn);
+    const check = (): void => {
+      if (this.#turns.get(tenant) !== turn)
+        throw new AdkvcError('turn_interrupted', 'the turn was silent for too long and was given up');
+      turn.seen = this.#options.now();
+    };
     return {
-      yield: () => this.#options.pause(0),
+      yield: async () => {
+        await this.#options.pause(0);
+        check();
+      },
+      check,
       release: () => {
         if (this.#turns.get(tenant) === turn) this.#turns.delete(tenant);
       },
     };
   }
 
-  /** An object that was evicted could not free its cache (there is no hook for it); its successor does. */
+  /** An object that was evicted or reset could not free its cache (there is no hook for it); its successor does. There is one object of a key at a time. */
   #supersede(tenant: Tenant): void {
-    for (const other of this.#tenants) {
-      if (other === tenant || other.key !== tenant.key || this.#turns.has(other)) continue;
-      other.forget();
-      this.#tenants.delete(other);
-    }
+    for (const other of this.#tenants) if (other !== tenant && other.key === tenant.key) this.#bury(other);
+  }
+
+  #buryDead(): void {
+    const now = this.#options.now();
+    this.#queue = this.#queue.filter(({ seen }) => now - seen <= SILENT_WAITER_MS);
+    for (const [tenant, { seen }] of this.#turns) if (now - seen > SILENT_TURN_MS) this.#bury(tenant);
+  }
+
+  #bury(tenant: Tenant): void {
+    this.#turns.delete(tenant);
+    this.#tenants.delete(tenant);
+    tenant.abandon();
   }
 
   #makeRoom(tenant: Tenant, engine: Pick<Engine, 'availableBytes'>, bytes: number): boolean {

@@ -95,6 +95,11 @@ export class Session implements Tenant {
     this.#residence = undefined;
   }
 
+  abandon(): void {
+    this.#turn?.abandon();
+    this.forget();
+  }
+
   /** The object is given up: memory and handles go, the store's bytes stay. */
   close(): void {
     this.forget();

@@ -158,6 +158,12 @@ export class Turn {
     });
   }
 
+  /** Nothing of it runs any more: its cache is freed. */
+  abandon(): void {
+    this.residence?.cache.dispose();
+    this.residence = undefined;
+  }
+
   #constraint(): JsonConstraint | undefined {
     const { engine, request } = this.#setup;
     if (!request.format) return undefined;
@@ -224,6 +230,7 @@ export class Turn {
       this.clean = false;
       return;
     }
+    this.#setup.lease.check();
     const { cache, stored } = this.residence!;
     const start = now();
     const log = answered(
@@ -251,6 +258,7 @@ export class Turn {
     this.clean = false;
     const result = commit(store, next, cache, stored, this.#setup.pinned());
     await store.sync();
+    this.#setup.lease.check();
     this.#head = result.head;
     this.residence = { cache, stored: result.stored };
     this.clean = true;
@@ -258,6 +266,7 @@ export class Turn {
     this.#written.rows += result.rows;
     this.#written.bytes += result.bytes;
     await this.#setup.committed(result.head);
+    this.#setup.lease.check();
     this.#timing.commitMs += now() - start;
   }
 }

@@ -90,6 +90,9 @@ test('any bit of any row flipped: the same tokens and the same final state, and 
     }),
     { numRuns: process.env.ADKVC_FAULTS ? 1_000 : 200, seed: 11 },
   );
+  console.log(
+    `seed 11, ${process.env.ADKVC_FAULTS ? 1_000 : 200} bits flipped in ${rows.size} rows: ${noticed} met and repaired`,
+  );
   expect(noticed).toBeGreaterThan(20);
 }, 120_000);
 
@@ -193,6 +196,9 @@ test('a write that fails, whichever it is, fails its turn alone: no committed tu
       expect(again.ids).toEqual(good.ids);
       expect(world.engine.live.size).toBe(1);
     }
+    console.log(
+      `${count} turns failed, one at each ${where} of a turn in its order; each went through when it was sent again`,
+    );
     expect(count).toBeGreaterThan(where === 'put' ? 10 : 1);
   }
 }, 120_000);

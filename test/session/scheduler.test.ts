@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { Scheduler, type Tenant } from '../../src/session/scheduler.ts';
+import { Scheduler, SILENT_TURN_MS, SILENT_WAITER_MS, type Tenant } from '../../src/session/scheduler.ts';
 import { pause } from '../helpers/sessions.ts';
 
 /** `bytes` of kernel memory shared by tenants, as an engine's arena is. */
@@ -22,6 +22,9 @@ function memory(bytes: number) {
     forget(): void {
       this.residentBytes = 0;
       this.forgotten++;
+    }
+    abandon(): void {
+      this.forget();
     }
   }
   const engine = {
@@ -151,4 +154,51 @@ test('the successor of an evicted object frees what the object left behind', asy
   await visit(scheduler, engine, other, 30);
   await visit(scheduler, engine, successor, 30);
   expect([gone, successor, other].map(({ residentBytes }) => residentBytes)).toEqual([0, 30, 30]);
+});
+
+test('a turn whose object was reset: its successor frees it, and should it move again it is told', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const [gone, successor] = [tenant('a'), tenant('a')];
+  const dead = await scheduler.admit(gone, engine, 80);
+  gone.residentBytes = 80;
+  const lease = await scheduler.admit(successor, engine, 80);
+  expect([gone.residentBytes, scheduler.running]).toEqual([0, 1]);
+  await expect(dead.yield()).rejects.toMatchObject({ code: 'turn_interrupted' });
+  expect(dead.check).toThrow();
+  dead.release();
+  expect(scheduler.running).toBe(1);
+  await lease.yield();
+  lease.release();
+  expect(scheduler.running).toBe(0);
+});
+
+test('turns and waiters that are silent for long are taken for dead: nobody waits behind them for ever', async () => {
+  const { engine, tenant } = memory(100);
+  let now = 0;
+  const stopped = new Set<string>();
+  // A reset object's waits never end.
+  const pauseOf = (name: string) => async (ms: number) => {
+    if (stopped.has(name)) await new Promise(() => {});
+    await pause(ms);
+  };
+  let who = 'waiter';
+  const scheduler = new Scheduler({ pause: (ms) => pauseOf(who)(ms), now: () => now, maxWaitMs: 1e9 });
+  const [dead, alive] = [tenant('dead'), tenant('alive')];
+  await scheduler.admit(dead, engine, 60);
+  dead.residentBytes = 60;
+  stopped.add('waiter');
+  void scheduler.admit(tenant('waiter'), engine, 60);
+  await pause(0);
+  who = 'alive';
+  const admitted = scheduler.admit(alive, engine, 60);
+  expect(scheduler.waiting).toBe(2);
+  await pause(20);
+  now += SILENT_WAITER_MS + 1;
+  await expect.poll(() => scheduler.waiting).toBe(1);
+  expect(dead.residentBytes).toBe(60);
+  now += SILENT_TURN_MS;
+  const lease = await admitted;
+  expect([dead.residentBytes, scheduler.running, scheduler.waiting]).toEqual([0, 1, 0]);
+  lease.release();
 });

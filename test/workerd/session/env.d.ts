@@ -1,5 +1,6 @@
 declare namespace Cloudflare {
   interface Env {
+    ADKVC_FAULTS: string;
     DIRECTORIES: DurableObjectNamespace<import('../../../src/session/durable-object.ts').SessionDirectory>;
     CONVERSATIONS: DurableObjectNamespace<
       import('../../../src/session/durable-object.ts').Conversation<unknown>

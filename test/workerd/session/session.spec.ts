@@ -16,6 +16,7 @@ import { DurableObjectStore } from '../../../src/session/store/durable-object.ts
 import { MemoryStore } from '../../../src/session/store/memory.ts';
 import { fakeGenerate } from '../../helpers/fake-generate.ts';
 import { assistant, GREEDY, prose, read, request, user } from '../../helpers/turns.ts';
+import { engine, scheduler } from './worker.ts';
 
 const host = durableObjectHost(env.CONVERSATIONS, durableObjectDirectories(env.DIRECTORIES));
 const never = new AbortController().signal;
@@ -307,6 +308,7 @@ test('evicted at random moments between calls, sixty times: the same answers as 
       if ('stream' in seen) await seen.stream.cancel();
     }
   }
+  console.log(`seed 77, ${evictions} evictions: equal answers, equal reuse`);
   expect(await host.messages('restless')).toEqual(await host.messages('calm'));
 });
 
@@ -323,4 +325,67 @@ test('requests of a key are counted in its directory object, which writes nothin
     expect(state.storage.sql.databaseSize).toBeLessThanOrEqual(4_096);
     expect(new DurableObjectStore(state.storage).ids()).toEqual([]);
   });
+});
+
+/** ADKVC_FAULTS=50 for the full count. */
+const RESETS = Math.max(6, Number(env.ADKVC_FAULTS ?? 0));
+const RESET_SEED = 41;
+
+test(
+  `reset by the platform at ${RESETS} random moments of a turn, seed ${RESET_SEED}: the same tokens as without, no lock and no memory is stuck`,
+  async () => {
+    let seed = RESET_SEED;
+    const random = (): number => {
+      seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0;
+      return seed / 2 ** 32;
+    };
+    const messages: ChatMessage[] = [];
+    const held = engine.live.size;
+    let interrupted = 0;
+    for (let n = 0; n < RESETS; n++) {
+      if (n % 5 === 0) {
+        messages.length = 0;
+        for (const key of ['steady', 'reset']) if (n > 0) await host.delete(key);
+      }
+      messages.push(user(prose(100 + Math.floor(random() * 1_200), n)));
+      const asked = request(messages, { maxTokens: 120, sampling: { ...GREEDY, temperature: 1, seed: n } });
+      const steady = await read(await host.turn('steady', 'steady', asked, never));
+      const after = Math.floor(random() * 140);
+      let events = 0;
+      let last: TurnEvent | undefined;
+      for await (const event of await host.turn('reset', 'reset', asked, never)) {
+        last = event;
+        if (events++ !== after) continue;
+        await runInDurableObject(stub('reset'), (_object, state) => state.abort('reset by the test')).catch(
+          () => {},
+        );
+      }
+      if (last!.type === 'failed') {
+        interrupted++;
+        expect(last!.error.code).toBe('turn_interrupted');
+      }
+      const again = await read(await host.turn('reset', 'reset', asked, never));
+      expect(again.text).toBe(steady.text);
+      expect(again.ids).toEqual(steady.ids);
+      messages.push(assistant(steady.text));
+      expect(scheduler.running).toBe(0);
+    }
+    expect(await host.messages('reset')).toEqual(await host.messages('steady'));
+    // One cache for each of the two conversations.
+    expect(engine.live.size - held).toBeLessThanOrEqual(2);
+    expect(interrupted).toBeGreaterThan(RESETS / 3);
+    console.log(`seed ${RESET_SEED}, ${RESETS} resets, ${interrupted} of them in mid-turn`);
+  },
+  60_000 + RESETS * 5_000,
+);
+
+test('an alarm during a turn waits for it', async () => {
+  const whole = await read(await host.turn('quiet', 'quiet', LONG, never));
+  const events = await host.turn('alarmed', 'alarmed', { ...LONG, implicit: true, ttlSeconds: 1 }, never);
+  const ids: number[] = [];
+  for await (const event of events) {
+    if (event.type === 'token') ids.push(event.id);
+    if (ids.length === 20) await runDurableObjectAlarm(stub('alarmed'));
+  }
+  expect(ids).toEqual(whole.ids);
 });

@@ -9,6 +9,7 @@ export default defineProject({
       miniflare: {
         compatibilityDate: '2026-10-01',
         compatibilityFlags: ['enable_request_signal'],
+        bindings: { ADKVC_FAULTS: process.env.ADKVC_FAULTS ?? '' },
         durableObjects: {
           CONVERSATIONS: { className: 'ConversationObject', useSQLite: true },
           DIRECTORIES: { className: 'SessionDirectory', useSQLite: true },

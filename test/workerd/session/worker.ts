@@ -19,11 +19,8 @@ interface Env {
 }
 
 export const engine = new FakeEngine({ layers: 4 });
-const services: SessionServices = {
-  loadEngine: async () => engine,
-  generate: fakeGenerate,
-  scheduler: new Scheduler({ pause }),
-};
+export const scheduler = new Scheduler({ pause });
+const services: SessionServices = { loadEngine: async () => engine, generate: fakeGenerate, scheduler };
 
 export class ConversationObject extends Conversation<Env> {
   protected services(env: Env): SessionServices {
