@@ -126,17 +126,65 @@ export class KvCache {
   reserve(rows: number): void {
     const pending = this.#pending;
     if (pending && pending.epoch + PLAN_POSITIONS < this.position + rows) this.#advancePlan(1);
-    let grown = 0;
-    let transient = 0;
-    for (let layer = 0; layer < this.layers; layer++) {
-      const held = this.exact.bytesOf(layer);
-      const before = this.exact.bytesFor(stepped(this.exactCount(layer) + rows));
-      grown += Math.max(0, before - held);
-      transient = Math.max(transient, before);
-    }
-    const needed = grown + transient + (pending ? this.#segmentBound() : 0);
+    const needed = this.#peakGrowth(rows);
     if (needed > this.#arena.availableBytes)
       throw new MemoryLimitError(needed, this.#arena.availableBytes, `${rows} more tokens of a cache`);
+  }
+
+  /**
+   * The most bytes that are held beyond today's while `rows` tokens are appended. Layers are fed one after the other, and each that takes over
+   * its plan gives back the exact tokens of an epoch before the next one grows. What replaces a block stands beside it for a moment.
+   */
+  #peakGrowth(rows: number): number {
+    let more = 0;
+    let peak = 0;
+    const replace = (old: number, bytes: number): number => {
+      peak = Math.max(peak, more + bytes);
+      more += bytes - old;
+      return bytes;
+    };
+    for (let layer = 0; layer < this.layers; layer++) {
+      let held = this.exact.bytesOf(layer);
+      let slots = this.exactCount(layer);
+      const grow = (by: number): void => {
+        slots += by;
+        const bytes = this.exact.bytesFor(stepped(slots));
+        if (bytes > held) held = replace(held, bytes);
+      };
+      const at = this.#settlesAt(layer);
+      if (at < 0 || at >= rows) {
+        grow(rows);
+        continue;
+      }
+      grow(at);
+      const blocks = this.blocks[layer]!;
+      for (const { segment, tiers, from } of this.#pending!.changesOf(layer)) {
+        const block = blocks[segment];
+        const span = this.spans[segment]!;
+        replace(block ? this.#arena.size(block.id) : 0, align(this.#place(span, tiers, from).totalBytes));
+        if (block) continue;
+        slots -= span.tokens;
+        held = replace(held, this.exact.bytesFor(stepped(slots)));
+      }
+      grow(rows - at);
+    }
+    return peak;
+  }
+
+  /** Rows from now until the layer takes over the pending plan; negative: there is none for it. */
+  #settlesAt(layer: number): number {
+    return this.#pending?.isWaiting(layer)
+      ? this.#pending.epoch + dueAfter(layer, this.layers) - this.position
+      : -1;
+  }
+
+  /** How a segment lies in memory under these tiers. */
+  #place(span: SegmentSpan, tiers: Uint8Array, from: number): ReturnType<typeof layOut> {
+    const { kvHeads, headDim } = this.context.model;
+    const counts = Array.from({ length: kvHeads }, (_, h) =>
+      countTiers(tiers, from + h * span.tokens, span.tokens),
+    );
+    return layOut(span, counts, headDim, this.tracksMass);
   }
 
   /**
@@ -145,9 +193,7 @@ export class KvCache {
    */
   runs(layer: number, rows: number): { from: number; rows: number; mass: boolean; settle: boolean }[] {
     const mass = this.policy.needs.mass;
-    const settleAt = this.#pending?.isWaiting(layer)
-      ? this.#pending.epoch + dueAfter(layer, this.layers) - this.position
-      : -1;
+    const settleAt = this.#settlesAt(layer);
     const massFrom = mass?.lastQueries === undefined ? 0 : Math.max(0, this.room - mass.lastQueries);
     const cuts = [...new Set([0, settleAt, massFrom, rows])]
       .filter((at) => at >= 0 && at <= rows)
@@ -299,6 +345,9 @@ export class KvCache {
     }
     return out;
   }
+  hotBytes(layer: number): number {
+    return this.hotParts(layer).reduce((sum, part) => sum + part.length, 16);
+  }
   /** Views of the memory that `hot` copies, in its order. */
   hotParts(layer: number): Uint8Array[] {
     const parts = this.exact.parts(layer, this.exactCount(layer));
@@ -347,10 +396,7 @@ export class KvCache {
     const { kvHeads, headDim } = model;
     const span = this.spans[segment]!;
     const old = this.blocks[layer]![segment]!;
-    const counts = Array.from({ length: kvHeads }, (_, h) =>
-      countTiers(tiers, from + h * span.tokens, span.tokens),
-    );
-    const place = layOut(span, counts, headDim, this.tracksMass);
+    const place = this.#place(span, tiers, from);
     const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
     this.#recordBytes += this.#arena.size(id) - this.#arena.size(old.id);
     writeHeader(this.#arena.bytes(id), span, place);
@@ -460,10 +506,7 @@ export class KvCache {
 
   #encode(layer: number, span: SegmentSpan, tiers: Uint8Array, from: number, version: number): void {
     const { kernels, model } = this.context;
-    const counts = Array.from({ length: model.kvHeads }, (_, h) =>
-      countTiers(tiers, from + h * span.tokens, span.tokens),
-    );
-    const place = layOut(span, counts, model.headDim, this.tracksMass);
+    const place = this.#place(span, tiers, from);
     const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
     this.#recordBytes += this.#arena.size(id);
     writeHeader(this.#arena.bytes(id), span, place);

@@ -36,6 +36,8 @@ export interface PersistableCache {
   readonly layers: number;
   /** Copies; valid after the cache moves on. */
   hot(layer: number): Uint8Array;
+  /** Bytes `hot` would return, without copying. */
+  hotBytes(layer: number): number;
   block(layer: number, segment: number): Uint8Array;
   /** Segments that the layer holds: all of the header's, or one less. */
   segmentsOf(layer: number): number;

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { MIN_BUDGET_TOKENS } from '../../src/cache/cache.ts';
+import { MIN_BUDGET_TOKENS, worstCaseBytes } from '../../src/cache/cache.ts';
 import { fp16BytesPerToken, type ModelConfig } from '../../src/core/config.ts';
 import { cacheDriver, finishedBytes, SHAPE } from '../helpers/cache-driver.ts';
 
@@ -28,6 +28,31 @@ it.each([
       if (position >= MIN_BUDGET_TOKENS) expect(bytes).toBeGreaterThan(budget * 0.98);
     }
     expect(cache.report().meanRecodes).toBeLessThanOrEqual(1.5);
+  },
+);
+
+it.each([
+  [128, 4],
+  [32, 4],
+  [128, 10],
+])(
+  'chunks of %d at ratio %d fit into the worst case that turns are admitted by, and not much less',
+  (chunk, ratio) => {
+    const model: ModelConfig = { ...SHAPE, layers: 30 };
+    const driver = cacheDriver({ policy: 'adkvc', ratio }, { model });
+    const { arena } = driver.context.kernels;
+    const tokens = 1536;
+    const worst = worstCaseBytes({ model }, driver.config, tokens);
+    const others = arena.alloc(arena.availableBytes - worst);
+    const cache = driver.create();
+    let least = worst;
+    for (let position = chunk; position <= tokens; position += chunk) {
+      driver.feedTo(cache, position);
+      least = Math.min(least, arena.availableBytes);
+    }
+    expect(least).toBeLessThan(worst / 2);
+    cache.dispose();
+    arena.free(others);
   },
 );
 

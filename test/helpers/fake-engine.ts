@@ -168,6 +168,9 @@ export class FakeCache implements EngineCache {
     }
   }
 
+  hotBytes(l: number): number {
+    return this.hot(l).byteLength;
+  }
   hot(l: number): Uint8Array {
     const { hash, exact, mass } = this.state[l]!;
     const size = this.engine.tokenBytes * 2;

@@ -56,6 +56,9 @@ export class SizedCache implements EngineCache {
     const exact = this.position - this.header.segments * EPOCH;
     return new Uint8Array(exact * 768 + (this.#changes ? this.position * 12 : 0)).fill(layer + this.position);
   }
+  hotBytes(layer: number): number {
+    return this.hot(layer).byteLength;
+  }
   block(layer: number, segment: number): Uint8Array {
     return new Uint8Array(this.blockBytes(layer, segment)).fill(this.blockVersion(layer, segment) + segment);
   }
