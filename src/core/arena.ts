@@ -33,6 +33,8 @@ export class Arena {
   readonly #floor: number;
   #base: number;
   #top: number;
+  /** Nothing was ever written from here on: a new memory is zero, and writing zeros again would only touch its pages. */
+  #fresh: number;
   #live = 0;
   #blocks = new Map<BlockId, Block>();
   #nextId = 1;
@@ -43,6 +45,7 @@ export class Arena {
     this.#floor = align(base);
     this.#base = this.#floor;
     this.#top = this.#base;
+    this.#fresh = this.#floor;
   }
 
   /** Forgets all static memory, to load again from the start: the memory itself is kept and used anew. */
@@ -76,7 +79,7 @@ export class Arena {
     if (ptr + size > this.memory.maxBytes)
       throw new MemoryLimitError(size, this.memory.maxBytes - ptr, 'static kernel memory');
     this.memory.ensure(ptr + size);
-    new Uint8Array(this.memory.buffer, ptr, size).fill(0);
+    this.#clear(ptr, size);
     this.#base = ptr + size;
     this.#top = this.#base;
     return ptr;
@@ -97,7 +100,7 @@ export class Arena {
     this.memory.ensure(this.#top + size);
     const id = this.#nextId++;
     this.#blocks.set(id, { offset: this.#top, bytes: size });
-    new Uint8Array(this.memory.buffer, this.#top, size).fill(0);
+    this.#clear(this.#top, size);
     this.#top += size;
     this.#live += size;
     return id;
@@ -134,6 +137,12 @@ export class Arena {
     }
     this.#top = to;
     this.#compactions++;
+  }
+
+  #clear(at: Ptr, bytes: number): void {
+    const used = Math.min(at + bytes, this.#fresh) - at;
+    if (used > 0) new Uint8Array(this.memory.buffer, at, used).fill(0);
+    this.#fresh = Math.max(this.#fresh, at + bytes);
   }
 
   #get(id: BlockId): Block {

@@ -36,6 +36,9 @@ export async function readManifest(source: BundleSource): Promise<Manifest> {
   return parsed.output;
 }
 
+/** Shards that are read at once. */
+const STREAMS = 3;
+
 /**
  * Streams every shard straight into kernel memory: never a second copy, at most one piece of a stream beside it.
  * Tensors that share their bytes (a tied embedding) are held once.
@@ -70,7 +73,8 @@ export async function loadModel(
 
   const total = manifest.shards.reduce((sum, s) => sum + s.bytes, 0);
   let done = 0;
-  for (const [index, shard] of manifest.shards.entries()) {
+  const load = async (index: number): Promise<void> => {
+    const shard = manifest.shards[index]!;
     const pieces = targets[index]!.sort((a, b) => a.at - b.at);
     let at = 0;
     let next = 0;
@@ -92,6 +96,14 @@ export async function loadModel(
       throw new CorruptDataError(
         `${source.describe}: ${shard.file} has ${at} bytes, its manifest says ${shard.bytes}; prepare the model again`,
       );
-  }
+  };
+  // Some shards at a time: one's bytes are fetched while another's are copied.
+  const waiting = manifest.shards.keys();
+  const workers = Array.from({ length: STREAMS }, async () => {
+    for (const index of waiting) await load(index);
+  });
+  // All have ended before an error goes on: a stray one would write into a memory that is loaded anew.
+  for (const result of await Promise.allSettled(workers))
+    if (result.status === 'rejected') throw result.reason;
   return { manifest, config: manifest.model, kernels, weights, weightBytes, tierScratch };
 }

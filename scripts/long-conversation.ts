@@ -1,0 +1,81 @@
+import { cpus } from 'node:os';
+import { parseArgs } from 'node:util';
+import { ask, heapUse, prose, type Served, servedModel, type Timed, workerdUse } from './served.ts';
+
+/**
+ * `npm run long [-- --tokens 8100]`: a conversation that fills the model's context, in workerd over HTTP, under the cache that is served by default:
+ * several turns, SIGKILL of the whole server, and on from the stored cache. Prints JSON: each turn, what was cached, how long the first token took cold
+ * and warm, and the memory of the isolate. Ends with an error if the resumed turn had to compute anything again that was stored. About 3 minutes.
+ */
+const { values } = parseArgs({ options: { tokens: { type: 'string', default: '8100' } } });
+const TURN_TOKENS = 1300;
+const ANSWER_TOKENS = 24;
+/** A turn's markup, and what prose costs beyond one token a word. */
+const SLACK = 40;
+const SESSION = 'long-conversation';
+
+const megabytes = (bytes: number): number => Math.round(bytes / 1e5) / 10;
+const turn = (server: Served, content: string, session = SESSION): Promise<Timed> =>
+  ask(server.url, {
+    session_id: session,
+    session_append: true,
+    max_tokens: ANSWER_TOKENS,
+    messages: [{ role: 'user', content }],
+  });
+const tokensOf = ({ promptTokens, completionTokens }: Timed): number => promptTokens + completionTokens;
+
+async function memory(server: Served) {
+  const heap = await heapUse(server);
+  return {
+    javascriptMB: megabytes(heap.usedSize + heap.embedderHeapUsedSize),
+    arrayBuffersMB: megabytes(heap.backingStorageSize),
+    processPeakMB: megabytes(workerdUse(server)?.peakBytes ?? 0),
+  };
+}
+
+const { serve, remove } = await servedModel();
+let server = await serve();
+try {
+  const target = Number(values.tokens);
+  const turns: Timed[] = [];
+  for (let held = 0; held < target - SLACK - ANSWER_TOKENS; held = tokensOf(turns.at(-1)!)) {
+    const words = Math.min(TURN_TOKENS, target - held - SLACK - ANSWER_TOKENS);
+    if (words < 1) break;
+    turns.push(await turn(server, prose(words, turns.length)));
+    process.stderr.write(`${JSON.stringify(turns.at(-1))}\n`);
+  }
+  const filled = await memory(server);
+  server.kill();
+
+  server = await serve();
+  const before = await memory(server);
+  const resumed = await turn(server, 'And then?');
+  const warm = await turn(server, 'Go on.');
+  const other = await turn(server, 'Hello.', 'second-object');
+  const after = await memory(server);
+  const fed = tokensOf(turns.at(-1)!) - 1;
+  console.log(
+    JSON.stringify(
+      {
+        host: `workerd over HTTP, ${cpus()[0]?.model.trim()}`,
+        tokens: tokensOf(warm),
+        prefillMs: turns.reduce((sum, { timing }) => sum + timing.prefill_ms!, 0),
+        cache: resumed.cache,
+        resumed: { cachedTokens: resumed.cachedTokens, fed, ttftMs: resumed.ttftMs, timing: resumed.timing },
+        warmTtftMs: warm.ttftMs,
+        secondObjectTtftMs: other.ttftMs,
+        commits: turns.map(({ rows, bytes, timing }) => ({ rows, bytes, ms: timing.commit_ms })),
+        memory: { filled, before, after },
+      },
+      null,
+      1,
+    ),
+  );
+  if (resumed.cachedTokens < fed)
+    throw new Error(
+      `${resumed.cachedTokens} tokens were cached, ${fed} had been fed: something was computed again`,
+    );
+} finally {
+  server.kill();
+  remove();
+}

@@ -1,0 +1,179 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { KvCache } from '../cache/cache.ts';
+import { hash32 } from '../core/random.ts';
+import type { ModelEngine } from '../engine/engine.ts';
+import type { Kernels } from '../kernels/kernels.ts';
+import { LAYOUT_VERSION } from '../kernels/layout.ts';
+import { commit } from '../session/commit.ts';
+import type { Head } from '../session/head.ts';
+import { EMPTY_LOG } from '../session/log.ts';
+import { restore } from '../session/recover.ts';
+import type { StateRecord } from '../session/state.ts';
+import { NodeSqliteStore } from '../session/store/node-sqlite.ts';
+import { median } from './steps.ts';
+
+/** What compression costs while it runs. */
+export interface DecodeCosts {
+  /** Multiply-adds a second, 1e9, of attention in decoding steps, counted over the cells that are held. */
+  readonly attentionGMACs: number;
+  /** Share of a decoding step that attention takes. */
+  readonly attentionShare: number;
+  /** What adding attention up as history adds to a step, as a share of it; 0 where the policy keeps no history. */
+  readonly trackingShare: number;
+}
+
+/** What storing a state costs, over SQLite in a file. */
+export interface CommitCosts {
+  /** The first commit, which writes the whole state. */
+  readonly whole: { readonly ms: number; readonly rows: number; readonly bytes: number };
+  /** A commit after `tokens` more. */
+  readonly turn: {
+    readonly tokens: number;
+    readonly ms: number;
+    readonly rows: number;
+    readonly bytes: number;
+  };
+  /** Stored rows -> resident cache. */
+  readonly restoreMs: number;
+}
+
+const TURN_TOKENS = 100;
+const PAIRS = 12;
+
+/** Replaces a method while `work` runs. */
+export async function wrapped<T extends object, R>(
+  target: T,
+  name: keyof T,
+  make: (method: (...args: unknown[]) => unknown) => (...args: unknown[]) => unknown,
+  work: () => Promise<R>,
+): Promise<R> {
+  const own = Object.hasOwn(target, name);
+  const original = target[name] as (...args: unknown[]) => unknown;
+  target[name] = make(original.bind(target)) as T[keyof T];
+  try {
+    return await work();
+  } finally {
+    if (own) target[name] = original as T[keyof T];
+    else delete target[name];
+  }
+}
+
+/** Milliseconds that calls of a method took while `work` ran. */
+export async function timeOf<T extends object>(
+  target: T,
+  names: readonly (keyof T)[],
+  work: () => Promise<unknown>,
+): Promise<number> {
+  let ms = 0;
+  const clocked =
+    (method: (...args: unknown[]) => unknown) =>
+    (...args: unknown[]): unknown => {
+      const start = performance.now();
+      try {
+        return method(...args);
+      } finally {
+        ms += performance.now() - start;
+      }
+    };
+  const nest = (at: number): Promise<unknown> =>
+    at === names.length ? work() : wrapped(target, names[at]!, clocked, () => nest(at + 1));
+  await nest(0);
+  return ms;
+}
+
+/** Decoding steps at the cache's position. The cache is not the conversation's any more afterwards: some steps left no history. */
+export async function measureDecodeCosts(
+  engine: ModelEngine,
+  kernels: Kernels,
+  cache: KvCache,
+): Promise<DecodeCosts> {
+  const { heads, kvHeads, headDim, vocab } = engine.model;
+  const out = new Float32Array(vocab);
+  let fed = 0;
+  const step = async (): Promise<number> => {
+    const start = performance.now();
+    await engine.feed(cache, [hash32(fed++, 77) % vocab], 'last', { out });
+    return performance.now() - start;
+  };
+  const attention: number[] = [];
+  const steps: number[] = [];
+  for (let i = 0; i < PAIRS; i++)
+    attention.push(await timeOf(kernels, ['attend'], async () => void steps.push(await step())));
+  // Each held token of a key/value head is met twice, as a key and as a value, by every query head of its group.
+  const held = Object.entries(cache.report().tiers).reduce(
+    (sum, [name, n]) => sum + (name === 'drop' ? 0 : n),
+    0,
+  );
+  const products = held * 2 * headDim * (heads / kvHeads);
+  const withMass: number[] = [];
+  const without: number[] = [];
+  if (cache.tracksMass)
+    for (let i = 0; i < PAIRS; i++) {
+      withMass.push(await step());
+      await wrapped(
+        kernels,
+        'attend',
+        (attend) => (run) => attend({ ...(run as object), mass: false }),
+        async () => void without.push(await step()),
+      );
+    }
+  return {
+    attentionGMACs: products / median(attention) / 1e6,
+    attentionShare: median(attention) / median(steps),
+    trackingShare: cache.tracksMass
+      ? Math.max(0, (median(withMass) - median(without)) / median(withMass))
+      : 0,
+  };
+}
+
+/** Stores the cache, feeds TURN_TOKENS, stores it again, restores it. */
+export async function measureCommit(engine: ModelEngine, cache: KvCache): Promise<CommitCosts> {
+  const folder = mkdtempSync(join(tmpdir(), 'adkvc-bench-'));
+  const store = new NodeSqliteStore(join(folder, 'session.sqlite'));
+  try {
+    let head: Head = {
+      id: 'bench',
+      createdAt: 0,
+      lastUsedAt: 0,
+      ttlSeconds: null,
+      implicit: false,
+      cacheConfig: cache.config,
+      report: null,
+      engine: {
+        model: 'bench',
+        fingerprint: engine.fingerprint,
+        numerics: engine.numerics,
+        layoutVersion: LAYOUT_VERSION,
+      },
+      log: EMPTY_LOG,
+      states: [],
+    };
+    let stored: StateRecord | undefined;
+    const once = () => {
+      const start = performance.now();
+      const result = commit(store, head, cache, stored);
+      const ms = performance.now() - start;
+      ({ head, stored } = result);
+      return { ms, rows: result.rows, bytes: result.bytes };
+    };
+    const whole = once();
+    const turns: ReturnType<typeof once>[] = [];
+    for (let i = 0; i < 3 && cache.position + TURN_TOKENS <= engine.model.contextLength; i++) {
+      await engine.feed(
+        cache,
+        Array.from({ length: TURN_TOKENS }, (_, j) => hash32(i, j) % engine.model.vocab),
+        'none',
+      );
+      turns.push(once());
+    }
+    const turn = turns.sort((a, b) => a.ms - b.ms)[turns.length >> 1] ?? { ms: 0, rows: 0, bytes: 0 };
+    const start = performance.now();
+    restore(store, engine, stored!).dispose();
+    return { whole, turn: { tokens: TURN_TOKENS, ...turn }, restoreMs: performance.now() - start };
+  } finally {
+    store.close();
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
