@@ -1,6 +1,6 @@
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
-import { ask, heapUse, prose, type Served, servedModel, type Timed, workerdUse } from './served.ts';
+import { ask, prose, type Served, servedModel, type Timed, workerdUse } from './served.ts';
 
 /**
  * `npm run long [-- --tokens 8100]`: a conversation that fills the model's context, in workerd over HTTP, under the cache that is served by default:
@@ -24,19 +24,14 @@ const turn = (server: Served, content: string, session = SESSION): Promise<Timed
   });
 const tokensOf = ({ promptTokens, completionTokens }: Timed): number => promptTokens + completionTokens;
 
-async function memory(server: Served) {
-  const heap = await heapUse(server);
-  return {
-    javascriptMB: megabytes(heap.usedSize + heap.embedderHeapUsedSize),
-    arrayBuffersMB: megabytes(heap.backingStorageSize),
-    processPeakMB: megabytes(workerdUse(server)?.peakBytes ?? 0),
-  };
-}
+/** The whole workerd process; what it is before the first turn is not the isolate's. */
+const peakMB = (server: Served): number => megabytes(workerdUse(server)?.peakBytes ?? 0);
 
 const { serve, remove } = await servedModel();
 let server = await serve();
 try {
   const target = Number(values.tokens);
+  const emptyMB = peakMB(server);
   const turns: Timed[] = [];
   for (let held = 0; held < target - SLACK - ANSWER_TOKENS; held = tokensOf(turns.at(-1)!)) {
     const words = Math.min(TURN_TOKENS, target - held - SLACK - ANSWER_TOKENS);
@@ -44,15 +39,13 @@ try {
     turns.push(await turn(server, prose(words, turns.length)));
     process.stderr.write(`${JSON.stringify(turns.at(-1))}\n`);
   }
-  const filled = await memory(server);
+  const filledMB = peakMB(server);
   server.kill();
 
   server = await serve();
-  const before = await memory(server);
   const resumed = await turn(server, 'And then?');
   const warm = await turn(server, 'Go on.');
   const other = await turn(server, 'Hello.', 'second-object');
-  const after = await memory(server);
   const fed = tokensOf(turns.at(-1)!) - 1;
   console.log(
     JSON.stringify(
@@ -65,7 +58,7 @@ try {
         warmTtftMs: warm.ttftMs,
         secondObjectTtftMs: other.ttftMs,
         commits: turns.map(({ rows, bytes, timing }) => ({ rows, bytes, ms: timing.commit_ms })),
-        memory: { filled, before, after },
+        workerdPeakMB: { empty: emptyMB, filled: filledMB, resumed: peakMB(server) },
       },
       null,
       1,

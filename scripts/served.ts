@@ -127,7 +127,6 @@ export interface Served {
   readonly url: string;
   /** Of wrangler's process, which leads its group. */
   readonly pid: number;
-  readonly inspectorPort: number;
   kill(): void;
 }
 
@@ -141,9 +140,8 @@ export async function servedModel() {
     remove: () => rmSync(folder, { recursive: true, force: true }),
     async serve(): Promise<Served> {
       const port = await freePort();
-      const inspectorPort = await freePort();
       const dataDir = join(folder, 'data');
-      const child = spawnWrangler({ cwd: ROOT, port, dataDir, assetsDir, detached: true, inspectorPort });
+      const child = spawnWrangler({ cwd: ROOT, port, dataDir, assetsDir, detached: true });
       const url = `http://127.0.0.1:${port}`;
       await waitForHealth(child, url, 120_000);
       // Nobody reads what it says, and a pipe that is full would stop it.
@@ -158,7 +156,7 @@ export async function servedModel() {
           kill();
           process.exit(1);
         });
-      return { url, pid: child.pid!, inspectorPort, kill };
+      return { url, pid: child.pid!, kill };
     },
   };
 }
@@ -191,44 +189,4 @@ export function workerdUse({ pid: group }: Served): ProcessUse | undefined {
     }
   }
   return most;
-}
-
-/** What V8 says of the Worker's isolate; WebAssembly memories are not in it. */
-export interface HeapUse {
-  readonly usedSize: number;
-  readonly totalSize: number;
-  readonly embedderHeapUsedSize: number;
-  readonly backingStorageSize: number;
-}
-
-/** Bytes of the JavaScript heap that no collection frees, asked of the inspector (https://chromedevtools.github.io/devtools-protocol/tot/Runtime/#method-getHeapUsage). */
-export async function heapUse({ inspectorPort }: Served): Promise<HeapUse> {
-  const listed = await fetch(`http://127.0.0.1:${inspectorPort}/json`);
-  const [target] = (await listed.json()) as { webSocketDebuggerUrl: string }[];
-  // wrangler's proxy in front of the inspector asks for an origin; Node's WebSocket takes headers, which its types do not know.
-  const headers = { origin: 'http://localhost' };
-  const socket = new WebSocket(target!.webSocketDebuggerUrl, { headers } as unknown as string[]);
-  await new Promise((resolve, reject) => {
-    socket.onopen = resolve;
-    socket.onerror = () => reject(new Error('the inspector refuses the connection'));
-  });
-  let id = 0;
-  const call = (method: string): Promise<HeapUse> =>
-    new Promise((resolve, reject) => {
-      const mine = ++id;
-      socket.addEventListener('message', ({ data }) => {
-        const answer = JSON.parse(String(data));
-        if (answer.id !== mine) return;
-        if (answer.error) reject(new Error(answer.error.message));
-        else resolve(answer.result);
-      });
-      socket.send(JSON.stringify({ id: mine, method }));
-    });
-  try {
-    await call('HeapProfiler.enable');
-    await call('HeapProfiler.collectGarbage');
-    return await call('Runtime.getHeapUsage');
-  } finally {
-    socket.close();
-  }
 }

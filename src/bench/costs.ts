@@ -40,7 +40,11 @@ export interface CommitCosts {
 }
 
 const TURN_TOKENS = 100;
+const TURNS = 3;
 const PAIRS = 12;
+/** Tokens that the measurements feed. */
+export const COMMIT_TOKENS = TURNS * TURN_TOKENS;
+export const COST_TOKENS = 3 * PAIRS;
 
 /** Replaces a method while `work` runs. */
 export async function wrapped<T extends object, R>(
@@ -160,7 +164,7 @@ export async function measureCommit(engine: ModelEngine, cache: KvCache): Promis
     };
     const whole = once();
     const turns: ReturnType<typeof once>[] = [];
-    for (let i = 0; i < 3 && cache.position + TURN_TOKENS <= engine.model.contextLength; i++) {
+    for (let i = 0; i < TURNS; i++) {
       await engine.feed(
         cache,
         Array.from({ length: TURN_TOKENS }, (_, j) => hash32(i, j) % engine.model.vocab),
@@ -168,7 +172,7 @@ export async function measureCommit(engine: ModelEngine, cache: KvCache): Promis
       );
       turns.push(once());
     }
-    const turn = turns.sort((a, b) => a.ms - b.ms)[turns.length >> 1] ?? { ms: 0, rows: 0, bytes: 0 };
+    const turn = turns.sort((a, b) => a.ms - b.ms)[TURNS >> 1]!;
     const start = performance.now();
     restore(store, engine, stored!).dispose();
     return { whole, turn: { tokens: TURN_TOKENS, ...turn }, restoreMs: performance.now() - start };

@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { activationKind, type WeightForm } from '../kernels/kernels.ts';
 import { createWasmKernels, type WasmVariant } from '../kernels/wasm.ts';
 import { wasmModulesFrom } from '../kernels/wasm-files.ts';
@@ -82,7 +81,3 @@ function fillPlausibly(buffer: ArrayBuffer, at: number, bytes: number): void {
     words[i] = 0x3c003c00 | (noise & 0x01ff01ff);
   }
 }
-
-if (import.meta.filename === process.argv[1])
-  for (const variant of ['relaxed', 'plain'] as const)
-    benchKernels(variant, join(import.meta.dirname, '../../wasm/build'), (line) => console.log(line));

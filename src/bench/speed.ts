@@ -1,9 +1,19 @@
-import type { PersistableCache } from '../cache/persist.ts';
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import { hash32 } from '../core/random.ts';
 import type { ModelEngine } from '../engine/engine.ts';
+import type { Kernels } from '../kernels/kernels.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
 import { type Calibration, calibrate } from './calibrate.ts';
+import {
+  COMMIT_TOKENS,
+  COST_TOKENS,
+  type CommitCosts,
+  type DecodeCosts,
+  measureCommit,
+  measureDecodeCosts,
+  timeOf,
+} from './costs.ts';
+import { snapshot } from './snapshot.ts';
 
 export const WINDOWS = 3;
 export const WINDOW_TOKENS = 32;
@@ -22,45 +32,23 @@ export interface SpeedResult {
   readonly memory: Record<string, number>;
   /** Stored state -> resident cache, beside computing it again. */
   readonly restore: { readonly ms: number; readonly bytes: number; readonly recomputeMs: number };
+  /** Share of the prefill that making and applying plans took. */
+  readonly planningShare: number;
+  readonly commit: CommitCosts;
+  readonly costs: DecodeCosts;
 }
 
-/** Copies a cache's state as a session would store it. */
-export function snapshot(cache: PersistableCache): {
-  reader: Parameters<ModelEngine['restoreCache']>[0];
-  bytes: number;
-} {
-  const pending = cache.completePlan();
-  let bytes = 0;
-  const layers = Array.from({ length: cache.layers }, (_, layer) => {
-    const hot = cache.hot(layer);
-    bytes += hot.length;
-    const blocks = Array.from({ length: cache.segmentsOf(layer) }, (_, s) => {
-      const block = { version: cache.blockVersion(layer, s), bytes: cache.block(layer, s) };
-      bytes += block.bytes.length;
-      return block;
-    });
-    return { hot, blocks };
-  });
-  // The plan that some layers still wait for.
-  const journal = pending ? [pending] : [];
-  for (const entry of journal) bytes += entry.bytes.length;
-  return {
-    bytes,
-    reader: {
-      header: cache.header,
-      hot: (layer) => layers[layer]!.hot,
-      block: (layer, segment) => layers[layer]!.blocks[segment]!,
-      journal,
-    },
-  };
-}
+/** Tokens that `measure` feeds beyond the context. */
+export const MEASURED_TOKENS = WINDOWS * WINDOW_TOKENS + COMMIT_TOKENS + COST_TOKENS;
 
 /**
  * One context: prefill, decode windows, restore. One thread; the token ids are seeded noise, which no speed depends on.
+ * @param kernels the engine's, whose attention is timed
  * @param calibrator kernels whose memory is at least as large as the weights: the engine's own, or a second set beside the reference
  */
 export async function measure(
   engine: ModelEngine,
+  kernels: Kernels,
   calibrator: WasmKernels,
   config: CacheConfig,
   context: number,
@@ -70,7 +58,9 @@ export async function measure(
   try {
     const ids = Array.from({ length: context }, (_, i) => hash32(i, config.seed) % engine.model.vocab);
     const start = performance.now();
-    await engine.feed(cache, ids, 'last');
+    const planningMs = await timeOf(cache, ['reserve', 'begin', 'advance'], () =>
+      engine.feed(cache, ids, 'last'),
+    );
     const prefillMs = performance.now() - start;
 
     const stored = snapshot(cache);
@@ -79,19 +69,21 @@ export async function measure(
     const restoreMs = performance.now() - restoreStart;
 
     let best = Number.POSITIVE_INFINITY;
-    const room = Math.min(WINDOWS, Math.floor((engine.model.contextLength - context) / WINDOW_TOKENS));
-    for (let w = 0; w < room; w++) {
+    const out = new Float32Array(engine.model.vocab);
+    for (let w = 0; w < WINDOWS; w++) {
       const begin = performance.now();
       for (let i = 0; i < WINDOW_TOKENS; i++)
-        await engine.feed(cache, [hash32(w, i) % engine.model.vocab], 'last');
+        await engine.feed(cache, [hash32(w, i) % engine.model.vocab], 'last', { out });
       best = Math.min(best, performance.now() - begin);
     }
     const report = cache.report();
+    const commit = await measureCommit(engine, cache);
+    const costs = await measureDecodeCosts(engine, kernels, cache);
     return {
       context,
       calibration,
       prefillTokensPerSecond: (context * 1000) / prefillMs,
-      decodeTokensPerSecond: room > 0 ? (WINDOW_TOKENS * 1000) / best : 0,
+      decodeTokensPerSecond: (WINDOW_TOKENS * 1000) / best,
       ttftMs: prefillMs,
       cache: {
         tokens: report.tokens,
@@ -102,6 +94,9 @@ export async function measure(
       },
       memory: engine.ledger(),
       restore: { ms: restoreMs, bytes: stored.bytes, recomputeMs: prefillMs },
+      planningShare: planningMs / prefillMs,
+      commit,
+      costs,
     };
   } finally {
     cache.dispose();

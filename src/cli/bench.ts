@@ -1,7 +1,9 @@
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
+import { benchKernels } from '../bench/kernels.ts';
+import { type Ratios, ratios } from '../bench/ratios.ts';
 import { measureShares } from '../bench/shares.ts';
-import { measure, WINDOW_TOKENS } from '../bench/speed.ts';
+import { MEASURED_TOKENS, measure, type SpeedResult } from '../bench/speed.ts';
 import { measureSteps } from '../bench/steps.ts';
 import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
 import { InvalidInputError } from '../core/errors.ts';
@@ -11,13 +13,14 @@ import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
-import { loadCliEngineParts, loadWasmKernels } from './load-engine.ts';
+import { loadCliEngineParts, loadWasmKernels, wasmFolder } from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
   context?: number[];
   json?: boolean;
   shares?: boolean;
   steps?: number;
+  kernels?: boolean;
   webgpuAttention?: boolean;
   conversations: number;
 }
@@ -29,6 +32,16 @@ const contexts = (text: string): number[] =>
       throw new InvalidArgumentError('expected token counts, as in 128,512,4096');
     return n;
   });
+
+/** Decoding steps of which --json tells the slowest. */
+const JSON_STEPS = 1024;
+
+const percent = (share: number): string => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const describe = (r: Ratios): string =>
+  `${String(r.context).padStart(6)}  of the calibrated bounds: decode ${percent(r.decodeOfBound)}, prefill ${percent(r.prefillOfBound)}, attention ${percent(r.attentionOfDot)}; ` +
+  `decode ${percent(r.decodeOfFirst)} of the first context's; of a step: attention ${percent(r.attentionOfStep)}, tracking ${percent(r.trackingOfStep)}; ` +
+  `planning ${percent(r.planningOfPrefill)} of prefill; commit of 100 tokens ${r.commit.ms.toFixed(1)} ms, ${r.commit.rows} rows, ${(r.commit.bytes / 1e6).toFixed(1)} MB; ` +
+  `restore ${r.recomputeOverRestore.toFixed(0)} times as fast as recomputing`;
 
 /** The calibration kernels belong to the WASM module; beside the reference they get a memory of the weights' size of their own. */
 async function calibratorFor(kernels: Kernels): Promise<WasmKernels> {
@@ -79,6 +92,7 @@ export function benchCommand(program: Command): void {
     .option('--context <list>', 'tokens in the cache when decoding starts (default 128,512)', contexts)
     .option('--json', 'one JSON object on standard output')
     .option('--shares', 'where the time goes instead: the share of each kernel in prefill and decoding')
+    .option('--kernels', 'GMAC/s and GB/s of every product, relaxed and plain SIMD, beside the calibration')
     .option('--steps <n>', 'how evenly that many decoding steps come: the slowest beside the median', count)
     .option(
       '--webgpu-attention',
@@ -87,10 +101,16 @@ export function benchCommand(program: Command): void {
     .option('--conversations <n>', 'with --webgpu-attention: conversations in one dispatch', Number, 64)
     .action(async (options: BenchOptions) => {
       if (options.webgpuAttention) return benchAttention(options);
+      if (options.kernels) {
+        const folder = await wasmFolder();
+        for (const variant of ['relaxed', 'plain'] as const)
+          benchKernels(variant, folder, (line) => process.stdout.write(`${line}\n`));
+        return;
+      }
       const config = cacheConfig(options);
       const { engine, kernels, host } = await loadCliEngineParts(options);
       const calibrator = await calibratorFor(kernels);
-      const limit = engine.model.contextLength - (options.steps ?? WINDOW_TOKENS);
+      const limit = engine.model.contextLength - (options.steps ?? MEASURED_TOKENS);
       const list = options.context ?? [128, 512];
       for (const context of list)
         if (context > limit)
@@ -125,10 +145,10 @@ export function benchCommand(program: Command): void {
         }
         return;
       }
-      const results = [];
+      const results: SpeedResult[] = [];
       for (const context of list) {
         process.stderr.write(`context ${context} ...\n`);
-        const result = await measure(engine, calibrator, config, context);
+        const result = await measure(engine, kernels, calibrator, config, context);
         results.push(result);
         if (!options.json)
           process.stdout.write(
@@ -138,7 +158,14 @@ export function benchCommand(program: Command): void {
               `calibrated ${result.calibration.q4GMACs.toFixed(1)} / ${result.calibration.dotGMACs.toFixed(1)} GMAC/s\n`,
           );
       }
-      if (options.json)
-        process.stdout.write(`${JSON.stringify({ host, calibration: results[0]?.calibration, results })}\n`);
+      const shares = results.map((result) => ratios(engine.model, result, results[0]!));
+      if (!options.json) {
+        for (const share of shares) process.stdout.write(`${describe(share)}\n`);
+        return;
+      }
+      const steps = await measureSteps(engine, config, list[0]!, JSON_STEPS);
+      process.stdout.write(
+        `${JSON.stringify({ host, calibration: results[0]?.calibration, ratios: shares, steps, results })}\n`,
+      );
     });
 }

@@ -13,13 +13,10 @@ export interface WranglerOptions {
   readonly assetsDir: string;
   /** A process group of its own, for tests that kill all of it. */
   readonly detached?: boolean;
-  /** Where the Worker's inspector listens; any free port by default. */
-  readonly inspectorPort?: number;
 }
 
 /** Starts `wrangler dev` on loopback, serving whoever asks on this machine. Its output comes on stdout and stderr, undecorated. */
-export function spawnWrangler(options: WranglerOptions): ChildProcess {
-  const { cwd, port, dataDir, assetsDir, detached, inspectorPort = 0 } = options;
+export function spawnWrangler({ cwd, port, dataDir, assetsDir, detached }: WranglerOptions): ChildProcess {
   const require = createRequire(import.meta.url);
   const wrangler = join(dirname(require.resolve('wrangler/package.json')), 'bin/wrangler.js');
   return spawn(
@@ -27,7 +24,7 @@ export function spawnWrangler(options: WranglerOptions): ChildProcess {
     [
       wrangler,
       'dev',
-      ...['--port', String(port), '--ip', '127.0.0.1', '--inspector-port', String(inspectorPort)],
+      ...['--port', String(port), '--ip', '127.0.0.1', '--inspector-port', '0'],
       ...['--persist-to', dataDir, '--assets', assetsDir],
       ...['--var', 'ADKVC_ANONYMOUS:1'],
       '--show-interactive-dev-session=false',

@@ -1,4 +1,4 @@
-import { snapshot } from '../bench/speed.ts';
+import { snapshot } from '../bench/snapshot.ts';
 import type { KvCache } from '../cache/cache.ts';
 import type { CacheStateReader } from '../cache/persist.ts';
 import type { CacheConfig } from '../cache/policy.ts';
