@@ -76,6 +76,12 @@ export interface CacheConfig {
   /** false: without a profile all heads count alike; otherwise their sensitivity is estimated from the attention that the plan sees. */
   readonly estimate?: boolean;
 
+  /**
+   * Tokens of a prompt after which, once, the cache is compressed (KvCache.finish), and before which nothing is: how many eviction methods were published. Its peak
+   * is the full cache's. For evaluation: such a cache is not stored.
+   */
+  readonly oneShot?: number;
+
   // ---- the adkvc policies: what is left out is as policies/adkvc.ts says. Scalars alone: configurations are compared field by field. -----------
   /** How attention history becomes relevance: trackers/. */
   readonly tracker?: TrackerName;

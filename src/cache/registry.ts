@@ -56,6 +56,8 @@ export function createPolicy(config: CacheConfig, model: ModelConfig, profile?: 
     if (!Number.isInteger(value) || value < 0 || value > 1024)
       throw new InvalidInputError(`${field} must be an integer from 0 to 1024`, field);
   }
+  if (config.oneShot !== undefined && !(Number.isInteger(config.oneShot) && config.oneShot > 0))
+    throw new InvalidInputError('oneShot must be the tokens of a prompt', 'oneShot');
   if (config.window + config.sinks < 1)
     throw new InvalidInputError('window and sinks cannot both be 0', 'window');
   if (!Number.isInteger(config.seed) || config.seed < 0 || config.seed > 0xffff_ffff)

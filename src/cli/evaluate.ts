@@ -62,7 +62,7 @@ export function evaluateCommand(program: Command): void {
     .option('--tasks <names>', 'tasks (--list shows them), comma-separated', list, ['pg19', 'needle-essay'])
     .option(
       '--policies <names>',
-      'policies, each at all ratios or, as in h2o@4, at one of its own, with fields of its configuration as in adkvc+floor=1+window=32; full always runs',
+      'policies, each at all ratios or, as in h2o@4, at one of its own, with fields of its configuration as in adkvc+floor=1+window=32, or +one-shot; full always runs',
       policyList,
       Object.keys(POLICIES),
     )
@@ -169,7 +169,8 @@ const NUMBERS = ['window', 'sinks', 'decay', 'lastQueries', 'pool', 'block', 'fl
 const TEXTS = ['tracker', 'tiers'] as const;
 const FLAGS = ['useProfile', 'estimate'] as const;
 
-/** `adkvc` runs at every ratio of --ratios, `adkvc@8` at its own alone, `adkvc@8+floor=1+tiers=8,8 4,4 drop` changed in these fields. */
+/** `adkvc` runs at every ratio of --ratios, `adkvc@8` at its own alone, `adkvc@8+floor=1+tiers=8,8 4,4 drop` changed in these fields,
+ * `snapkv@4+one-shot` once after the prompt. */
 function methodsNamed(text: string, ratios: readonly number[]): MethodSpec[] {
   const [named, ...changes] = text.split('+') as [string, ...string[]];
   const [policy, own] = named.split('@') as [string, string | undefined];
@@ -182,24 +183,32 @@ function methodsNamed(text: string, ratios: readonly number[]): MethodSpec[] {
   if (own !== undefined && !(ratio > 0))
     throw new InvalidInputError(`"${text}" names no ratio: write ${policy}@4`, '--policies');
   if (policy === 'full') return [];
+  const once = changes.includes('one-shot');
   const config = Object.fromEntries(
-    changes.map((change) => {
-      const [field, value = ''] = change.split('=') as [string, string?];
-      if ((FLAGS as readonly string[]).includes(field) && /^(true|false)$/.test(value))
-        return [field, value === 'true'];
-      const number = (NUMBERS as readonly string[]).includes(field);
-      if (
-        value === '' ||
-        !(number ? Number.isFinite(Number(value)) : (TEXTS as readonly string[]).includes(field))
-      )
-        throw new InvalidInputError(
-          `"${change}" of "${text}" is no change: write one of ${[...NUMBERS, ...TEXTS, ...FLAGS].join(', ')}, as in floor=0.3`,
-          '--policies',
-        );
-      return [field, number ? Number(value) : value];
-    }),
+    changes
+      .filter((c) => c !== 'one-shot')
+      .map((change) => {
+        const [field, value = ''] = change.split('=') as [string, string?];
+        if ((FLAGS as readonly string[]).includes(field) && /^(true|false)$/.test(value))
+          return [field, value === 'true'];
+        const number = (NUMBERS as readonly string[]).includes(field);
+        if (
+          value === '' ||
+          !(number ? Number.isFinite(Number(value)) : (TEXTS as readonly string[]).includes(field))
+        )
+          throw new InvalidInputError(
+            `"${change}" of "${text}" is no change: write one of ${[...NUMBERS, ...TEXTS, ...FLAGS].join(', ')}, as in floor=0.3`,
+            '--policies',
+          );
+        return [field, number ? Number(value) : value];
+      }),
   );
-  return (own === undefined ? ratios : [ratio]).map((r) => ({ policy, ratio: r, config }));
+  return (own === undefined ? ratios : [ratio]).map((r) => ({
+    policy,
+    ratio: r,
+    config,
+    protocol: once ? 'one-shot' : 'streaming',
+  }));
 }
 
 /** The sources' commit, "+" behind it where they were changed since; outside of a checkout what was packed along, or "unknown". */

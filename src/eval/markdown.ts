@@ -109,6 +109,7 @@ export function provenance(rows: readonly Row[]): string[] {
   return [
     `${rows.length} rows, made ${distinct((r) => r.origin.at.slice(0, 10))} by commit ${distinct((r) => r.origin.commit)} (+: with changes not committed)`,
     `on ${distinct((r) => `${r.origin.host}, node ${r.origin.node}`)}`,
+    'Streaming, compressed at every epoch before the question is known, unless a method says one-shot: compressed once, after the whole prompt; its peak is the full cache.',
     'Intervals are 95 %: Wilson (paired: Newcombe) for hit or miss, Student otherwise; paired over the same samples and seeds. Speeds are medians on a machine that may have had other work.',
   ];
 }

@@ -42,6 +42,7 @@ export function promptTask(
   const { build, score, ...fixed } = options;
   return {
     ...fixed,
+    oneShot: true,
     async run(context, methods, emit) {
       const prompt = await build(context);
       for (const method of methods) emit(method, await answer(context, method, prompt, score));
@@ -61,12 +62,15 @@ async function answer(
     return {
       skipped: `${needed} tokens with the answer, the model's context is ${engine.model.contextLength}`,
     };
-  const meter = new Meter(engine, method.config);
+  const once = method.protocol === 'one-shot';
+  const meter = new Meter(engine, once ? { ...method.config, oneShot: prompt.ids.length } : method.config);
   try {
-    const logits = await prefill(context, meter, prompt);
+    const logits = await prefill(context, meter, once ? { ...prompt, shared: 0 } : prompt);
+    if (once) meter.finish();
     const prefillMs = meter.takeMs();
     const cache = meter.figures();
-    const restoreMs = meter.restore(meter.save());
+    // A cache that was compressed off the clock cannot be stored.
+    const restoreMs = once ? 0 : meter.restore(meter.save());
     const decoded = await decode(meter, logits, prompt);
     return {
       scores: score(decoded.text, prompt),

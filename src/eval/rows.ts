@@ -13,7 +13,7 @@ import { dirname } from 'node:path';
 import type { CacheConfig } from '../cache/policy.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import type { CacheFigures } from './meter.ts';
-import type { Speed } from './task.ts';
+import type { Protocol, Speed } from './task.ts';
 
 /** Raised when rows of an older program must not be taken for finished. */
 export const ROW_VERSION = 1;
@@ -27,8 +27,7 @@ export interface RowSpec {
   readonly sample: number;
   readonly seed: number;
   readonly config: CacheConfig;
-  /** streaming: compressed at every epoch while the text comes in, before any question is known. */
-  readonly protocol: 'streaming';
+  readonly protocol: Protocol;
   readonly model: string;
   readonly weightForm: string;
   /** Of weights, tokenizer and template. */

@@ -6,13 +6,14 @@ import type { Job, LoadOptions } from './job.ts';
 import { createPool, type Unit } from './pool.ts';
 import { TASKS } from './registry.ts';
 import { type Origin, ResultLog, type Row, type RowSpec, rowKey } from './rows.ts';
-import type { Method, Task } from './task.ts';
+import type { Method, Protocol, Task } from './task.ts';
 
 /** A policy at a ratio, and in which fields its configuration differs from the run's. */
 export interface MethodSpec {
   readonly policy: string;
   readonly ratio?: number;
   readonly config?: Partial<CacheConfig>;
+  readonly protocol?: Protocol;
 }
 
 /** Of every task and length: numbers from (included) and to (not). */
@@ -102,7 +103,7 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
       sample: job.sample,
       seed: job.seed,
       config: method.config,
-      protocol: 'streaming',
+      protocol: method.protocol ?? 'streaming',
       ...pool.identity,
       data: Object.fromEntries(task.files.map((f) => [f, hashes.get(f)!])),
     });
@@ -185,7 +186,7 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
 }
 
 function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
-  const method = ({ policy, ratio, config: own }: MethodSpec): Method => {
+  const method = ({ policy, ratio, config: own, protocol }: MethodSpec): Method => {
     const config: CacheConfig = {
       policy,
       ...(ratio === undefined ? {} : { ratio }),
@@ -197,10 +198,18 @@ function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
       ...(options.useProfile || policy === 'full' ? {} : { useProfile: false }),
       ...own,
     };
-    return { policy, ...(ratio === undefined ? {} : { ratio }), config };
+    return {
+      policy,
+      ...(ratio === undefined ? {} : { ratio }),
+      config,
+      ...(protocol === 'one-shot' ? { protocol } : {}),
+    };
   };
   if (task.analysis) return [method(ANALYSED)];
-  return [{ policy: 'full' }, ...options.methods.filter((m) => m.policy !== 'full')].map(method);
+  const own = options.methods.filter(
+    (m) => m.policy !== 'full' && (m.protocol !== 'one-shot' || task.oneShot),
+  );
+  return [{ policy: 'full' }, ...own].map(method);
 }
 
 /** Deals the methods out, the same way each time, so that what lies aside is found again. */

@@ -48,23 +48,24 @@ export interface Section {
 }
 
 const settingOf = (row: Row): string =>
-  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}, ${row.protocol}`;
+  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}`;
 
 /** Fields that every method has: the others make a variant. */
 const COMMON = new Set(['policy', 'ratio', 'bytes', 'seed', 'exactBits', 'arithmetic', 'useProfile']);
 
 /** `adkvc (no profile, floor 1)`: the policy, and in what it is not as by default. */
-function policyName({ policy, config }: Pick<Row, 'policy' | 'config'>): string {
+function policyName({ policy, config, protocol }: Pick<Row, 'policy' | 'config' | 'protocol'>): string {
   const changed = Object.entries(config).filter(
     ([field, value]) => !COMMON.has(field) && value !== DEFAULT_CACHE[field as keyof typeof DEFAULT_CACHE],
   );
   const variant = [
+    ...(protocol === 'streaming' ? [] : [protocol]),
     ...(config.useProfile === false ? ['no profile'] : []),
     ...(policy === 'full' ? [] : changed.map(([field, value]) => `${field} ${value}`)),
   ];
   return variant.length === 0 ? policy : `${policy} (${variant.join(', ')})`;
 }
-export const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config'>): string =>
+export const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config' | 'protocol'>): string =>
   row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`;
 
 function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {

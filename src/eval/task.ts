@@ -28,7 +28,15 @@ export interface Method {
   /** As asked for; undefined: the policy's own. */
   readonly ratio?: number;
   readonly config: CacheConfig;
+  /** streaming unless it is said. */
+  readonly protocol?: Protocol;
 }
+
+/**
+ * streaming: compressed at every epoch while the text comes in, before any question is known. one-shot: once, when the whole prompt is read, the question with it;
+ * until then the cache is full.
+ */
+export type Protocol = 'streaming' | 'one-shot';
 
 export interface Speed {
   readonly prefillTokensPerSecond: number;
@@ -98,6 +106,8 @@ export interface Task {
   readonly pauses?: boolean;
   /** So many samples in a row share what their texts begin with: one worker takes them one after the other, by rising `order`. */
   readonly group?: { readonly size: number; readonly order: (sample: number) => number };
+  /** It has a prompt after which methods can compress once. */
+  readonly oneShot?: boolean;
   /** An analysis: it looks into one cache of its own instead of comparing methods. */
   readonly analysis?: boolean;
   /**

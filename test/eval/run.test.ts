@@ -182,6 +182,32 @@ describe('the runner', () => {
     ]);
   });
 
+  test('variants and one-shot methods are rows of their own, of tasks that have a prompt', async () => {
+    const own = [
+      '--policies',
+      'adkvc@4+floor=1+tiers=8,8 4,4 drop,snapkv@4+one-shot,snapkv@4',
+      '--workers',
+      '0',
+    ];
+    const tasks = ['--tasks', 'needle-noise,pg19', '--samples', '1-1'];
+    await runCli([...args('variants.jsonl'), ...own, ...tasks]);
+    const sections = summarise(rowsOf('variants.jsonl'));
+    expect(sections.map((s) => [s.task.name, s.summaries.map((m) => m.method)])).toEqual([
+      ['pg19', ['full', 'adkvc (floor 1, tiers 8,8 4,4 drop) at 4x', 'snapkv at 4x']],
+      [
+        'needle-noise',
+        ['full', 'adkvc (floor 1, tiers 8,8 4,4 drop) at 4x', 'snapkv at 4x', 'snapkv (one-shot) at 4x'],
+      ],
+    ]);
+    expect(rowsOf('variants.jsonl').every((r) => r.sample === 1)).toBe(true);
+    const once = rowsOf('variants.jsonl').find((r) => r.protocol === 'one-shot')!;
+    const streamed = rowsOf('variants.jsonl').find(
+      (r) => r.policy === 'snapkv' && r.task === 'needle-noise' && r.protocol === 'streaming',
+    )!;
+    expect(once.cache!.peakBytes).toBeGreaterThan(2 * streamed.cache!.peakBytes);
+    expect(once.cache!.bytes).toBeLessThan(streamed.cache!.bytes);
+  });
+
   test('finished, it does nothing more; a further ratio adds its rows only', async () => {
     const again = await runCli(args('whole.jsonl', '--workers', '0'));
     expect(again.lines[0]).toMatchObject({ rows: TOTAL, failed: 0 });
@@ -220,6 +246,8 @@ describe('the runner', () => {
     [['--tasks', 'nonsense'], /unknown task "nonsense": use one of pg19/],
     [['--policies', 'nonsense'], /unknown policy "nonsense"/],
     [['--policies', 'window@much'], /write window@4/],
+    [['--policies', 'adkvc@4+colour=red'], /"colour=red" of .* is no change/],
+    [['--samples', '9-3'], /as in 16-19/],
     [['--data', '/nowhere'], /is missing: give the folder/],
     [['--report-only'], /--report-only needs --report/],
   ])('refuses %j', async (more, message) => {
