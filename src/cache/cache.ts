@@ -9,14 +9,12 @@ import {
   LAYOUT_VERSION,
   SEGMENT_TOKENS,
   TIERS,
-  tierNamed,
 } from '../kernels/layout.ts';
 import { planBytes } from './allocate.ts';
 import { EXACT_STEP, ExactPart, stepped } from './exact-part.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import { DEFAULT_RATIO } from './policies/adkvc.ts';
-import { constantPlan } from './policies/constant-plan.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
@@ -69,8 +67,6 @@ export class KvCache {
   journal: PlanJournalEntry[] = [];
   #recordBytes = 0;
   #pending: PendingPlan | undefined;
-  /** Compression in one shot waits for `finish`. */
-  #finishing = false;
   #disposed = false;
 
   constructor(context: CacheContext, config: CacheConfig) {
@@ -241,12 +237,10 @@ export class KvCache {
 
   /**
    * Ends a text: everything outside the window is compressed and every plan applied, at whatever position. To report what a finished text
-   * takes, or to look at it: its state is no longer that of the clock, so that it is neither stored nor, after a part of an epoch, continued
-   * (except by the rest of that epoch where compression is one shot).
+   * takes, or to look at it: its state is no longer that of the clock, so that it is neither stored nor, after a part of an epoch, continued.
    */
   finish(): void {
-    this.#finishing = true;
-    if (this.position % EPOCH !== 0 || this.config.oneShot !== undefined) {
+    if (this.position % EPOCH !== 0) {
       this.#applyNow();
       this.#endEpoch();
     }
@@ -460,8 +454,6 @@ export class KvCache {
   }
 
   *#steps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
-    if (this.config.oneShot !== undefined && !this.#finishing)
-      return constantPlan(view, tierNamed(this.config.exactBits === 32 ? 'f32' : 'f16'));
     if (this.policy.planSteps) return yield* this.policy.planSteps(view, budget);
     return this.policy.plan(view, budget);
   }
@@ -543,9 +535,7 @@ export class KvCache {
 
   #decay(): void {
     const decay = this.policy.needs.mass?.decay;
-    // One shot counts the last queries before the prompt's end, which an epoch may divide.
-    const whole = this.config.oneShot !== undefined && this.policy.needs.mass?.lastQueries !== undefined;
-    if (decay === undefined || decay === 1 || whole) return;
+    if (decay === undefined || decay === 1) return;
     const numerator = Math.round(decay * 65536);
     const { kernels } = this.context;
     for (let layer = 0; layer < this.layers; layer++) {
@@ -604,8 +594,7 @@ export function worstCaseBytes(
     mass,
   );
   const segmentTransient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
-  if (config.policy === 'full' || policy.bounded === false || config.oneShot !== undefined)
-    return exact + unbudgeted + segmentTransient;
+  if (config.policy === 'full' || policy.bounded === false) return exact + unbudgeted + segmentTransient;
   const budget =
     config.bytes ??
     (Math.max(tokens, MIN_BUDGET_TOKENS) * fp16BytesPerToken(model)) / (config.ratio ?? DEFAULT_RATIO);

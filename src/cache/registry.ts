@@ -5,6 +5,7 @@ import { adkvcAdapted, adkvcEvict, adkvcFixed, adkvcQuantize } from './policies/
 import { dynamickv } from './policies/dynamickv.ts';
 import { full } from './policies/full.ts';
 import { h2o } from './policies/h2o.ts';
+import { oneShot } from './policies/one-shot.ts';
 import { pyramidkv } from './policies/pyramidkv.ts';
 import { random } from './policies/random.ts';
 import { snapkv } from './policies/snapkv.ts';
@@ -62,5 +63,6 @@ export function createPolicy(config: CacheConfig, model: ModelConfig, profile?: 
     throw new InvalidInputError('window and sinks cannot both be 0', 'window');
   if (!Number.isInteger(config.seed) || config.seed < 0 || config.seed > 0xffff_ffff)
     throw new InvalidInputError('seed must be an integer from 0 to 4294967295', 'seed');
-  return factory(config, model, config.useProfile === false ? undefined : profile);
+  const policy = factory(config, model, config.useProfile === false ? undefined : profile);
+  return config.oneShot === undefined ? policy : oneShot(policy, config);
 }
