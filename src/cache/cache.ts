@@ -2,23 +2,15 @@ import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH, fp16BytesPerToken, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, Kernels } from '../kernels/kernels.ts';
-import {
-  type ExactLayout,
-  exactBytes,
-  groupBytes,
-  LAYOUT_VERSION,
-  SEGMENT_TOKENS,
-  TIERS,
-} from '../kernels/layout.ts';
-import { planBytes } from './allocate.ts';
-import { EXACT_STEP, ExactPart, stepped } from './exact-part.ts';
+import { type ExactLayout, groupBytes, LAYOUT_VERSION, SEGMENT_TOKENS, TIERS } from '../kernels/layout.ts';
+import { ExactPart, stepped } from './exact-part.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import { DEFAULT_RATIO } from './policies/adkvc.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
-import { dueAfter, PLAN_POSITIONS, SETTLE_POSITIONS, shownFrom } from './schedule.ts';
+import { dueAfter, PLAN_POSITIONS, shownFrom } from './schedule.ts';
 import {
   countTiers,
   layOut,
@@ -550,55 +542,4 @@ export class KvCache {
       }
     }
   }
-}
-
-/** Upper bound of the kernel bytes that a cache holds at any moment up to `tokens`, transient copies included; what a scheduler admits by. */
-export function worstCaseBytes(
-  context: Pick<CacheContext, 'model'>,
-  config: CacheConfig,
-  tokens: number,
-): number {
-  const { model } = context;
-  const policy = createPolicy(config, model);
-  const mass = policy.needs.mass !== undefined;
-  const waiting = EPOCH + SETTLE_POSITIONS;
-  const capacity = Math.min(tokens, config.sinks + config.window + waiting) + EXACT_STEP;
-  const layout: ExactLayout = {
-    kvHeads: model.kvHeads,
-    headDim: model.headDim,
-    capacity,
-    bits: config.exactBits,
-    mass,
-  };
-  // A layer that takes over a plan in the middle of a chunk holds the rows before that; growing holds it twice; the new segment stands beside
-  // the exact tokens it came from.
-  const chunk = { ...layout, capacity: capacity + EPOCH };
-  const exact = model.layers * align(exactBytes(layout)) + align(exactBytes(chunk));
-  const deep = Math.max(0, tokens - config.sinks - config.window);
-  const segments = Math.ceil(deep / SEGMENT_TOKENS) + 1;
-  const finest = config.exactBits === 32 ? 0 : 1;
-  const spans = Array.from({ length: segments }, (_, index) => {
-    const n = Math.min(SEGMENT_TOKENS, Math.max(deep - index * SEGMENT_TOKENS, 0));
-    return { index, start: 0, tokens: n, tiers: new Uint8Array(0), mass: undefined };
-  });
-  const unbudgeted = planBytes(
-    {
-      layers: model.layers,
-      kvHeads: model.kvHeads,
-      headDim: model.headDim,
-      position: tokens,
-      segments: spans,
-      seed: 0,
-    },
-    { tiers: spans.map((s) => new Uint8Array(model.layers * model.kvHeads * s.tokens).fill(finest)) },
-    mass,
-  );
-  const segmentTransient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
-  if (config.policy === 'full' || policy.bounded === false) return exact + unbudgeted + segmentTransient;
-  const budget =
-    config.bytes ??
-    (Math.max(tokens, MIN_BUDGET_TOKENS) * fp16BytesPerToken(model)) / (config.ratio ?? DEFAULT_RATIO);
-  // uniform's budget is reached deep in the cache only: its early segments may stand above it.
-  const slack = config.policy === 'uniform' ? unbudgeted / 4 : 0;
-  return Math.ceil(Math.min(exact + unbudgeted, exact + budget + slack) + segmentTransient);
 }

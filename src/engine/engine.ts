@@ -1,6 +1,7 @@
-import { KvCache, worstCaseBytes } from '../cache/cache.ts';
+import { KvCache } from '../cache/cache.ts';
 import type { HeadProfile } from '../cache/profile.ts';
 import { restoreCache } from '../cache/restore.ts';
+import { worstCaseBytes } from '../cache/worst-case.ts';
 import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
 import type { Forward } from '../runtime/forward.ts';

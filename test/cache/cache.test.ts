@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { worstCaseBytes } from '../../src/cache/cache.ts';
 import type { CacheStateReader } from '../../src/cache/persist.ts';
 import { POLICIES } from '../../src/cache/registry.ts';
 import { restoreCache } from '../../src/cache/restore.ts';
+import { worstCaseBytes } from '../../src/cache/worst-case.ts';
 import { fp16BytesPerToken } from '../../src/core/config.ts';
 import { CorruptDataError, InvalidInputError } from '../../src/core/errors.ts';
 import { cacheDriver, finishedBytes, readerOf, SHAPE, stateOf } from '../helpers/cache-driver.ts';
