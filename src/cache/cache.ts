@@ -2,7 +2,7 @@ import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH, fp16BytesPerToken, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, Kernels } from '../kernels/kernels.ts';
-import { type ExactLayout, groupBytes, LAYOUT_VERSION, SEGMENT_TOKENS, TIERS } from '../kernels/layout.ts';
+import { groupBytes, LAYOUT_VERSION, SEGMENT_TOKENS, TIERS } from '../kernels/layout.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
