@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { World } from '../helpers/sessions.ts';
 import { fixture } from './fixture.ts';
 
 /** Bodies that no client sends on purpose. Each must be answered as the client's error or as a turn, never as the server's failure. */
@@ -15,7 +16,8 @@ function generator(seed: number): () => number {
 }
 
 test(`${COUNT} malformed bodies and queries, seed ${SEED}: never a 5xx, always an error of the same shape`, async () => {
-  const { call } = fixture();
+  // Real sessions over a double of the engine, so that what a body leads to is fuzzed, too.
+  const { call } = fixture({ anonymous: true }, undefined, new World().host);
   await call('/v1/sessions', { id: 's1' });
   const random = generator(SEED);
   const pick = <T>(list: readonly T[]): T => list[Math.floor(random() * list.length)]!;
@@ -88,8 +90,12 @@ test(`${COUNT} malformed bodies and queries, seed ${SEED}: never a 5xx, always a
     ],
   ];
   const valid: Record<string, () => Record<string, unknown>> = {
-    '/v1/chat/completions': () => ({ model: 'fake-model', messages: [{ role: 'user', content: 'Hi' }] }),
-    '/v1/responses': () => ({ model: 'fake-model', input: 'Hi' }),
+    '/v1/chat/completions': () => ({
+      model: 'fake-model',
+      messages: [{ role: 'user', content: 'Hi' }],
+      max_tokens: 3,
+    }),
+    '/v1/responses': () => ({ model: 'fake-model', input: 'Hi', max_output_tokens: 3 }),
     '/v1/sessions': () => ({ policy: 'adkvc' }),
     '/v1/sessions/s1/fork': () => ({ messages: 1 }),
   };
