@@ -7,7 +7,7 @@ import { ask, post, prose, Refused, type Served, servedModel, type Timed, worker
  * that each wait for their answer before they send the next message. Prints JSON, a part after the other:
  * - load: `--load 1x1,4x4,8x8,16x4,32x32`, clients x conversations; clients of one conversation queue for it. A refused client waits as long as
  *   Retry-After says and sends the message again.
- * - fairness: a short turn (`--short` tokens) alone, and beside a prefill of `--prefill` tokens in another conversation.
+ * - fairness: a short turn (`--short` tokens) alone, and beside a prefill of `--prefill` tokens in another conversation, whose cache may take `--bytes`.
  * - fork: the time to the first token of a conversation over a shared document of `--document` tokens: read anew, and forked from a stored prefix.
  * - cost: what a turn of a growing conversation takes in processor time, rows and bytes.
  */
@@ -18,6 +18,7 @@ const { values } = parseArgs({
     turns: { type: 'string', default: '2' },
     tokens: { type: 'string', default: '16' },
     prefill: { type: 'string', default: '7000' },
+    bytes: { type: 'string', default: '12000000' },
     short: { type: 'string', default: '8' },
     samples: { type: 'string', default: '30' },
     document: { type: 'string', default: '2000' },
@@ -121,12 +122,15 @@ async function fairness(server: Served) {
   };
   const samples = Number(values.samples);
   const alone = await sampled((n) => n < samples);
+  // One conversation of the default budget fills an isolate's memory; beside this one there is room for a short one.
+  const id = `load-${process.pid}-prefill`;
+  await post(server.url, '/v1/sessions', { id, bytes: Number(values.bytes) });
   const gone = new AbortController();
   const start = performance.now();
   let ended = false;
   const long = ask(
     server.url,
-    { messages: [user(prose(Number(values.prefill), 7))], max_tokens: 1, store: false },
+    { messages: [user(prose(Number(values.prefill), 7))], max_tokens: 1, session_id: id },
     gone.signal,
   )
     .then((answer) => ({ promptTokens: answer.promptTokens, seconds: round(answer.ttftMs / 1000) }))
@@ -136,7 +140,14 @@ async function fairness(server: Served) {
   const beside = await sampled((n) => n < samples && !ended);
   const besideSeconds = round((performance.now() - start) / 1000);
   gone.abort();
-  return { shortTokens: Number(values.short), alone, beside, besideSeconds, prefill: await long };
+  return {
+    prefillBytes: Number(values.bytes),
+    shortTokens: Number(values.short),
+    alone,
+    beside,
+    besideSeconds,
+    prefill: await long,
+  };
 }
 
 async function fork(server: Served) {
