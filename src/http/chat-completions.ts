@@ -1,5 +1,7 @@
 import type { Context } from 'hono';
+import { InvalidInputError } from '../core/errors.ts';
 import type { SessionHost, TurnRequest } from '../session/api.ts';
+import { hmac } from './auth.ts';
 import { type Conversation, chooseConversation } from './conversation.ts';
 import { errorReply, isInternal, wireError } from './error-response.ts';
 import { HEARTBEAT_MS, PROGRESS_MS } from './limits.ts';
@@ -35,7 +37,10 @@ export async function chatCompletions(
 ): Promise<Response> {
   const request = parseChatRequest(await readJson(c.req.raw));
   requireModel(model, request.model);
-  const turn = turnRequest(request, model);
+  const idempotencyKey = idempotencyKeyOf(c.req.header('idempotency-key'));
+  const named = idempotencyKey !== undefined && request.append;
+  const seed = request.seed ?? (named ? await seedOf(owner, idempotencyKey) : undefined);
+  const turn = { ...turnRequest({ ...request, seed }, model), ...(named && { idempotencyKey }) };
   const affinity = c.req.header('x-session-affinity') ?? null;
   const conversation = await chooseConversation(owner, model.id, request, affinity);
 
@@ -52,6 +57,22 @@ export async function chatCompletions(
     ? streamed(c, begun, request, conversation, envelope, onGone)
     : whole(c, await begun, request, conversation, envelope);
 }
+
+const IDEMPOTENCY_KEY = /^[\x21-\x7e]{1,128}$/;
+
+/** https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/ @throws InvalidInputError */
+function idempotencyKeyOf(header: string | undefined): string | undefined {
+  if (header !== undefined && !IDEMPOTENCY_KEY.test(header))
+    throw new InvalidInputError(
+      'The header idempotency-key must be 1 to 128 printable characters without spaces',
+      'idempotency-key',
+    );
+  return header;
+}
+
+/** The same draws for the same message sent again. */
+const seedOf = async (owner: string, key: string): Promise<number> =>
+  new DataView((await hmac(owner, 'seed', key)).buffer).getUint32(0);
 
 function turnRequest(
   r: ChatRequest,

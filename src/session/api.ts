@@ -26,6 +26,8 @@ export interface TurnRequest {
   readonly format?: AnswerFormat;
   /** Only used when the session does not exist yet. */
   readonly cache?: Partial<CacheConfig>;
+  /** With 'append': a name for this very message. Sent again under it, it is answered again instead of being said twice. */
+  readonly idempotencyKey?: string;
   /** Kept with the answer when it is complete, and handed out with it by `messages`: what the asker wants to know again. At most MAX_NOTE_CHARACTERS. */
   readonly note?: string;
   /** Idle seconds until a session that this turn creates is deleted; otherwise what `implicit` says. */

@@ -23,6 +23,8 @@ export interface LoggedMessage extends ChatMessage {
   readonly open?: true;
   /** For an answer that was interrupted: the request's key, see continue-answer.ts. */
   readonly unfinished?: string;
+  /** For an answer whose request had a name, see TurnRequest. */
+  readonly idempotencyKey?: string;
   /** For a complete answer whose request came with a note. */
   readonly made?: MadeAnswer;
   /** The answer was deleted, and stays only as what later ones go on from. */
@@ -47,6 +49,7 @@ export interface PromptRequest {
   readonly mode: 'whole' | 'append';
   readonly overwrite: boolean;
   readonly continues?: boolean;
+  readonly idempotencyKey?: string;
 }
 
 /** The ids that a turn starts from. */
@@ -79,7 +82,7 @@ export function joinPrompt(
   const messages =
     request.mode === 'whole'
       ? request.messages
-      : [...log.messages.slice(0, unanswered(log.messages, request.messages)), ...request.messages];
+      : [...log.messages.slice(0, appendAt(log.messages, request)), ...request.messages];
   const common = commonMessages(messages, log.messages);
   if (request.continues && log.messages.some((m, i) => i >= common && m.unfinished === undefined))
     throw new AdkvcError('session_moved', 'the session went on from there meanwhile', {
@@ -133,6 +136,7 @@ export function answered(
   fed: number,
   unfinished?: string,
   made?: MadeAnswer,
+  idempotencyKey?: string,
 ): Log {
   const ids = [...prompt.ids, ...answer];
   if (answer.length === 0) return { messages: prompt.messages, ids, fed };
@@ -144,6 +148,7 @@ export function answered(
     open: true,
     ...(unfinished !== undefined && { unfinished }),
     ...(made && { made }),
+    ...(idempotencyKey !== undefined && { idempotencyKey }),
   };
   return { messages: [...prompt.messages, message], ids, fed };
 }
@@ -190,15 +195,20 @@ function append(to: number[], from: readonly number[], start = 0, end = from.len
 }
 
 /**
- * Where appended messages begin: at the log's end, or, when the log ends with these very messages and no answer followed (the turn was
- * interrupted, and is sent again), where they stand already.
+ * Where appended messages begin: at the log's end, or where they stand already, when they are sent again: the log ends with these very messages and no
+ * answer followed (the turn was interrupted), or with an answer that was made for a request of the same name.
  */
-function unanswered(log: readonly ChatMessage[], appended: readonly ChatMessage[]): number {
-  const at = log.length - appended.length;
+function appendAt(
+  log: readonly LoggedMessage[],
+  { messages, idempotencyKey }: Pick<PromptRequest, 'messages' | 'idempotencyKey'>,
+): number {
+  const last = log.at(-1);
+  const named = idempotencyKey !== undefined && last?.idempotencyKey === idempotencyKey;
+  const at = log.length - messages.length - (named ? 1 : 0);
   const again =
     at >= 0 &&
-    log.at(-1)?.role !== 'assistant' &&
-    commonMessages(log.slice(at), appended) === appended.length;
+    (named || last?.role !== 'assistant') &&
+    commonMessages(log.slice(at), messages) === messages.length;
   return again ? at : log.length;
 }
 

@@ -100,6 +100,7 @@ const manifestSchema = v.strictObject({
         prompt: v.exactOptional(uint),
         open: v.exactOptional(v.literal(true)),
         unfinished: v.exactOptional(v.string()),
+        idempotencyKey: v.exactOptional(v.string()),
         made: v.exactOptional(
           v.strictObject({
             reason: v.picklist(['stop', 'length']),

@@ -240,6 +240,7 @@ export class Turn {
       cache.position,
       this.#complete ? undefined : answerKey(request),
       made,
+      request.idempotencyKey,
     );
     const sameEngine = !difference(this.#head.engine, identity);
     const next: Head = {

@@ -412,3 +412,21 @@ test('a format reaches the turn', async () => {
   await chat({ response_format: { type: 'text' } });
   expect(host.turns.at(-1)!.request.format).toBeUndefined();
 });
+
+test('a message has a name by the header idempotency-key, and with it a seed of its own', async () => {
+  const { chat, host, call } = fixture();
+  await call('/v1/sessions', { id: 's' });
+  const named = (key: string, fields = {}) =>
+    chat({ session_id: 's', session_append: true, ...fields }, { headers: { 'idempotency-key': key } });
+  for (const key of ['a', 'a', 'b']) expect((await named(key)).status).toBe(200);
+  const [a, again, b] = host.turns.map(({ request }) => request);
+  expect([a!.idempotencyKey, b!.idempotencyKey]).toEqual(['a', 'b']);
+  expect(again!.sampling.seed).toBe(a!.sampling.seed);
+  expect(b!.sampling.seed).not.toBe(a!.sampling.seed);
+  await named('a', { seed: 5 });
+  expect(host.turns.at(-1)!.request.sampling.seed).toBe(5);
+  // A whole conversation needs no name: what it shares with the log is never said twice.
+  await chat({}, { headers: { 'idempotency-key': 'a' } });
+  expect(host.turns.at(-1)!.request.idempotencyKey).toBeUndefined();
+  for (const key of ['x'.repeat(129), 'a b']) expect((await named(key)).status).toBe(400);
+});

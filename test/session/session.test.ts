@@ -445,3 +445,27 @@ test('a reader who lets too much pile up ends the turn; what was generated is ke
   expect(seen.length).toBeLessThan(60);
   expect(seen.at(-1)).toMatchObject({ type: 'failed', error: { code: 'slow_reader' } });
 });
+
+test('a named message that is sent again after its answer was lost is said once, and answered with the same tokens', async () => {
+  const world = new World();
+  await world.turn([user(prose(200))], {});
+  const more = {
+    mode: 'append',
+    idempotencyKey: 'm1',
+    sampling: { ...GREEDY, temperature: 1, seed: 4 },
+  } as const;
+  const first = await world.turn([user('go on')], more);
+  world.reopen();
+  const again = await world.turn([user('go on')], more);
+  expect(again.ids).toEqual(first.ids);
+  expect(again.started.cachedTokens).toBeGreaterThan(200);
+  expect((await world.host.messages('k')).length).toBe(4);
+  // Another name, or none, says it again; and so does another message under the same name.
+  for (const [i, changed] of [{ idempotencyKey: 'm2' }, { idempotencyKey: undefined }].entries()) {
+    await world.turn([user('go on')], { ...more, ...changed } as typeof more);
+    expect((await world.host.messages('k')).length).toBe(6 + 2 * i);
+  }
+  await world.turn([user('else')], more);
+  await world.turn([user('go on')], more);
+  expect((await world.host.messages('k')).length).toBe(12);
+});
