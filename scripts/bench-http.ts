@@ -1,6 +1,10 @@
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
-import { ask as askModel, prose, servedModel, type Timed } from './served.ts';
+import { productsPerToken } from '../src/bench/ratios.ts';
+import { bundleFolder } from '../src/cli/bundle-folder.ts';
+import { folderSource } from '../src/prepare/folder-source.ts';
+import { readManifest } from '../src/runtime/model.ts';
+import { ask as askModel, calibrateWorkerd, prose, servedModel, type Timed } from './served.ts';
 
 /**
  * `npm run bench:http [-- --prompt 100,512,2000 --tokens 96 --runs 3]`: the embedded model in workerd, asked over HTTP, timed from outside (a
@@ -18,6 +22,11 @@ const { values } = parseArgs({
 });
 const ask = (url: string, body: object): Promise<Timed> =>
   askModel(url, { max_tokens: Number(values.tokens), ...body });
+
+const calibration = await calibrateWorkerd();
+const { layers, output } = productsPerToken(
+  (await readManifest(folderSource(await bundleFolder('compact')))).model,
+);
 
 const { serve, remove } = await servedModel();
 let server = await serve();
@@ -41,7 +50,9 @@ try {
       promptTokens: runs[0]!.promptTokens,
       ttftMs,
       prefillTokensPerSecond: (runs[0]!.promptTokens * 1000) / ttftMs,
+      prefillOfBound: (runs[0]!.promptTokens * layers) / ttftMs / calibration.dotGMACs / 1e6,
       decodeTokensPerSecond: best('decodeTokensPerSecond', 1),
+      decodeOfBound: (best('decodeTokensPerSecond', 1) * (layers + output)) / calibration.q4GMACs / 1e9,
       cache: runs[0]!.cache,
     });
     process.stderr.write(`${JSON.stringify(results.at(-1))}\n`);
@@ -71,7 +82,12 @@ try {
   });
   console.log(
     JSON.stringify(
-      { host: `workerd over HTTP, ${cpus()[0]?.model.trim()}`, results, resume: { first, awake, resumed } },
+      {
+        host: `workerd over HTTP, ${cpus()[0]?.model.trim()}`,
+        calibration,
+        results,
+        resume: { first, awake, resumed },
+      },
       null,
       1,
     ),

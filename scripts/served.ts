@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { bundleFolder } from '../src/cli/bundle-folder.ts';
 import { layAssets } from '../src/cli/lay-assets.ts';
-import { freePort, spawnWrangler, waitForHealth } from '../src/cli/wrangler-dev.ts';
+import { freePort, spawnWrangler, type WranglerOptions, waitForHealth } from '../src/cli/wrangler-dev.ts';
 import { buildWasm } from './build-wasm.ts';
 
 /** What the benches over HTTP share: the embedded model in workerd on loopback, and one streamed answer timed from outside. */
@@ -130,6 +130,30 @@ export interface Served {
   kill(): void;
 }
 
+/** Starts wrangler and waits until it answers on `path`. */
+async function start(
+  options: Pick<WranglerOptions, 'dataDir' | 'assetsDir' | 'config'>,
+  path?: string,
+): Promise<Served> {
+  const port = await freePort();
+  const child = spawnWrangler({ cwd: ROOT, port, detached: true, ...options });
+  const url = `http://127.0.0.1:${port}`;
+  await waitForHealth(child, url, 120_000, path);
+  // Nobody reads what it says, and a pipe that is full would stop it.
+  child.stdout?.resume();
+  child.stderr?.resume();
+  const kill = (): void => {
+    if (child.exitCode === null && child.signalCode === null) process.kill(-child.pid!, 'SIGKILL');
+  };
+  // It is in a group of its own: whoever ends this process would leave it behind.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    process.once(signal, () => {
+      kill();
+      process.exit(1);
+    });
+  return { url, pid: child.pid!, kill };
+}
+
 /** A folder of assets and data, in which servers can be started one after the other; `remove` it at the end. */
 export async function servedModel() {
   await buildWasm();
@@ -139,24 +163,7 @@ export async function servedModel() {
   return {
     remove: () => rmSync(folder, { recursive: true, force: true }),
     async serve(): Promise<Served> {
-      const port = await freePort();
-      const dataDir = join(folder, 'data');
-      const child = spawnWrangler({ cwd: ROOT, port, dataDir, assetsDir, detached: true });
-      const url = `http://127.0.0.1:${port}`;
-      await waitForHealth(child, url, 120_000);
-      // Nobody reads what it says, and a pipe that is full would stop it.
-      child.stdout?.resume();
-      child.stderr?.resume();
-      const kill = (): void => {
-        if (child.exitCode === null && child.signalCode === null) process.kill(-child.pid!, 'SIGKILL');
-      };
-      // It is in a group of its own: whoever ends this process would leave it behind.
-      for (const signal of ['SIGINT', 'SIGTERM'] as const)
-        process.once(signal, () => {
-          kill();
-          process.exit(1);
-        });
-      return { url, pid: child.pid!, kill };
+      return await start({ dataDir: join(folder, 'data'), assetsDir });
     },
   };
 }
@@ -189,4 +196,41 @@ export function workerdUse({ pid: group }: Served): ProcessUse | undefined {
     }
   }
   return most;
+}
+
+/**
+ * What the calibration kernels reach inside workerd, 1e9 multiply-adds a second: like src/bench/calibrate.ts, timed from outside over HTTP.
+ * Best of some runs, less what an empty request takes.
+ */
+export async function calibrateWorkerd(): Promise<{ q4GMACs: number; dotGMACs: number }> {
+  const folder = mkdtempSync(join(tmpdir(), 'adkvc-calibration-'));
+  const server = await start(
+    { dataDir: folder, config: join(ROOT, 'wrangler.calibration.toml') },
+    '/?kind=dot&count=1',
+  );
+  const RUNS = 6;
+  const timed = async (kind: string, count: number): Promise<number> => {
+    const begin = performance.now();
+    const { products } = (await (await fetch(`${server.url}/?kind=${kind}&count=${count}`)).json()) as {
+      products: number;
+    };
+    const ms = performance.now() - begin;
+    return count === 0 ? ms : products / Math.max(1e-3, ms - empty) / 1e6;
+  };
+  const several = async (kind: string, count: number): Promise<number[]> => {
+    const results: number[] = [];
+    for (let run = 0; run < RUNS; run++) results.push(await timed(kind, count));
+    return results;
+  };
+  let empty = 0;
+  try {
+    empty = Math.min(...(await several('dot', 0)));
+    return {
+      q4GMACs: Math.max(...(await several('q4', 10))),
+      dotGMACs: Math.max(...(await several('dot', 300))),
+    };
+  } finally {
+    server.kill();
+    rmSync(folder, { recursive: true, force: true });
+  }
 }

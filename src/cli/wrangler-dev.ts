@@ -10,13 +10,22 @@ export interface WranglerOptions {
   /** Where Durable Objects live. */
   readonly dataDir: string;
   /** Page and bundle, see lay-assets.ts. */
-  readonly assetsDir: string;
+  readonly assetsDir?: string;
+  /** Instead of wrangler.toml. */
+  readonly config?: string;
   /** A process group of its own, for tests that kill all of it. */
   readonly detached?: boolean;
 }
 
 /** Starts `wrangler dev` on loopback, serving whoever asks on this machine. Its output comes on stdout and stderr, undecorated. */
-export function spawnWrangler({ cwd, port, dataDir, assetsDir, detached }: WranglerOptions): ChildProcess {
+export function spawnWrangler({
+  cwd,
+  port,
+  dataDir,
+  assetsDir,
+  config,
+  detached,
+}: WranglerOptions): ChildProcess {
   const require = createRequire(import.meta.url);
   const wrangler = join(dirname(require.resolve('wrangler/package.json')), 'bin/wrangler.js');
   return spawn(
@@ -25,7 +34,9 @@ export function spawnWrangler({ cwd, port, dataDir, assetsDir, detached }: Wrang
       wrangler,
       'dev',
       ...['--port', String(port), '--ip', '127.0.0.1', '--inspector-port', '0'],
-      ...['--persist-to', dataDir, '--assets', assetsDir],
+      ...['--persist-to', dataDir],
+      ...(assetsDir === undefined ? [] : ['--assets', assetsDir]),
+      ...(config === undefined ? [] : ['--config', config]),
       ...['--var', 'ADKVC_ANONYMOUS:1'],
       '--show-interactive-dev-session=false',
     ],
@@ -68,8 +79,13 @@ export const freePort = (): Promise<number> =>
     });
   });
 
-/** Waits until /health answers. @throws Error when the process ends first, or after `timeoutMs` */
-export async function waitForHealth(child: ChildProcess, url: string, timeoutMs: number): Promise<void> {
+/** Waits until `path` answers. @throws Error when the process ends first, or after `timeoutMs` */
+export async function waitForHealth(
+  child: ChildProcess,
+  url: string,
+  timeoutMs: number,
+  path = '/health',
+): Promise<void> {
   const POLL_MS = 100;
   const deadline = Date.now() + timeoutMs;
   let last = 'no answer';
@@ -77,7 +93,7 @@ export async function waitForHealth(child: ChildProcess, url: string, timeoutMs:
     if (child.exitCode !== null || child.signalCode !== null)
       throw new Error(`the server ended with ${child.exitCode ?? child.signalCode} before it was ready`);
     try {
-      const response = await fetch(`${url}/health`, {
+      const response = await fetch(`${url}${path}`, {
         signal: AbortSignal.timeout(Math.min(30_000, timeoutMs / 4)),
       });
       last = `status ${response.status}: ${(await response.text()).slice(0, 500)}`;
