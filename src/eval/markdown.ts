@@ -1,6 +1,6 @@
 import type { Estimate } from './metrics/interval.ts';
 import type { Row } from './rows.ts';
-import type { Figure, Section, Summary } from './summary.ts';
+import { comparisons, type Figure, type Section, type Summary } from './summary.ts';
 
 export interface Table {
   readonly head: readonly string[];
@@ -50,6 +50,29 @@ export function scoreTable(section: Section): Table {
           ...(i === 0 && paired ? [f?.paired ? interval(f.paired, signed) : '–'] : []),
         ];
       }),
+    ]),
+  };
+}
+
+/** Every method against adkvc at the same ratio; undefined where there is nothing to compare. */
+export function comparisonTable(section: Section): Table | undefined {
+  const rows = comparisons(section);
+  if (rows.length === 0) return undefined;
+  const metric = section.task.metrics[0]!;
+  return {
+    head: [
+      'adkvc against',
+      'n',
+      'true ratios',
+      `${metric.label}: adkvc minus the other, paired${metric.unit === '' ? '' : `, ${metric.unit}`}`,
+      'the other loses so many times as much',
+    ],
+    body: rows.map((c) => [
+      c.method,
+      `${c.difference.n}`,
+      `${number(c.trueRatios[0])}x, ${number(c.trueRatios[1])}x`,
+      interval(c.difference, signed),
+      c.factor === undefined ? '–' : number(c.factor),
     ]),
   };
 }
@@ -146,6 +169,7 @@ export function markdownReport(
       `${section.task.description}.  \n${section.setting}`,
       ...[chanceNote(section)].flatMap((note) => (note === undefined ? [] : [`**${note}**`])),
       markdownTable(scoreTable(section)),
+      ...[comparisonTable(section)].flatMap((table) => (table ? [markdownTable(table)] : [])),
       markdownTable(costTable(section)),
     );
   }

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type Chart, charts, leftOutLayers, relevanceLayers } from './charts.ts';
 import {
   chanceNote,
+  comparisonTable,
   costTable,
   failures,
   markdownReport,
@@ -108,7 +109,7 @@ function htmlReport(
     (
       s,
     ) => `<h2>${plain(titleOf(s))}</h2><p>${plain(s.task.description)}.<br><span class="note">${plain(s.setting)}</span></p>
-${warning(chanceNote(s))}${htmlTable(scoreTable(s))}${htmlTable(costTable(s))}`,
+${warning(chanceNote(s))}${htmlTable(scoreTable(s))}${[comparisonTable(s)].map((t) => (t ? htmlTable(t) : '')).join('')}${htmlTable(costTable(s))}`,
   );
   const analyses = extra.map((e) => `<h2>${plain(e.title)}</h2><p>${plain(e.note)}</p>${htmlTable(e.table)}`);
   const failed = failures(rows);

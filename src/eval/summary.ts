@@ -181,7 +181,10 @@ function figure(metric: MetricSpec, rows: readonly Row[], full: readonly Row[]):
           values.length,
         )
       : meanInterval(values);
-  const own = { ...convert(raw, (v) => shown(metric, v)), metric };
+  // Student's interval of a share knows nothing of its bounds.
+  const share = metric.kind === 'rate' || metric.kind === 'percent';
+  const within = (v: number): number => (share ? Math.min(100, Math.max(0, v)) : v);
+  const own = { ...convert(raw, (v) => within(shown(metric, v))), metric };
   if (rows[0]!.policy === 'full' || metric.kind === 'exp-percent') return own;
   const reference = new Map(full.map((r) => [`${r.sample}/${r.seed}`, r.scores?.[metric.name]]));
   const pairs = rows.flatMap((r): [number, number][] => {
@@ -194,6 +197,61 @@ function figure(metric: MetricSpec, rows: readonly Row[], full: readonly Row[]):
   // The difference of mean losses is the logarithm of the perplexities' ratio.
   const scale = metric.kind === 'exp' ? (v: number) => 100 * Math.expm1(v) : (v: number) => shown(metric, v);
   return { ...own, paired: convert(difference, scale) };
+}
+
+/** A method beside adkvc at the same ratio, on the samples that both have. */
+export interface Comparison {
+  readonly method: string;
+  readonly ratio: number;
+  readonly trueRatios: readonly [adkvc: number, other: number];
+  /** adkvc minus the method, in the unit of the first metric (percent of perplexity where that is a loss). */
+  readonly difference: Estimate;
+  /** What the method loses against the full cache over what adkvc loses, where both lose something; undefined otherwise. */
+  readonly factor: number | undefined;
+}
+
+/** The policy that others are held against. */
+const OURS = 'adkvc';
+
+/** Paired over samples and seeds. Ratios are as asked for; the true ones stand beside. */
+export function comparisons(section: Section): Comparison[] {
+  const metric = section.task.metrics[0]!;
+  const valuesOf = (s: Summary | undefined): Map<string, number> =>
+    new Map(
+      (s?.rows ?? []).flatMap((r): [string, number][] =>
+        r.scores === undefined ? [] : [[`${r.sample}/${r.seed}`, r.scores[metric.name]!]],
+      ),
+    );
+  const full = valuesOf(section.summaries.find((s) => s.policy === 'full'));
+  return section.summaries.flatMap((other): Comparison[] => {
+    const ours = section.summaries.find((s) => s.policy === OURS && s.ratio === other.ratio);
+    if (other.ratio === null || !ours || other === ours) return [];
+    const [a, b] = [valuesOf(ours), valuesOf(other)];
+    const samples = [...a.keys()].filter((key) => b.has(key));
+    if (samples.length === 0) return [];
+    const pairs = samples.map((key): [number, number] => [a.get(key)!, b.get(key)!]);
+    const loss = metric.kind === 'exp' || metric.kind === 'exp-percent';
+    const difference =
+      metric.kind === 'rate' ? pairedRateInterval(pairs) : meanInterval(pairs.map(([x, y]) => x - y));
+    const scale = loss ? (v: number) => 100 * Math.expm1(v) : (v: number) => shown(metric, v);
+    const lost = (values: Map<string, number>): number => {
+      const sign = metric.better === 'lower' ? 1 : -1;
+      // A metric of kind exp-percent is a difference to the full cache already.
+      const reference = (key: string): number =>
+        metric.kind === 'exp-percent' ? 0 : (full.get(key) ?? Number.NaN);
+      return scale(mean(samples.map((key) => sign * (values.get(key)! - reference(key)))));
+    };
+    const [own, theirs] = [lost(a), lost(b)];
+    return [
+      {
+        method: other.method,
+        ratio: other.ratio,
+        trueRatios: [ours.trueRatio, other.trueRatio],
+        difference: convert(difference, scale),
+        factor: own > 0 && theirs > 0 ? theirs / own : undefined,
+      },
+    ];
+  });
 }
 
 const convert = (e: Estimate, scale: (v: number) => number): Estimate => ({

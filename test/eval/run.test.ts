@@ -9,7 +9,7 @@ import type { Job } from '../../src/eval/job.ts';
 import { createPool } from '../../src/eval/pool.ts';
 import { writeReport } from '../../src/eval/report.ts';
 import { ResultLog, type Row, rowKey } from '../../src/eval/rows.ts';
-import { summarise } from '../../src/eval/summary.ts';
+import { comparisons, summarise } from '../../src/eval/summary.ts';
 import { ROOT, runCli } from '../helpers/cli.ts';
 import { evalFixture } from '../helpers/eval-fixture.ts';
 
@@ -324,6 +324,22 @@ describe('the report', () => {
     const loss = summary.figures.find((f) => f.metric.name === 'loss')!;
     const delta = own.reduce((sum, r) => sum + r.scores!.lossDelta!, 0) / own.length;
     expect(loss.paired!.mean).toBeCloseTo(100 * (Math.exp(delta) - 1), 6);
+  });
+
+  test('holds every method against adkvc at its ratio, paired', () => {
+    const section = summarise(rows).find((s) => s.task.name === 'pg19')!;
+    const value = (policy: string, sample: number) =>
+      rows.find((r) => r.task === 'pg19' && r.policy === policy && r.ratio === 4 && r.sample === sample)!
+        .scores!.lossDeltaLast!;
+    const delta = [0, 1].map((i) => value('adkvc', i) - value('window', i));
+    const found = comparisons(section).find((c) => c.method === 'window at 4x')!;
+    expect(found.difference.n).toBe(2);
+    expect(found.difference.mean).toBeCloseTo(100 * Math.expm1((delta[0]! + delta[1]!) / 2), 9);
+    const losses = ['adkvc', 'window'].map((p) => Math.expm1((value(p, 0) + value(p, 1)) / 2));
+    if (losses[0]! > 0 && losses[1]! > 0) expect(found.factor).toBeCloseTo(losses[1]! / losses[0]!, 6);
+    else expect(found.factor).toBeUndefined();
+    expect(markdown).toContain('| adkvc against |');
+    expect(html).toContain('adkvc against');
   });
 
   test('is one page that needs nothing else, with the charts drawn in it', () => {
