@@ -21,8 +21,16 @@ export class Aside {
     const base = this.#base(name);
     const head = `${base}.head`;
     if (!existsSync(head)) return undefined;
-    const { parts } = deserialize(readFileSync(head)) as { parts: number };
-    return Array.from({ length: parts }, (_, i) => deserialize(readFileSync(`${base}.${i}`)));
+    try {
+      const { parts } = deserialize(readFileSync(head)) as { parts: number };
+      return Array.from({ length: parts }, (_, i) => deserialize(readFileSync(`${base}.${i}`)));
+    } catch (error) {
+      process.stderr.write(
+        `${head}: what was put aside cannot be read (${(error as Error).message}): begun anew\n`,
+      );
+      this.drop(name);
+      return undefined;
+    }
   }
 
   /** Each part is a file, what structured cloning can copy. Whole or, if the process dies meanwhile, not there. */

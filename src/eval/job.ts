@@ -2,6 +2,7 @@ import { loadWasmKernels } from '../cli/load-engine.ts';
 import { AdkvcError } from '../core/errors.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import { loadEngine } from '../engine/load.ts';
+import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import { createReferenceKernels } from '../kernels/reference.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { foreignFromBundle } from '../runtime/foreign.ts';
@@ -71,15 +72,17 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
   const engine = await loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
   const data = new DataFolder(options.data);
   const stopping = (): boolean => Atomics.load(options.stop, 0) !== 0;
-  const aside = new Aside(options.aside, { fingerprint: engine.fingerprint, numerics: engine.numerics });
+  const { fingerprint, numerics } = engine;
+  const profile = manifest.profile?.sha256 ?? 'none';
+  const aside = new Aside(options.aside, { fingerprint, numerics, profile, layout: LAYOUT_VERSION });
   const prefix: Prefix = {};
   return {
     identity: {
       model: engine.model.name,
       weightForm: manifest.weightForm,
-      fingerprint: engine.fingerprint,
-      numerics: engine.numerics,
-      profile: manifest.profile?.sha256 ?? 'none',
+      fingerprint,
+      numerics,
+      profile,
     },
     run: (job, emit, onTokens) => {
       const context = { ...job, engine: counting(engine, onTokens), data, stopping, aside, prefix };

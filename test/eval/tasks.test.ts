@@ -1,4 +1,4 @@
-import { readdirSync } from 'node:fs';
+import { readdirSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
@@ -112,6 +112,17 @@ describe('perplexity', () => {
         cache: whole.get(policy)!.cache,
       });
     expect(readdirSync(join(fixture.folder, 'aside'))).toEqual([]);
+  });
+  test('what lies aside and cannot be read is begun anew', () => {
+    const folder = join(fixture.folder, 'torn');
+    const aside = new Aside(folder, 'test');
+    aside.put('a', [{ at: 1 }, new Uint8Array(100)]);
+    expect(aside.take('a')).toEqual([{ at: 1 }, new Uint8Array(100)]);
+    expect(new Aside(folder, 'other').take('a')).toBeUndefined();
+    const part = readdirSync(folder).find((name) => name.endsWith('.1'))!;
+    truncateSync(join(folder, part), 20);
+    expect(aside.take('a')).toBeUndefined();
+    expect(readdirSync(folder)).toEqual([]);
   });
   test('a text that is too short is skipped and says so', async () => {
     const short = (await runTask('pg19', [FULL], 60_000)).get('full')!;
