@@ -37,7 +37,7 @@ export async function readManifest(source: BundleSource): Promise<Manifest> {
 }
 
 /** Shards that are read at once. */
-const STREAMS = 3;
+const STREAMS = 2;
 
 /**
  * Streams every shard straight into kernel memory: never a second copy, at most one piece of a stream beside it.
