@@ -201,8 +201,11 @@ async function cost(server: Served) {
       bytes: answer.bytes,
     });
   }
+  const { stored_bytes } = (await (await fetch(`${server.url}/v1/sessions/${id}`)).json()) as {
+    stored_bytes: number;
+  };
   await remove(server, id);
-  return turns;
+  return { turns, storedBytes: stored_bytes };
 }
 
 const { serve, remove: removeFolder } = await servedModel();
