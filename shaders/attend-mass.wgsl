@@ -1,5 +1,5 @@
-// Adds round(p * MASS_ONE) of every row and head to each cell's u32 mass, saturating. One thread a cell, so that no order matters.
-// Dispatch [splits, KV_HEADS], 128 threads.
+// Adds round(p * massUnit + dither) of every row and head to each cell's u16 mass, saturating; dither of the query as layout and kernels say.
+// One thread a pair of cells, so that no order matters. Dispatch [splits, KV_HEADS], 128 threads.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> words: array<u32>;     // the cache
@@ -9,24 +9,32 @@
 @group(0) @binding(5) var<storage, read> scores: array<f32>;
 @group(0) @binding(6) var<storage, read> softmax: array<vec2<f32>>;
 
-fn add(word: u32, item: u32, kvHead: u32, score: u32, firstRow: u32) {
+fn massOf(item: u32, kvHead: u32, score: u32, firstRow: u32) -> u32 {
   var sum = 0u;
   for (var row = firstRow; row < params.rows; row++) {
     for (var head = kvHead * GROUP; head < (kvHead + 1u) * GROUP; head++) {
       let x = scores[(row * HEADS + head) * params.scoreStride + score];
       let m = softmax[(item * params.rows + row) * HEADS + head];
-      if (x > NEVER) { sum += u32(round(exp(x - m.x) * m.y * MASS_ONE)); }
+      let index = (items[item].position + row) * HEADS + head;
+      let dither = f32(bitcast<i32>(index * 0x9e3779b9u)) * 2.3283064365386963e-10;
+      if (x > NEVER) { sum += u32(round(exp(x - m.x) * m.y * params.massUnit + dither)); }
     }
   }
+  return sum;
+}
+fn add(word: u32, first: u32, second: u32) {
   let before = words[word];
-  words[word] = before + min(sum, 0xffffffffu - before);
+  words[word] = min((before & 0xffffu) + first, 0xffffu) | (min((before >> 16u) + second, 0xffffu) << 16u);
 }
 
-fn cellsOf(record: u32) -> u32 {
+/// Padded cells of a kvHead's record; 0 without one.
+fn cellsOf(block: u32, kvHead: u32) -> u32 {
+  let offset = words[block * 4u + 3u + kvHead];
+  if (offset == 0u) { return 0u; }
+  let record = block * 4u + offset / 4u;
+  let kinds = countOneBits(words[record] & 0xffffu);
   var cells = 0u;
-  for (var tier = 0u; tier < TIER_COUNT; tier++) {
-    cells += (((words[record * 4u + tier / 4u] >> ((tier & 3u) * 8u)) & 255u) + 3u) & 0xfffffffcu;
-  }
+  for (var i = 0u; i < kinds; i++) { cells += pad4((words[record + 2u + i / 4u] >> ((i & 3u) * 8u)) & 255u); }
   return cells;
 }
 
@@ -36,20 +44,28 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let item = items[split.item];
   let kvHead = id.y;
   if (split.count == 0u) {
-    let slot = split.first + thread;
+    if (thread >= 64u) { return; }
     // Row r sees slot s from r = s + 1 - visible on.
-    let firstRow = select(0u, slot + 1u - item.visible, slot >= item.visible);
-    let mass = (item.exact + 2u * KV_HEADS * exactHalf(item) + kvHead * ((item.capacity + 3u) / 4u)) * 4u;
-    if (firstRow < params.rows) { add(mass + slot, split.item, kvHead, split.scores + thread, firstRow); }
+    let slot = split.first + thread * 2u;
+    let rows = vec2(
+      select(0u, slot + 1u - item.visible, slot >= item.visible),
+      select(0u, slot + 2u - item.visible, slot + 1u >= item.visible));
+    let mass = (item.exact + 2u * KV_HEADS * exactHalf(item)) * 4u + kvHead * pad4(item.capacity) / 2u;
+    if (rows.x < params.rows) {
+      add(mass + slot / 2u,
+        massOf(split.item, kvHead, split.scores + thread * 2u, rows.x),
+        massOf(split.item, kvHead, split.scores + thread * 2u + 1u, rows.y));
+    }
     return;
   }
   for (var i = 0u; i < split.count; i++) {
     let block = segments[split.first + i];
     var mass = block * 4u + words[block * 4u + 2u] / 4u;
-    for (var h = 0u; h < kvHead; h++) { mass += cellsOf(block + words[block * 4u + 4u + h] / 16u); }
-    let cells = cellsOf(block + words[block * 4u + 4u + kvHead] / 16u);
-    for (var cell = thread; cell < cells; cell += 128u) {
-      add(mass + cell, split.item, kvHead, split.scores + i * MAX_CELLS + cell, 0u);
+    for (var h = 0u; h < kvHead; h++) { mass += cellsOf(block, h) / 2u; }
+    let pairs = cellsOf(block, kvHead) / 2u;
+    for (var pair = thread; pair < pairs; pair += 128u) {
+      let score = split.scores + i * MAX_CELLS + pair * 2u;
+      add(mass + pair, massOf(split.item, kvHead, score, 0u), massOf(split.item, kvHead, score + 1u, 0u));
     }
   }
 }

@@ -44,13 +44,13 @@ fn bytes(word: u32) -> vec4<f32> {
 fn halves(a: u32, b: u32) -> vec4<f32> { return vec4(unpack2x16float(a), unpack2x16float(b)); }
 
 // A block's descriptor: keys' and values' places in units of 16 bytes, each with its bits' nibble (1..4, 8; 9 and 10 for 16 and 32) from bit 27 on;
-// places of the keys' and values' scales in units of 8 bytes, the former with the number of tokens, 1..4, from bit 28 on.
-fn describe(g: Group, block: u32) -> vec4<u32> {
+// places of the keys' and values' scales as word indices, the former with the number of tokens, 1..4, from bit 28 on. `record`: its first word.
+fn describe(g: Group, block: u32, record: u32) -> vec4<u32> {
   return vec4(
     (g.k + block * blockVectors(g.kBits)) | (nibbleOf(g.kBits) << 27u),
     (g.v + block * blockVectors(g.vBits)) | (nibbleOf(g.vBits) << 27u),
-    (g.kScale * 2u + block) | (min(4u, g.n - block * 4u) << 28u),
-    g.vScale * 2u + block);
+    (record + g.kScale / 4u + block * scaleBytes(g.kBits)) | (min(4u, g.n - block * 4u) << 28u),
+    record + g.vScale / 4u + block * scaleBytes(g.vBits));
 }
 fn nibbleOf(bits: u32) -> u32 { return select(bits, select(9u, 10u, bits == 32u), bits > 8u); }
 const PLACE = 0x7ffffffu;
@@ -113,8 +113,11 @@ fn fourFloats(bits: u32, at: u32, channel: u32) -> vec4<f32> {
   let w = at * 4u + channel;
   return bitcast<vec4<f32>>(vec4(words[w], words[w + 1u], words[w + 2u], words[w + 3u]));
 }
-/// 4 scales of a block, at a place in units of 8 bytes.
-fn scales(at: u32) -> vec4<f32> { return halves(words[at * 2u], words[at * 2u + 1u]); }
+/// 4 scales of a block, at a word.
+fn scales(at: u32, bits: u32, base: f32) -> vec4<f32> {
+  if (bits == 8u) { return halves(words[at], words[at + 1u]); }
+  return scalesOf(fourBytes(words[at]), bits, base);
+}
 
 fn maximumOf(x: f32, lane: u32) -> f32 {
   let a = max(x, swap1(x, lane, 16u));
@@ -141,12 +144,23 @@ fn teamSum(x: vec4<f32>, lane: u32) -> vec4<f32> {
 }
 
 /// What is needed of a record before its cells.
-struct Header { counts: vec4<u32>, mean: u32, groups: u32 }
+struct Header { record: u32, present: u32, counts: vec3<u32>, parts: Parts, kBase: f32, vBase: f32, meanScale: f32 }
 fn headerAt(segment: u32, kvHead: u32) -> Header {
   let block = segments[segment];
   let tokens = words[block * 4u + 1u];
-  let record = block + words[block * 4u + 4u + kvHead] / 16u;
-  return Header(cache[record], record + meanAt(tokens), record + groupsAt(tokens));
+  let offset = words[block * 4u + 3u + kvHead];
+  let record = block + offset / 16u;
+  // A head without a record: the segment's own first bytes, with no tier present.
+  let first = cache[record];
+  let present = select(first.x & 0xffffu, 0u, offset == 0u);
+  let counts = vec3(first.z, first.w, cache[record + 1u].x);
+  let vAndMean = unpack2x16float(first.y);
+  return Header(record, present, counts, partsOf(present, counts, tokens), unpack2x16float(first.x).y, vAndMean.x, vAndMean.y);
+}
+/// A lane's 8 channels of the mean as words of 4 codes; past HEAD_DIM something else, where queries are zero.
+fn meanAt(head: Header, own: u32) -> vec2<u32> {
+  let at = head.record * 4u + head.parts.mean / 4u + own * 2u;
+  return vec2(words[at], words[at + 1u]);
 }
 
 @compute @workgroup_size(WIDTH)
@@ -190,40 +204,44 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let scoreRow = (row * HEADS + kvHead * GROUP) * params.scoreStride + split.scores;
   let exact = split.count == 0u;
   var head = Header();
-  var mean = vec4<u32>();
+  var mean = vec2<u32>();
   if (!exact) {
     head = headerAt(split.first, kvHead);
-    mean = cache[head.mean + min(sub, (HEAD_DIM - 1u) / 8u)];
+    mean = meanAt(head, own);
   }
   for (var i = 0u; i < max(1u, split.count); i++) {
     var count = 0u;
+    let kBase = head.kBase;
+    let vBase = head.vBase;
     if (exact) {
       // A piece of the exact part reads as one group of floats.
       let seen = min(SEGMENT_TOKENS, max(item.visible + row, split.first) - split.first);
       count = (seen + 3u) / 4u;
       let k = exactAt(item, kvHead, split.first);
-      let g = Group(seen, item.exactBits, item.exactBits, 0u, 0u, k, k + exactHalf(item), 0u);
-      if (lane < count) { blocks[lane] = describe(g, lane); }
+      let g = Group(seen, item.exactBits, item.exactBits, 0u, 0u, k, k + exactHalf(item), 0u, 0u);
+      if (lane < count) { blocks[lane] = describe(g, lane, 0u); }
     } else {
       let now = head;
       // Past HEAD_DIM the query is zero.
       // each $h
-      qMean$h = dot(qa$h, halves(mean.x, mean.y)) + dot(qb$h, halves(mean.z, mean.w));
+      qMean$h = now.meanScale * (dot(qa$h, bytes(mean.x)) + dot(qb$h, bytes(mean.y)));
       // end
       if (i + 1u < split.count) {
         head = headerAt(split.first + i + 1u, kvHead);
-        mean = cache[head.mean + min(sub, (HEAD_DIM - 1u) / 8u)];
+        mean = meanAt(head, own);
       }
-      var at = now.groups;
-      for (var tier = 0u; tier < TIER_COUNT; tier++) {
-        let n = countOf(now.counts, tier);
-        if (n > 0u) {
-          let g = groupAt(tier, n, at);
-          let last = count + (n + 3u) / 4u;
-          for (var b = lane; b < last; b += WIDTH) { if (b >= count) { blocks[b] = describe(g, b - count); } }
-          count = last;
-          at = g.end;
-        }
+      var scaleAt = now.parts.scales;
+      var codeAt = now.record + now.parts.codes;
+      var left = now.present;
+      let kinds = countOneBits(left);
+      for (var kind = 0u; kind < kinds; kind++) {
+        let g = groupAt(firstTrailingBit(left), countOf(now.counts, kind), scaleAt, codeAt);
+        left &= left - 1u;
+        let last = count + (g.n + 3u) / 4u;
+        for (var b = lane; b < last; b += WIDTH) { if (b >= count) { blocks[b] = describe(g, b - count, now.record * 4u); } }
+        count = last;
+        scaleAt = g.scaleEnd;
+        codeAt = g.codeEnd;
       }
     }
     workgroupBarrier();
@@ -235,7 +253,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(team, count - 1u)];
       if ((next.x >> 27u) <= 8u) {
         raw = rawAt(next.x, own);
-        scale = scales(next.z & 0xfffffffu);
+        scale = scales(next.z & 0xfffffffu, next.x >> 27u, kBase);
       }
     }
     for (var first = 0u; first < count; first += TEAMS) {
@@ -245,7 +263,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(first + team + TEAMS, count - 1u)];
       if ((next.x >> 27u) <= 8u) {
         raw = rawAt(next.x, own);
-        scale = scales(next.z & 0xfffffffu);
+        scale = scales(next.z & 0xfffffffu, next.x >> 27u, kBase);
       }
       let nibble = d.x >> 27u;
       var t0: Floats;
@@ -340,7 +358,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(team, count - 1u)];
       if ((next.y >> 27u) <= 8u) {
         raw = rawAt(next.y, own);
-        scale = scales(next.w);
+        scale = scales(next.w, next.y >> 27u, vBase);
       }
     }
     for (var block = team; block < count; block += TEAMS) {
@@ -350,7 +368,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(block + TEAMS, count - 1u)];
       if ((next.y >> 27u) <= 8u) {
         raw = rawAt(next.y, own);
-        scale = scales(next.w);
+        scale = scales(next.w, next.y >> 27u, vBase);
       }
       let nibble = d.y >> 27u;
       if (nibble <= 8u) {

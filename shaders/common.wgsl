@@ -18,6 +18,7 @@ struct Item {
   exactBits: u32,    // 16 or 32
   firstSplit: u32,   // its splits among all, [firstSplit, firstSplit + splits)
   splits: u32,
+  position: u32,     // absolute position of row 0
 }
 
 /// A share of one conversation's cells: some of its segments, or a piece of its exact part.
@@ -32,7 +33,7 @@ struct Params {
   rows: u32,
   scoreStride: u32,  // cells between two queries' scores; 0: scores are not kept
   scale: f32,
-  pad: u32,
+  massUnit: f32,     // units of attention mass that a probability of 1 adds
 }
 
 /// Bits of a half: tiers hold 1, 2, 3, 4, 8, 16, 32.
@@ -56,7 +57,35 @@ fn blockVectors(bits: u32) -> u32 {
   }
 }
 
-/// One tier's cells in a record; places in units of 16 bytes.
+/// Bytes of a cell's scale: a code, f16, none.
+fn scaleBytes(bits: u32) -> u32 { return select(select(0u, 2u, bits == 8u), 1u, bits < 8u); }
+fn pad4(n: u32) -> u32 { return (n + 3u) & 0xfffffffcu; }
+
+/// Where a record's parts lie: bytes from its start, codes in units of 16 bytes. `map` 0: all tokens share a tier.
+/// Plain tiers do not occur: the host refuses them.
+struct Parts { mean: u32, map: u32, scales: u32, codes: u32 }
+/// present: bit mask of tiers; counts: their tokens, a byte each.
+fn partsOf(present: u32, counts: vec3<u32>, tokens: u32) -> Parts {
+  let kinds = countOneBits(present);
+  var p: Parts;
+  p.mean = pad4(8u + kinds);
+  p.map = p.mean + HEAD_DIM;
+  p.scales = p.map + select(0u, pad4((tokens + 1u) / 2u), kinds > 1u || (counts.x & 255u) < tokens);
+  if (p.scales == p.map) { p.map = 0u; }
+  var scaled = 0u;
+  var left = present;
+  for (var i = 0u; i < kinds; i++) {
+    let tier = firstTrailingBit(left);
+    left &= left - 1u;
+    scaled += pad4(countOf(counts, i)) * (scaleBytes(kBitsOf(tier)) + scaleBytes(vBitsOf(tier)));
+  }
+  p.codes = (p.scales + scaled + 15u) / 16u;
+  return p;
+}
+/// Tokens of the i-th present tier.
+fn countOf(counts: vec3<u32>, i: u32) -> u32 { return (counts[i >> 2u] >> ((i & 3u) * 8u)) & 255u; }
+
+/// One tier's cells in a record: places of scales in bytes, of codes in units of 16 bytes.
 struct Group {
   n: u32,            // tokens; padded to blocks of 4
   kBits: u32,
@@ -65,28 +94,35 @@ struct Group {
   vScale: u32,
   k: u32,
   v: u32,
-  end: u32,
+  scaleEnd: u32,     // where the next group's scales and codes begin
+  codeEnd: u32,
 }
 
-fn groupAt(tier: u32, n: u32, at: u32) -> Group {
+fn groupAt(tier: u32, n: u32, scales: u32, codes: u32) -> Group {
   let blocks = (n + 3u) / 4u;
-  let scales = (blocks + 1u) / 2u;
   var g: Group;
   g.n = n;
   g.kBits = kBitsOf(tier);
   g.vBits = vBitsOf(tier);
-  g.kScale = at;
-  g.vScale = g.kScale + select(0u, scales, g.kBits <= 8u);
-  g.k = g.vScale + select(0u, scales, g.vBits <= 8u);
-  g.v = g.k + blocks * blockVectors(g.kBits);
-  g.end = g.v + blocks * blockVectors(g.vBits);
+  g.kScale = scales;
+  g.vScale = scales + blocks * 4u * scaleBytes(g.kBits);
+  g.scaleEnd = g.vScale + blocks * 4u * scaleBytes(g.vBits);
+  g.k = codes;
+  g.v = codes + blocks * blockVectors(g.kBits);
+  g.codeEnd = g.v + blocks * blockVectors(g.vBits);
   return g;
 }
 
-/// A record's mean and first group, in units of 16 bytes from its start.
-fn meanAt(tokens: u32) -> u32 { return 1u + (tokens + 31u) / 32u; }
-fn groupsAt(tokens: u32) -> u32 { return meanAt(tokens) + (HEAD_DIM + 7u) / 8u; }
-fn countOf(counts: vec4<u32>, tier: u32) -> u32 { return (counts[tier >> 2u] >> ((tier & 3u) * 8u)) & 255u; }
+/// 1 / (the integer that stands for one standard deviation).
+fn unitInverse(bits: u32) -> f32 {
+  return select(select(select(UNIT_INVERSE_1, UNIT_INVERSE_2, bits == 2u), UNIT_INVERSE_3, bits == 3u), UNIT_INVERSE_4, bits == 4u);
+}
+/// Scales of codes of 1 to 4 bits.
+fn scalesOf(codes: vec4<u32>, bits: u32, base: f32) -> vec4<f32> {
+  let x = base * exp2((vec4<f32>(codes) - 255.0) / 32.0) * unitInverse(bits);
+  return select(x, vec4(0.0), codes == vec4(0u));
+}
+fn fourBytes(word: u32) -> vec4<u32> { return (vec4(word) >> vec4(0u, 8u, 16u, 24u)) & vec4(255u); }
 
 /// Keys or values of one kvHead in an exact part, and where the keys of a slot start, in units of 16 bytes (slots come by 128).
 fn exactHalf(item: Item) -> u32 { return (item.capacity * HEAD_DIM * item.exactBits + 127u) / 128u; }

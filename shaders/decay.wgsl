@@ -1,7 +1,7 @@
-// mass = floor(mass * numerator / 2^16). Dispatch [any, ranges], 64 threads.
+// mass = floor((mass * numerator + 2^15) / 2^16) of u16. Dispatch [any, ranges], 64 threads.
 struct Range {
-  first: u32,       // word index of the first mass
-  count: u32,
+  first: u32,       // word index of the first two masses
+  count: u32,       // words
   numerator: u32,   // at most 65536
 }
 @group(0) @binding(0) var<storage, read> ranges: array<Range>;
@@ -11,8 +11,9 @@ struct Range {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let range = ranges[id.y];
   for (var i = id.x * 64u + thread; i < range.count; i += 64u * groups.x) {
-    // In two halves: the product has up to 49 bits.
-    let mass = words[range.first + i];
-    words[range.first + i] = (mass >> 16u) * range.numerator + (((mass & 0xffffu) * range.numerator) >> 16u);
+    let pair = words[range.first + i];
+    let low = ((pair & 0xffffu) * range.numerator + 0x8000u) >> 16u;
+    let high = ((pair >> 16u) * range.numerator + 0x8000u) >> 16u;
+    words[range.first + i] = low | (high << 16u);
   }
 }

@@ -10,7 +10,7 @@ struct Job {
   tokens: u32,      // 1..128
   tiers: u32,       // word index into `tiers`: u8 [tokens], a tier id or DROP
   target_: u32,     // the new record, in units of 16 bytes; lies apart from all sources
-  massFrom: u32,    // word index of the slots' or the older cells' mass; 0: none
+  massFrom: u32,    // index of the slots' or the older cells' first u16 mass; 0: none
   massTo: u32,      // word index of the new cells' mass; 0: none
 }
 
@@ -25,31 +25,52 @@ var<workgroup> oldCounts: array<atomic<u32>, 16>;
 var<workgroup> cellOf: array<u32, 128>;       // within its tier
 var<workgroup> oldCellOf: array<u32, 128>;
 var<workgroup> mean: array<f32, HEAD_DIM>;
+var<workgroup> meanScale: u32;                // binary16 bits
+var<workgroup> squares: array<vec2<f32>, 128>;
+/// Binary16 bits and values of the scales' bases, keys and values.
+var<workgroup> baseBits: vec2<u32>;
+var<workgroup> bases: vec2<f32>;
 
 fn byteAt(at: u32, byte: u32) -> u32 { return (words[at * 4u + byte / 4u] >> ((byte & 3u) * 8u)) & 255u; }
-fn halfAt(at: u32, index: u32) -> f32 {
-  let pair = unpack2x16float(words[at * 4u + index / 2u]);
-  return select(pair.x, pair.y, (index & 1u) == 1u);
-}
 
-/// The group of a tier: as many earlier groups are passed as there are lower tiers. `firstCell` counts padded cells before it.
-struct Place { group: Group, firstCell: u32 }
-fn placeOf(record: u32, tokens: u32, tier: u32, old: bool) -> Place {
-  var at = record + groupsAt(tokens);
-  var cell = 0u;
-  for (var id = 0u; id < tier; id++) {
+/// Counts of present tiers, a byte each, in ascending order, and their mask.
+struct Present { mask: u32, counts: vec3<u32> }
+fn presentOf(old: bool) -> Present {
+  var p = Present();
+  var i = 0u;
+  for (var id = 0u; id < TIER_COUNT; id++) {
     let n = select(atomicLoad(&counts[id]), atomicLoad(&oldCounts[id]), old);
     if (n > 0u) {
-      at = groupAt(id, n, at).end;
-      cell += (n + 3u) & 0xfffffffcu;
+      p.mask |= 1u << id;
+      p.counts[i >> 2u] |= n << ((i & 3u) * 8u);
+      i++;
     }
   }
-  let n = select(atomicLoad(&counts[tier]), atomicLoad(&oldCounts[tier]), old);
-  return Place(groupAt(tier, n, at), cell);
+  return p;
+}
+/// The group of a tier, codes' places from the buffer's start, scales' from the record's. `firstCell` counts padded cells before it.
+struct Place { group: Group, firstCell: u32 }
+fn placeOf(record: u32, tokens: u32, tier: u32, old: bool) -> Place {
+  let p = presentOf(old);
+  let parts = partsOf(p.mask, p.counts, tokens);
+  var scales = parts.scales;
+  var codes = record + parts.codes;
+  var cell = 0u;
+  var left = p.mask;
+  var i = 0u;
+  while (left != 0u && firstTrailingBit(left) < tier) {
+    let g = groupAt(firstTrailingBit(left), countOf(p.counts, i), scales, codes);
+    scales = g.scaleEnd;
+    codes = g.codeEnd;
+    cell += pad4(g.n);
+    left &= left - 1u;
+    i++;
+  }
+  return Place(groupAt(tier, countOf(p.counts, i), scales, codes), cell);
 }
 
 /// Where a token's keys or values come from: floats at `at` (in words, from the token's first channel on), or codes in the half block at `at`
-/// (units of 16 bytes) with a scale's bits.
+/// (units of 16 bytes) with a scale as it is stored.
 struct Source { bits: u32, at: u32, cell: u32, scale: u32 }
 fn sourceOf(job: Job, token: u32, values: bool) -> Source {
   if (job.bits != 0u) {
@@ -60,8 +81,9 @@ fn sourceOf(job: Job, token: u32, values: bool) -> Source {
   let bits = select(g.kBits, g.vBits, values);
   let start = select(g.k, g.v, values);
   if (bits > 8u) { return Source(bits, start * 4u + cell * HEAD_DIM * bits / 32u, cell, 0u); }
-  let scales = select(g.kScale, g.vScale, values) * 4u;
-  let scale = (words[scales + cell / 2u] >> ((cell & 1u) * 16u)) & 0xffffu;
+  let scales = job.source * 4u + select(g.kScale, g.vScale, values) / 4u;
+  var scale = (words[scales + cell / 4u] >> ((cell & 3u) * 8u)) & 255u;
+  if (bits == 8u) { scale = (words[scales + cell / 2u] >> ((cell & 1u) * 16u)) & 0xffffu; }
   return Source(bits, start + cell / 4u * blockVectors(bits), cell, scale);
 }
 fn codeOf(s: Source, values: bool, channel: u32) -> u32 {
@@ -78,6 +100,17 @@ fn codeOf(s: Source, values: bool, channel: u32) -> u32 {
       return low | (((byteAt(s.at + (CHUNKS + 3u) / 4u + chunk / 8u, byte) >> (chunk & 7u)) & 1u) << 2u);
     }
   }
+}
+fn scaleOf(s: Source, values: bool) -> f32 {
+  if (s.bits == 8u) { return unpack2x16float(s.scale).x; }
+  return scalesOf(vec4(s.scale), s.bits, select(bases.x, bases.y, values)).x;
+}
+/// The nearest code of a standard deviation.
+fn scaleCode(deviation: f32, base: f32) -> u32 {
+  if (!(base > 0.0)) { return 0u; }
+  let ratio = deviation / base;
+  if (ratio < 0.5 * exp2(-254.0 / 32.0)) { return 0u; }
+  return u32(clamp(255.0 + round(32.0 * log2(ratio)), 1.0, 255.0));
 }
 /// A float source's value.
 fn valueOf(s: Source, channel: u32) -> f32 {
@@ -120,6 +153,8 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
   for (var t = 0u; t < cells; t++) {
     let s = sourceOf(job, tokens[t], values);
     let moves = s.bits == bits;
+    var factor = 0.0;
+    if (s.bits <= 8u && !moves) { factor = scaleOf(s, values); }
     // What is quantised (keys relative to the mean), or the codes that move.
     var x = array<f32, HEAD_DIM>();
     for (var c = 0u; c < HEAD_DIM; c++) {
@@ -127,7 +162,7 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
         x[c] = valueOf(s, c) - select(mean[c], 0.0, values);
       } else {
         let code = codeOf(s, values, c);
-        x[c] = unpack2x16float(s.scale).x * levelOf(s.bits, code);
+        x[c] = factor * levelOf(s.bits, code);
         if (moves) { x[c] = f32(code); }
       }
     }
@@ -154,7 +189,8 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
         products[c & 3u] += x[c] * levelOf(bits, code);
         x[c] = f32(code);
       }
-      scales[t] = toF16(xx / ((products[0] + products[1]) + (products[2] + products[3])));
+      let scale = xx / ((products[0] + products[1]) + (products[2] + products[3]));
+      if (bits == 8u) { scales[t] = toF16(scale); } else { scales[t] = scaleCode(scale * unitOf(bits), select(bases.x, bases.y, values)); }
     }
     for (var c = 0u; c < HEAD_DIM; c++) {
       let code = u32(x[c]);
@@ -175,9 +211,29 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
       }
     }
   }
-  let to = select(g.kScale, g.vScale, values) * 4u + block * 2u;
-  words[to] = scales[0] | (scales[1] << 16u);
-  words[to + 1u] = scales[2] | (scales[3] << 16u);
+  let to = job.target_ * 4u + select(g.kScale, g.vScale, values) / 4u + block * scaleBytes(bits);
+  if (bits < 8u) {
+    words[to] = scales[0] | (scales[1] << 8u) | (scales[2] << 16u) | (scales[3] << 24u);
+  } else {
+    words[to] = scales[0] | (scales[1] << 16u);
+    words[to + 1u] = scales[2] | (scales[3] << 16u);
+  }
+}
+
+/// Twice the rms that these squares sum to, as binary16 rounded up.
+fn baseOf(squares: f32) -> u32 {
+  if (!(squares >= 1e-30 && squares < 3.0e38)) { return 0u; }
+  let x = 2.0 * sqrt(squares / f32(HEAD_DIM));
+  let h = toF16(x);
+  return select(h, h + 1u, h < 0x7bffu && unpack2x16float(h).x < x);
+}
+/// Mass of a token where it was.
+fn massOf(job: Job, token: u32) -> u32 {
+  if (job.massFrom == 0u) { return 0u; }
+  var at = token;
+  if (job.bits == 0u) { at = placeOf(job.source, job.tokens, oldTierOf[token], true).firstCell + oldCellOf[token]; }
+  at += job.massFrom;
+  return (words[at / 2u] >> ((at & 1u) * 16u)) & 0xffffu;
 }
 
 @compute @workgroup_size(128)
@@ -185,27 +241,74 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let job = jobs[id.x];
   let there = thread < job.tokens;
   let recodes = job.bits == 0u;
+  // The older record's counts say where its map lies.
+  if (recodes && thread == 0u) {
+    let first = job.source * 4u;
+    var left = words[first] & 0xffffu;
+    let kinds = countOneBits(left);
+    for (var i = 0u; i < kinds; i++) {
+      atomicStore(&oldCounts[firstTrailingBit(left)], byteAt(job.source, 8u + i));
+      left &= left - 1u;
+    }
+    meanScale = words[first + 1u] >> 16u;
+    baseBits = vec2(words[first] >> 16u, words[first + 1u] & 0xffffu);
+  }
+  workgroupBarrier();
+  let was = presentOf(true);
+  let before = partsOf(was.mask, was.counts, job.tokens);
   if (there) {
     let tier = (tiers[job.tiers + thread / 4u] >> ((thread & 3u) * 8u)) & 255u;
     tierOf[thread] = tier;
     if (tier != DROP) { atomicAdd(&counts[tier], 1u); }
     if (recodes) {
-      let old = (byteAt(job.source + 1u, thread / 2u) >> ((thread & 1u) * 4u)) & 15u;
-      oldTierOf[thread] = old;
-      if (old != DROP) { atomicAdd(&oldCounts[old], 1u); }
+      oldTierOf[thread] = firstTrailingBit(was.mask);
+      if (before.map != 0u) { oldTierOf[thread] = (byteAt(job.source, before.map + thread / 2u) >> ((thread & 1u) * 4u)) & 15u; }
     }
   }
   // The mean of all tokens' keys, in order; a record keeps its own.
   for (var c = thread; c < HEAD_DIM; c += 128u) {
     if (recodes) {
-      mean[c] = halfAt(job.source + meanAt(job.tokens), c);
+      mean[c] = f32(bitcast<i32>(byteAt(job.source, before.mean + c) << 24u) >> 24u);
     } else {
       var sum = 0.0;
       for (var t = 0u; t < job.tokens; t++) { sum += valueOf(Source(job.bits, job.source * 4u + t * HEAD_DIM * job.bits / 32u, 0u, 0u), c); }
-      mean[c] = unpack2x16float(toF16(sum / f32(job.tokens))).x;
+      mean[c] = sum / f32(job.tokens);
     }
   }
   workgroupBarrier();
+  if (!recodes && thread == 0u) {
+    var largest = 0.0;
+    for (var c = 0u; c < HEAD_DIM; c++) { largest = max(largest, abs(mean[c])); }
+    meanScale = toF16(largest / 127.0);
+  }
+  workgroupBarrier();
+  // From here on the mean is its codes, then what they stand for.
+  let meanStep = unpack2x16float(meanScale).x;
+  for (var c = thread; c < HEAD_DIM; c += 128u) {
+    if (!recodes) { mean[c] = select(clamp(round(mean[c] / meanStep), -127.0, 127.0), 0.0, meanScale == 0u); }
+  }
+  workgroupBarrier();
+  let now = presentOf(false);
+  let parts = partsOf(now.mask, now.counts, job.tokens);
+  let to = job.target_ * 4u;
+  let any = now.mask != 0u;
+  for (var w = thread; any && w < parts.codes * 4u; w += 128u) { words[to + w] = 0u; }
+  storageBarrier();
+  workgroupBarrier();
+  for (var w = thread; any && w < HEAD_DIM / 4u; w += 128u) {
+    var word = 0u;
+    for (var i = 0u; i < 4u; i++) { word |= (bitcast<u32>(i32(mean[w * 4u + i])) & 255u) << (i * 8u); }
+    words[to + parts.mean / 4u + w] = word;
+  }
+  if (any && parts.map != 0u && thread < (job.tokens + 7u) / 8u) {
+    var word = 0u;
+    for (var i = 0u; i < 8u && thread * 8u + i < job.tokens; i++) { word |= tierOf[thread * 8u + i] << (i * 4u); }
+    words[to + parts.map / 4u + thread] = word;
+  }
+  workgroupBarrier();
+  for (var c = thread; c < HEAD_DIM; c += 128u) { mean[c] *= meanStep; }
+  workgroupBarrier();
+
   if (there) {
     var cell = 0u;
     var oldCell = 0u;
@@ -215,23 +318,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     cellOf[thread] = cell;
     oldCellOf[thread] = oldCell;
+    if (!recodes) {
+      var sum = vec2(0.0);
+      let k = sourceOf(job, thread, false);
+      let v = sourceOf(job, thread, true);
+      for (var c = 0u; c < HEAD_DIM; c++) {
+        let x = vec2(valueOf(k, c) - mean[c], valueOf(v, c));
+        sum += x * x;
+      }
+      squares[thread] = sum;
+    }
   }
-  let to = job.target_ * 4u;
-  if (thread < 4u) {
-    var word = 0u;
-    for (var i = 0u; i < 4u; i++) { word |= atomicLoad(&counts[thread * 4u + i]) << (i * 8u); }
-    words[to + thread] = word;
-  }
-  let mapWords = (job.tokens + 31u) / 32u * 4u;
-  if (thread < mapWords) {
-    var word = 0u;
-    for (var i = 0u; i < 8u && thread * 8u + i < job.tokens; i++) { word |= tierOf[thread * 8u + i] << (i * 4u); }
-    words[to + 4u + thread] = word;
-  }
-  for (var c = thread; c < (HEAD_DIM + 7u) / 8u * 4u; c += 128u) {
-    var word = 0u;
-    if (c * 2u < HEAD_DIM) { word = toF16(mean[c * 2u]) | (toF16(mean[c * 2u + 1u]) << 16u); }
-    words[(job.target_ + meanAt(job.tokens)) * 4u + c] = word;
+  workgroupBarrier();
+  if (thread == 0u) {
+    if (!recodes) {
+      var most = vec2(0.0);
+      for (var t = 0u; t < job.tokens; t++) { most = max(most, squares[t]); }
+      baseBits = vec2(baseOf(most.x), baseOf(most.y));
+    }
+    bases = vec2(unpack2x16float(baseBits.x).x, unpack2x16float(baseBits.y).x);
+    if (any) {
+      words[to] = now.mask | (baseBits.x << 16u);
+      words[to + 1u] = baseBits.y | (meanScale << 16u);
+      let kinds = countOneBits(now.mask);
+      for (var i = 0u; i * 4u < kinds; i++) { words[to + 2u + i] = now.counts[i]; }
+    }
   }
   workgroupBarrier();
 
@@ -243,35 +354,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       let place = placeOf(job.target_, job.tokens, tier, false);
       for (var i = thread; i < 2u * blocks; i += 128u) {
         let block = i / 2u;
+        let cells = min(4u, n - block * 4u);
         var tokens = vec4<u32>();
         for (var t = 0u; t < job.tokens; t++) {
           if (tierOf[t] == tier && cellOf[t] / 4u == block) { tokens[cellOf[t] & 3u] = t; }
         }
         let values = (i & 1u) == 1u;
         let bits = select(place.group.kBits, place.group.vBits, values);
-        writeBlock(job, place.group, values, block, tokens, min(4u, n - block * 4u));
-        // Padding: cells past the last of a float block, scales up to 16 bytes.
+        writeBlock(job, place.group, values, block, tokens, cells);
+        // Cells past the last of a float block.
         if (bits > 8u) {
           let at = (select(place.group.k, place.group.v, values) + block * blockVectors(bits)) * 4u;
-          for (var w = min(4u, n - block * 4u) * HEAD_DIM * bits / 32u; w < blockVectors(bits) * 4u; w++) { words[at + w] = 0u; }
-        } else if (block == blocks - 1u && (blocks & 1u) == 1u) {
-          let at = select(place.group.kScale, place.group.vScale, values) * 4u + blocks * 2u;
-          words[at] = 0u;
-          words[at + 1u] = 0u;
+          for (var w = cells * HEAD_DIM * bits / 32u; w < blockVectors(bits) * 4u; w++) { words[at + w] = 0u; }
+        }
+        if (values && job.massTo != 0u) {
+          var masses = vec4<u32>();
+          for (var t = 0u; t < cells; t++) { masses[t] = massOf(job, tokens[t]); }
+          let at = job.massTo + (place.firstCell + block * 4u) / 2u;
+          words[at] = masses.x | (masses.y << 16u);
+          words[at + 1u] = masses.z | (masses.w << 16u);
         }
       }
-      if (job.massTo != 0u) {
-        for (var c = thread; c < blocks * 4u; c += 128u) { if (c >= n) { words[job.massTo + place.firstCell + c] = 0u; } }
-      }
     }
-  }
-  if (job.massTo != 0u && there && tierOf[thread] != DROP) {
-    var mass = 0u;
-    if (job.massFrom != 0u) {
-      var at = thread;
-      if (recodes) { at = placeOf(job.source, job.tokens, oldTierOf[thread], true).firstCell + oldCellOf[thread]; }
-      mass = words[job.massFrom + at];
-    }
-    words[job.massTo + placeOf(job.target_, job.tokens, tierOf[thread], false).firstCell + cellOf[thread]] = mass;
   }
 }

@@ -119,7 +119,7 @@ export async function measureDecodeCosts(
       await wrapped(
         kernels,
         'attend',
-        (attend) => (run) => attend({ ...(run as object), mass: false }),
+        (attend) => (run) => attend({ ...(run as object), mass: 0 }),
         async () => void without.push(await step()),
       );
     }

@@ -4,6 +4,7 @@ import { uniform01 } from '../core/random.ts';
 import {
   exactBytes,
   recordBytes,
+  SEGMENT_HEADER_BYTES,
   SEGMENT_TOKENS,
   segmentHeaderBytes,
   TIER_IDS,
@@ -165,6 +166,7 @@ async function attendMix(
       capacity: EXACT,
       exactBits: 16,
       visible: EXACT,
+      position: context,
       segments: lengths.map((tokens, s) => place(samples.get(tokens)![(s + c) % SAMPLES]!)),
     });
 
@@ -191,7 +193,7 @@ async function attendMix(
     for (let from = 0; from < at; from += 64e6)
       device.queue.writeBuffer(cache, from, all, from, Math.min(64e6, at - from));
     caches.push(cache);
-    plans.push(attention.prepare({ plan, scale: 1 / Math.sqrt(headDim), mass: false, cache, queries, out }));
+    plans.push(attention.prepare({ plan, scale: 1 / Math.sqrt(headDim), mass: 0, cache, queries, out }));
   }
   const milliseconds = await timed(device, (pass, i) => plans[i % layers]!.attend(pass));
   for (const buffer of [...caches, queries, out]) buffer.destroy();
@@ -228,7 +230,7 @@ function sampleSegment(shape: HeadShape, tokens: number, mix: TierMix, seed: num
       new Uint8Array(buffer)[tiersAt + t] = tier;
       counts[tier]!++;
     }
-    new Uint32Array(buffer, block + 16, kvHeads)[h] = to - block;
+    new Uint32Array(buffer, block + SEGMENT_HEADER_BYTES, kvHeads)[h] = to - block;
     kernels.encodeRecord({ ptr: exactAt, ...exact }, h, 0, tokens, tiersAt, to, 0);
     to += recordBytes(tokens, counts, headDim);
   }

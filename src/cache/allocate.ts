@@ -1,3 +1,4 @@
+import { align } from '../core/arena.ts';
 import {
   DROP,
   massBytes,
@@ -17,10 +18,15 @@ export function planBytes(view: CacheView, plan: Plan, mass: boolean): number {
   view.segments.forEach((segment, s) => {
     bytes += view.layers * segmentHeaderBytes(view.kvHeads);
     const tiers = plan.tiers[s]!;
-    for (let r = 0; r < view.layers * view.kvHeads; r++) {
-      const counts = countTiers(tiers, r * segment.tokens, segment.tokens);
-      bytes += recordBytes(segment.tokens, counts, view.headDim);
-      if (mass) bytes += massBytes(recordCells(counts));
+    for (let layer = 0; layer < view.layers; layer++) {
+      let masses = 0;
+      for (let r = layer * view.kvHeads; r < (layer + 1) * view.kvHeads; r++) {
+        const counts = countTiers(tiers, r * segment.tokens, segment.tokens);
+        bytes += recordBytes(segment.tokens, counts, view.headDim);
+        masses += massBytes(recordCells(counts));
+      }
+      // Records are multiples of the arena's step, masses of half of it.
+      if (mass) bytes += align(masses);
     }
   });
   return bytes;
@@ -204,14 +210,21 @@ class Allocation {
   bytesAt(lambda: number, sample: number): number {
     const { view, mass } = this.#input;
     let bytes = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
+    // Whether a layer's masses end within the arena's step: each is a multiple of half of it.
+    const uneven = new Uint8Array(view.segments.length);
     for (let head = 0; head < this.#heads; head++) {
+      if (head % view.kvHeads === 0) uneven.fill(0);
       this.#lookUp(head, lambda);
       for (const [s, { tokens }] of view.segments.entries()) {
         this.#classify(s, head * tokens, tokens, sample);
         if (sample === 1) fillGroups(this.#classes, this.#tierOf.length);
         this.#count(sample);
         bytes += recordBytes(tokens, this.#counts, view.headDim);
-        if (mass) bytes += massBytes(recordCells(this.#counts));
+        if (!mass) continue;
+        const cells = recordCells(this.#counts);
+        bytes += massBytes(cells);
+        uneven[s]! ^= (cells >> 2) & 1;
+        if (head % view.kvHeads === view.kvHeads - 1) bytes += uneven[s]! * 8;
       }
     }
     return bytes;
@@ -255,7 +268,10 @@ class Allocation {
     const { view } = this.#input;
     const tiers = view.segments.map(({ tiers: old }) => new Uint8Array(old.length));
     const chosen = new Uint8Array(SEGMENT_TOKENS);
+    // Whether a layer's masses end within the arena's step: each is a multiple of half of it.
+    const uneven = new Uint8Array(view.segments.length);
     for (let head = 0; head < this.#heads; head++) {
+      if (head % view.kvHeads === 0) uneven.fill(0);
       this.#lookUp(head, lambda);
       for (const [s, { tokens, tiers: old }] of view.segments.entries()) {
         const from = head * tokens;

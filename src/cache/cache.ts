@@ -2,7 +2,15 @@ import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH, fp16BytesPerToken, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, Kernels } from '../kernels/kernels.ts';
-import { groupBytes, LAYOUT_VERSION, SEGMENT_TOKENS, TIERS } from '../kernels/layout.ts';
+import {
+  groupBytes,
+  LAYOUT_VERSION,
+  SEGMENT_TOKENS,
+  SPLIT_PARTS,
+  segmentHeaderBytes,
+  splitRecord,
+  TIERS,
+} from '../kernels/layout.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
@@ -78,6 +86,16 @@ export class KvCache {
   }
   get #arena(): Arena {
     return this.context.kernels.arena;
+  }
+  /** Keys, values and queries go through the Hadamard rotation; plain tiers hold them as they are. */
+  get rotated(): boolean {
+    return this.policy.needs.plain !== true;
+  }
+  /** What a run's attention adds to the history: AttendArgs.mass and massMode. */
+  massOf(run: { readonly mass: boolean }): { mass: number; massMode: 'sum' | 'max' } {
+    const needs = this.policy.needs.mass;
+    if (!run.mass || !needs) return { mass: 0, massMode: 'sum' };
+    return needs.mode === 'max' ? { mass: 65535, massMode: 'max' } : { mass: needs.unit, massMode: 'sum' };
   }
   get tracksMass(): boolean {
     return this.policy.needs.mass !== undefined;
@@ -252,6 +270,7 @@ export class KvCache {
     const { model } = this.context;
     const tiers: Record<string, number> = {};
     const tierBytes: Record<string, number> = {};
+    const parts = { codes: 0, scales: 0, map: 0, mean: 0, mass: 0, padding: 0, headers: 0, exact: 0 };
     const count = (name: string, n: number, bytes: number): void => {
       tiers[name] = (tiers[name] ?? 0) + n;
       tierBytes[name] = (tierBytes[name] ?? 0) + bytes;
@@ -260,8 +279,17 @@ export class KvCache {
       for (const [s, block] of blocks.entries()) {
         const reader = this.reader(block);
         let seen = 0;
+        // What no record holds: the segment's header, and what the arena rounds up by.
+        const header = segmentHeaderBytes(model.kvHeads);
+        let named = header;
+        parts.headers += header;
         for (let h = 0; h < model.kvHeads; h++) {
           const counts = reader.counts(h);
+          const split = splitRecord(this.spans[s]!.tokens, counts, model.headDim, this.tracksMass);
+          for (const name of SPLIT_PARTS) {
+            parts[name] += split[name];
+            named += split[name];
+          }
           for (const tier of TIERS) {
             const n = counts[tier.id]!;
             if (n > 0) count(tier.name, n, groupBytes(tier.id, n, model.headDim));
@@ -270,7 +298,9 @@ export class KvCache {
         }
         const dropped = this.spans[s]!.tokens * model.kvHeads - seen;
         if (dropped > 0) count('drop', dropped, 0);
+        parts.padding += this.#arena.size(block.id) - named;
       }
+    parts.exact = this.exact.bytes;
     let exact = 0;
     for (let layer = 0; layer < this.layers; layer++) exact += this.exactCount(layer);
     if (exact > 0) count('exact', exact * model.kvHeads, this.exact.bytes);
@@ -288,6 +318,7 @@ export class KvCache {
       meanRecodes: this.recodes / Math.max(1, this.#compressedCells()),
       tiers,
       tierBytes,
+      parts,
     };
   }
 
@@ -299,7 +330,11 @@ export class KvCache {
   }
 
   reader(block: SegmentBlock): SegmentReader {
-    return new SegmentReader(this.#arena.bytes(block.id), this.context.model.kvHeads);
+    return new SegmentReader(
+      this.#arena.bytes(block.id),
+      this.context.model.kvHeads,
+      this.context.model.headDim,
+    );
   }
 
   dispose(): void {
@@ -398,6 +433,8 @@ export class KvCache {
     for (let h = 0; h < kvHeads; h++) {
       const source = this.#arena.ptr(old.id);
       const target = this.#arena.ptr(id);
+      // Both are empty then: nothing dropped comes back.
+      if (reader.recordAt(h) === 0 || place.recordAt[h] === 0) continue;
       kernels.recodeRecord(
         source + reader.recordAt(h),
         span.tokens,
@@ -506,7 +543,8 @@ export class KvCache {
     const scratch = this.#setTiers(tiers, from, model.kvHeads * span.tokens);
     const target = this.#arena.ptr(id);
     const exact = this.exactRef(layer);
-    for (let h = 0; h < model.kvHeads; h++)
+    for (let h = 0; h < model.kvHeads; h++) {
+      if (place.recordAt[h] === 0) continue;
       kernels.encodeRecord(
         exact,
         h,
@@ -516,6 +554,7 @@ export class KvCache {
         target + place.recordAt[h]!,
         this.tracksMass ? target + place.massAt[h]! : 0,
       );
+    }
     this.blocks[layer]!.push({ id, version });
   }
 
@@ -532,13 +571,13 @@ export class KvCache {
     const { kernels } = this.context;
     for (let layer = 0; layer < this.layers; layer++) {
       if (this.exact.holds(layer)) {
-        const { ptr, count } = this.exact.massWords(layer);
+        const { ptr, count } = this.exact.masses(layer);
         kernels.decayMass(ptr, count, numerator);
       }
       for (const block of this.blocks[layer]!) {
         const stored = this.reader(block).storedBytes;
         const bytes = this.#arena.size(block.id) - stored;
-        kernels.decayMass(this.#arena.ptr(block.id) + stored, bytes / 4, numerator);
+        kernels.decayMass(this.#arena.ptr(block.id) + stored, bytes / 2, numerator);
       }
     }
   }

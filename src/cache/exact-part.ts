@@ -63,7 +63,7 @@ export class ExactPart {
       for (let h = 0; h < to.kvHeads; h++) {
         copy(exactKAt(from, h), exactKAt(to, h), half);
         copy(exactVAt(from, h), exactVAt(to, h), half);
-        if (to.mass) copy(exactMassAt(from, h), exactMassAt(to, h), kept * 4);
+        if (to.mass) copy(exactMassAt(from, h), exactMassAt(to, h), kept * 2);
       }
       this.bytes -= this.#arena.size(old);
       this.#arena.free(old);
@@ -85,16 +85,16 @@ export class ExactPart {
     if (layout.mass)
       for (let h = 0; h < layout.kvHeads; h++) {
         const at = exactMassAt(layout, h);
-        parts.push(bytes.subarray(at, at + used * 4));
+        parts.push(bytes.subarray(at, at + used * 2));
       }
     return parts;
   }
 
-  /** Mass words of a layer, padding included, for the decay. */
-  massWords(layer: number): { ptr: number; count: number } {
+  /** Masses of a layer, padding included, for the decay. */
+  masses(layer: number): { ptr: number; count: number } {
     const layout = this.#layout(this.#capacity[layer]!);
     const at = exactMassAt(layout, 0);
-    return { ptr: this.massPtr(layer, 0), count: (exactBytes(layout) - at) / 4 };
+    return { ptr: this.massPtr(layer, 0), count: (exactBytes(layout) - at) / 2 };
   }
 
   dispose(): void {

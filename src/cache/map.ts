@@ -1,3 +1,4 @@
+import { align } from '../core/arena.ts';
 import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import { DROP, massBytes, recordCells } from '../kernels/layout.ts';
@@ -35,7 +36,7 @@ export function readLayerMap(reader: CacheStateReader, shape: Shape, layer: numb
   const held = segmentsHeld(header.position, header.config, layer, layers);
   for (let segment = 0; segment < held; segment++) {
     const { version, bytes } = reader.block(layer, segment);
-    const block = new SegmentReader(bytes, kvHeads);
+    const block = new SegmentReader(bytes, kvHeads, headDim);
     const tiers = new Uint8Array(kvHeads * block.tokens);
     for (let h = 0; h < kvHeads; h++) block.tiers(h, tiers, h * block.tokens);
     segments.push({ start: block.start, tokens: block.tokens, tiers });
@@ -84,16 +85,19 @@ function readMasses(
   const slots = view.getUint32(0, true);
   let at = 16 + kvHeads * 2 * ((slots * headDim * exactBits) / 8);
   if (at === hot.byteLength) return undefined;
-  at += kvHeads * slots * 4;
+  at += kvHeads * slots * 2;
   const masses = segments.map(({ tokens, tiers }) => {
     const mass = new Uint32Array(tiers.length);
     const cells = new Int32Array(tokens);
+    const begin = at;
     for (let h = 0; h < kvHeads; h++) {
       cellIndex(tiers, h * tokens, tokens, cells);
       for (let i = 0; i < tokens; i++)
-        if (cells[i]! >= 0) mass[h * tokens + i] = view.getUint32(at + cells[i]! * 4, true);
+        if (cells[i]! >= 0) mass[h * tokens + i] = view.getUint16(at + cells[i]! * 2, true);
       at += massBytes(recordCells(countTiers(tiers, h * tokens, tokens)));
     }
+    // A block's masses end where the arena's step does.
+    at = begin + align(at - begin);
     return mass;
   });
   if (at !== hot.byteLength)

@@ -20,7 +20,7 @@ export interface SegmentView {
   readonly tokens: number;
   /** Tier ids in position order, [layers][kvHeads][tokens]; FRESH for a token that is still exact and must get its first tier now. */
   readonly tiers: Uint8Array;
-  /** Decayed attention mass in fixed point (MASS_ONE), same order, 0 where dropped; undefined if the policy did not ask for it. */
+  /** Attention mass in units of MassNeeds, decayed, same order, 0 where dropped; undefined if the policy did not ask for it. */
   readonly mass: Uint32Array | undefined;
 }
 /** Not in a record yet: any tier is allowed. */
@@ -39,6 +39,10 @@ export interface Plan {
 export interface MassNeeds {
   /** Mass decays by this factor at each epoch, 0..1. */
   readonly decay: number;
+  /** A cell's mass is a saturating sum of 16 bits in which a probability of 1 counts this many units, at most 65535. */
+  readonly unit: number;
+  /** 'max': the largest probability that any query gave, in units of 1/65535, instead of a sum. */
+  readonly mode?: 'sum' | 'max';
   /** Only this many queries before each epoch count; undefined: all do. */
   readonly lastQueries?: number;
 }
@@ -46,7 +50,11 @@ export interface MassNeeds {
 export interface Policy {
   readonly name: string;
   /** `mass` undefined: no attention history is kept. */
-  readonly needs: { readonly mass?: MassNeeds };
+  readonly needs: {
+    readonly mass?: MassNeeds;
+    /** Its tiers are plain: vectors are not rotated. */
+    readonly plain?: boolean;
+  };
   /** Fingerprint of the head profile that plans depend on, 'none' where the policy would use one and has none; undefined: it uses none. */
   readonly profile?: string;
   /** false: plans may exceed the budget, since their tiers decide first. */
@@ -120,7 +128,7 @@ export function completeConfig(given: Partial<CacheConfig> = {}, bytes?: number)
   const config = { ...DEFAULT_CACHE, ...given };
   const open = config.ratio === undefined && config.bytes === undefined;
   // full has no budget, and uniform's first tier would follow from the host instead of from the request.
-  const budgeted = config.policy !== 'full' && config.policy !== 'uniform';
+  const budgeted = config.policy !== 'full' && !config.policy.startsWith('uniform');
   return open && budgeted && bytes !== undefined ? { ...config, bytes } : config;
 }
 
@@ -141,4 +149,6 @@ export interface CacheReport {
   readonly tiers: Readonly<Record<string, number>>;
   /** Bytes by the same names, and 'overhead' (headers, tier maps, means, mass): they add up to `bytes`. */
   readonly tierBytes: Readonly<Record<string, number>>;
+  /** Where the bytes go: codes, scales, map, mean, mass, padding, headers of the records, and the exact part; they add up to `bytes`. */
+  readonly parts?: Readonly<Record<string, number>>;
 }

@@ -10,7 +10,7 @@ import { pyramidkv } from './policies/pyramidkv.ts';
 import { random } from './policies/random.ts';
 import { snapkv } from './policies/snapkv.ts';
 import { tova } from './policies/tova.ts';
-import { uniform } from './policies/uniform.ts';
+import { uniform, uniformInt4, uniformInt8 } from './policies/uniform.ts';
 import { window } from './policies/window.ts';
 import type { CacheConfig, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
@@ -32,6 +32,8 @@ export const POLICIES: Readonly<Record<string, PolicyFactory>> = {
   snapkv,
   tova,
   uniform,
+  'uniform-int4': uniformInt4,
+  'uniform-int8': uniformInt8,
   window,
 };
 

@@ -3,9 +3,11 @@ import { CorruptDataError } from '../core/errors.ts';
 import {
   LAYOUT_VERSION,
   massBytes,
+  RECORD_HEADER_BYTES,
   recordCells,
-  recordFixedBytes,
+  recordParts,
   SEGMENT_HEADER_BYTES,
+  TIER_IDS,
   TIERS,
 } from '../kernels/layout.ts';
 import { type CacheContext, KvCache } from './cache.ts';
@@ -29,28 +31,39 @@ function checkBlock(
     throw new CorruptDataError(`segment ${segment} of layer ${layer}: ${what}`);
   };
   if (bytes.length < SEGMENT_HEADER_BYTES + kvHeads * 4) bad('shorter than its header');
-  const reader = new SegmentReader(bytes, kvHeads);
+  const reader = new SegmentReader(bytes, kvHeads, headDim);
   if (reader.storedBytes !== bytes.length) bad(`says ${reader.storedBytes} bytes, has ${bytes.length}`);
   if (reader.tokens < 1 || reader.tokens > 128) bad(`says ${reader.tokens} tokens`);
   const counts: Uint8Array[] = [];
   for (let h = 0; h < kvHeads; h++) {
-    if (reader.recordAt(h) + recordFixedBytes(reader.tokens, headDim) > bytes.length)
-      bad(`record ${h} lies outside`);
+    const at = reader.recordAt(h);
+    // Before the counts are read, and before what they place.
+    if (at + RECORD_HEADER_BYTES + TIER_IDS > bytes.length) bad(`record ${h} lies outside`);
     const said = reader.counts(h);
+    if (at !== 0 && at + recordParts(reader.tokens, said, headDim).bytes > bytes.length)
+      bad(`record ${h} lies outside`);
     let tokens = 0;
-    for (const n of said.subarray(0, TIERS.length)) tokens += n;
+    for (const n of said) tokens += n;
+    if (at !== 0 && tokens === 0) bad(`record ${h} is empty`);
     if (tokens > reader.tokens) bad(`record ${h} counts ${tokens} of ${reader.tokens} tokens`);
     const tiers = new Uint8Array(reader.tokens);
     reader.tiers(h, tiers, 0);
     if (!tiers.every(isTier)) bad(`record ${h} has a tier that does not exist`);
     const counted = countTiers(tiers, 0, reader.tokens);
     if (said.some((n, id) => n !== counted[id])) bad(`record ${h} counts other tiers than its map`);
+    // Kernels place everything by the tiers that are named: one without tokens would move the rest.
+    if (reader.present(h) !== counted.reduce((mask, n, id) => (n > 0 ? mask | (1 << id) : mask), 0))
+      bad(`record ${h} names other tiers than it holds`);
+    if (mixesPlain(counted)) bad(`record ${h} holds plain tiers beside others`);
     counts.push(counted);
   }
   const place = layOut({ start: reader.start, tokens: reader.tokens }, counts, headDim, false);
   if (place.storedBytes !== bytes.length || place.recordAt.some((at, h) => at !== reader.recordAt(h)))
     bad('its records lie elsewhere than their sizes say');
 }
+
+const mixesPlain = (counts: Uint8Array): boolean =>
+  [true, false].every((plain) => TIERS.some((tier) => tier.plain === plain && counts[tier.id]! > 0));
 
 function checkNeverFiner(cache: KvCache, layer: number, change: Change): void {
   const reader = cache.reader(cache.blocks[layer]![change.segment]!);
@@ -132,7 +145,7 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       for (let segment = 0; segment < held; segment++) {
         const { version, bytes } = reader.block(layer, segment);
         checkBlock(bytes, model, layer, segment);
-        const stored = new SegmentReader(bytes, model.kvHeads);
+        const stored = new SegmentReader(bytes, model.kvHeads, model.headDim);
         const span = cache.spans[segment]!;
         if (stored.start !== span.start || stored.tokens !== span.tokens)
           throw new CorruptDataError(`segment ${segment} of layer ${layer} covers other positions`);

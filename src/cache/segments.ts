@@ -1,9 +1,12 @@
 import type { BlockId } from '../core/arena.ts';
 import {
+  DROP,
   massBytes,
   pad4,
   recordBytes,
   recordCells,
+  recordCounts,
+  recordTiers,
   SEGMENT_HEADER_BYTES,
   segmentHeaderBytes,
   TIER_IDS,
@@ -27,11 +30,13 @@ export class SegmentReader {
   readonly #view: DataView;
   readonly #bytes: Uint8Array;
   readonly kvHeads: number;
+  readonly headDim: number;
 
-  constructor(bytes: Uint8Array, kvHeads: number) {
+  constructor(bytes: Uint8Array, kvHeads: number, headDim: number) {
     this.#bytes = bytes;
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.kvHeads = kvHeads;
+    this.headDim = headDim;
   }
   get start(): number {
     return this.#view.getUint32(0, true);
@@ -43,23 +48,27 @@ export class SegmentReader {
   get storedBytes(): number {
     return this.#view.getUint32(8, true);
   }
+  /** 0: all tokens of the head are dropped. */
   recordAt(kvHead: number): number {
     return this.#view.getUint32(SEGMENT_HEADER_BYTES + kvHead * 4, true);
   }
   counts(kvHead: number): Uint8Array {
     const at = this.recordAt(kvHead);
-    return this.#bytes.subarray(at, at + TIER_IDS);
+    return at === 0 ? new Uint8Array(TIER_IDS) : recordCounts(this.#bytes, at);
+  }
+  /** Bit mask of the tiers that the record names; 0 without a record. */
+  present(kvHead: number): number {
+    const at = this.recordAt(kvHead);
+    return at === 0 ? 0 : this.#view.getUint16(at, true);
   }
   cells(kvHead: number): number {
     return recordCells(this.counts(kvHead));
   }
   /** Tier ids in position order into out[at ...]. */
   tiers(kvHead: number, out: Uint8Array, at: number): void {
-    const map = this.recordAt(kvHead) + TIER_IDS;
-    for (let i = 0; i < this.tokens; i++) {
-      const byte = this.#bytes[map + (i >> 1)]!;
-      out[at + i] = i & 1 ? byte >> 4 : byte & 15;
-    }
+    const record = this.recordAt(kvHead);
+    if (record === 0) out.fill(DROP, at, at + this.tokens);
+    else recordTiers(this.#bytes, record, this.tokens, this.headDim, out, at);
   }
   /** Where the kvHead's mass section begins, from the block's start. */
   massAt(kvHead: number): number {
@@ -79,8 +88,9 @@ export function layOut(
   const recordAt: number[] = [];
   let at = segmentHeaderBytes(counts.length);
   for (const c of counts) {
-    recordAt.push(at);
-    at += recordBytes(span.tokens, c, headDim);
+    const bytes = recordBytes(span.tokens, c, headDim);
+    recordAt.push(bytes === 0 ? 0 : at);
+    at += bytes;
   }
   const storedBytes = at;
   const massAt: number[] = [];
@@ -100,7 +110,6 @@ export function writeHeader(
   view.setUint32(0, span.start, true);
   view.setUint32(4, span.tokens, true);
   view.setUint32(8, plan.storedBytes, true);
-  view.setInt32(12, 0, true);
   plan.recordAt.forEach((at, h) => {
     view.setUint32(SEGMENT_HEADER_BYTES + h * 4, at, true);
   });

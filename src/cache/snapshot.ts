@@ -1,6 +1,5 @@
 import type { ModelConfig } from '../core/config.ts';
 import type { Kernels } from '../kernels/kernels.ts';
-import { massBytes } from '../kernels/layout.ts';
 import type { ExactPart } from './exact-part.ts';
 import { type CacheConfig, type CacheView, FRESH } from './policy.ts';
 import { cellIndex, type SegmentBlock, type SegmentReader, type SegmentSpan } from './segments.ts';
@@ -36,11 +35,7 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
         reader.tiers(h, tiers, at);
         if (!mass) continue;
         cellIndex(tiers, at, span.tokens, cells);
-        const from = new Uint32Array(
-          arena.memory.buffer,
-          address + reader.massAt(h),
-          massBytes(reader.cells(h)) / 4,
-        );
+        const from = new Uint16Array(arena.memory.buffer, address + reader.massAt(h), reader.cells(h));
         for (let i = 0; i < span.tokens; i++) if (cells[i]! >= 0) mass[at + i] = from[cells[i]!]!;
       }
     }
@@ -53,9 +48,9 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
       for (let layer = 0; layer < layers; layer++)
         for (let h = 0; h < kvHeads; h++)
           mass.set(
-            new Uint32Array(
+            new Uint16Array(
               arena.memory.buffer,
-              cache.exact.massPtr(layer, h) + cache.config.sinks * 4,
+              cache.exact.massPtr(layer, h) + cache.config.sinks * 2,
               fresh.tokens,
             ),
             (layer * kvHeads + h) * fresh.tokens,

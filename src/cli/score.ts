@@ -16,12 +16,13 @@ interface ScoreOptions extends EngineOptions {
 /** What a line of JSON says of the cache. */
 export const cacheFields = (
   r: CacheReport,
-): Pick<CacheReport, 'tokens' | 'bytes' | 'fp16Bytes' | 'ratio' | 'peakBytes'> => ({
+): Pick<CacheReport, 'tokens' | 'bytes' | 'fp16Bytes' | 'ratio' | 'peakBytes' | 'parts'> => ({
   tokens: r.tokens,
   bytes: r.bytes,
   fp16Bytes: r.fp16Bytes,
   ratio: r.ratio,
   peakBytes: r.peakBytes,
+  ...(r.parts && { parts: r.parts }),
 });
 
 /** `adkvc score`: {"ids": [...]} -> {"nll": [...], "top": [[id, logit], ...], "cache": {...}}. */

@@ -42,7 +42,7 @@ export function relevanceOf(cache: KvCache): RelevanceMap {
         const cells = new Int32Array(n);
         reader.tiers(h, tiers, 0);
         cellIndex(tiers, 0, n, cells);
-        const mass = new Uint32Array(
+        const mass = new Uint16Array(
           arena.memory.buffer,
           arena.ptr(block.id) + reader.massAt(h),
           reader.cells(h),

@@ -6,8 +6,14 @@ import {
   DROP,
   halfBlockBytes,
   pad4,
-  recordFixedBytes,
+  recordParts,
+  SCALE_STEPS,
+  SCALE_TABLE,
+  scaleBytes,
+  TIER_IDS,
   TIERS,
+  type Tier,
+  UNIT_INVERSE,
 } from './layout.ts';
 
 /**
@@ -40,6 +46,12 @@ export function toF16(x: number): number {
 export function fromF16(h: number): number {
   const a = bitsFloat((h & 0x7fff) << 13) * 2 ** 112;
   return h & 0x8000 ? -a : a;
+}
+
+/** The float16 bits of the smallest finite value that is not below x >= 0. */
+export function toF16Up(x: number): number {
+  const h = toF16(x);
+  return h < 0x7bff && fromF16(h) < x ? h + 1 : h;
 }
 
 /** To the nearest integer, ties to even; |x| < 2^22. */
@@ -90,27 +102,61 @@ export const THRESHOLDS: Readonly<Record<PackedBits, readonly number[]>> = Objec
 ) as unknown as Record<PackedBits, readonly number[]>;
 
 /** The integer level of a code byte. */
-export const levelOf = (bits: Bits, code: number): number =>
-  bits === 8 ? (code << 24) >> 24 : CODEBOOKS[bits as PackedBits][code]!;
+export function levelOf({ plain }: Tier, bits: Bits, code: number): number {
+  if (bits === 8) return (code << 24) >> 24;
+  return plain ? code - 8 : CODEBOOKS[bits as PackedBits][code]!;
+}
+
+/** Where the nearest scale changes within an octave: float32 of 2^((j + 1/2) / SCALE_STEPS). */
+export const SCALE_EDGES: Float32Array = Float32Array.from(
+  { length: SCALE_STEPS },
+  (_, j) => 2 ** ((j + 0.5) / SCALE_STEPS),
+);
+/** Below this times the base a vector is held as zero. */
+export const LEAST_SCALE = f(SCALE_TABLE[1]! / 2);
+
+/** The nearest code of one standard deviation under `base`, both float32; saturates. */
+export function scaleCode(deviation: number, base: number): number {
+  const ratio = base > 0 ? f(deviation / base) : 0;
+  if (!(ratio >= LEAST_SCALE)) return 0;
+  if (ratio >= 1) return 255;
+  const bits = floatBits(ratio);
+  const mantissa = bitsFloat((bits & 0x7fffff) | 0x3f800000);
+  let step = 0;
+  for (const edge of SCALE_EDGES) if (mantissa >= edge) step++;
+  return Math.max(255 + SCALE_STEPS * ((bits >>> 23) - 127) + step, 1);
+}
+/** The scale that a code of `bits` stands for. */
+export const scaleOf = (bits: PackedBits, code: number, base: number): number =>
+  f(f(base * SCALE_TABLE[code]!) * UNIT_INVERSE[bits]);
+
+/** Sum of squares, in the order of a vector's reduction. */
+export function sumOfSquares(x: Float32Array): number {
+  const squares = new Float32Array(16);
+  for (let i = 0; i < x.length; i++) squares[i & 15] = squares[i & 15]! + f(x[i]! * x[i]!);
+  return lanes(fold(squares));
+}
+/** The f16 bits of the base for vectors of n channels whose largest sum of squares is `squares`. */
+export const baseOf = (squares: number, n: number): number =>
+  squares >= TINY && squares < Infinity ? toF16Up(f(2 * f(Math.sqrt(f(squares / n))))) : 0;
 
 /**
  * Quantiser U: nearest levels of x / rms(x), and the scale s = |x|^2 / <x, levels>, which keeps <decoded, x> = |x|^2.
- * x float32 [headDim], codes u8 [headDim] out. @returns the scale's float16 bits, 0 for a zero vector.
+ * x float32 [headDim], codes u8 [headDim] out. `base` float32; 8 bits need none.
+ * @returns 8 bits: the scale's float16 bits; else its code. 0 for a zero vector.
  */
-export function quantise(bits: 1 | 2 | 3 | 4 | 8, x: Float32Array, codes: Uint8Array): number {
+export function quantise(bits: 1 | 2 | 3 | 4 | 8, x: Float32Array, codes: Uint8Array, base: number): number {
   const n = x.length;
-  const squares = new Float32Array(16);
   const products = new Float32Array(16);
   let largest = 0;
-  for (let i = 0; i < n; i++) {
-    squares[i & 15] = squares[i & 15]! + f(x[i]! * x[i]!);
-    largest = Math.max(largest, Math.abs(x[i]!));
-  }
-  const xx = lanes(fold(squares));
+  for (let i = 0; i < n; i++) largest = Math.max(largest, Math.abs(x[i]!));
+  const xx = sumOfSquares(x);
   if (!(xx >= TINY && xx < Infinity)) {
     codes.fill(0);
     return 0;
   }
+  const level = (code: number): number =>
+    bits === 8 ? (code << 24) >> 24 : CODEBOOKS[bits as PackedBits][code]!;
   if (bits === 8) {
     const inverse = f(127 / largest);
     for (let i = 0; i < n; i++) codes[i] = nearest(f(x[i]! * inverse));
@@ -125,56 +171,77 @@ export function quantise(bits: 1 | 2 | 3 | 4 | 8, x: Float32Array, codes: Uint8A
       codes[i] = x[i]! > 0 ? half + above : half - 1 - above;
     }
   }
-  for (let i = 0; i < n; i++) products[i & 15] = products[i & 15]! + f(x[i]! * levelOf(bits, codes[i]!));
-  return toF16(f(xx / lanes(fold(products))));
+  for (let i = 0; i < n; i++) products[i & 15] = products[i & 15]! + f(x[i]! * level(codes[i]!));
+  const scale = f(xx / lanes(fold(products)));
+  return bits === 8 ? toF16(scale) : scaleCode(f(scale * f(CODEBOOK_UNIT[bits])), base);
 }
 
-/** One tier's cells within a record; addresses are byte offsets from the record's start, 0 where there is no scale. */
-export interface TierGroup {
-  readonly id: number;
-  readonly kBits: Bits;
-  readonly vBits: Bits;
+/**
+ * GGML's q8_0 and q4_0 on channels of one group: q8_0 d = max|x| / 127; q4_0 d = (the x of largest magnitude) / -8, codes of 8 + x / d,
+ * rounded half up. Codes are made with the unrounded d, as there.
+ * @returns the float16 bits of d
+ */
+export function quantisePlain(bits: 4 | 8, x: Float32Array, codes: Uint8Array): number {
+  let top = 0;
+  for (const value of x) if (Math.abs(value) > Math.abs(top)) top = value;
+  const d = bits === 8 ? f(Math.abs(top) / 127) : f(top / -8);
+  const inverse = d === 0 ? 0 : f(1 / d);
+  for (let i = 0; i < x.length; i++) {
+    const y = f(x[i]! * inverse);
+    // roundf, away from zero; the sum with a half is exact enough: |y| <= 127.
+    if (bits === 8) codes[i] = y < 0 ? -Math.floor(f(0.5 - y)) : Math.floor(f(y + 0.5));
+    else codes[i] = Math.min(15, Math.floor(f(y + 8.5)));
+  }
+  return toF16(d);
+}
+
+/** What a query head adds to p * mass before rounding: -1/2 .. 1/2, spread evenly over consecutive `index`es (position * heads + head). */
+export const massDither = (index: number): number => f(f(Math.imul(index, 0x9e3779b9)) * 2 ** -32);
+
+/** One tier's cells within a record; addresses are byte offsets from the record's start. */
+export interface TierGroup extends Tier {
   /** Tokens, and cells with padding. */
   readonly n: number;
   readonly n4: number;
   /** Index of the first cell within the record. */
   readonly cell: number;
+  /** Where scales start, and bytes of a cell's (0: none). */
   readonly kScale: number;
   readonly vScale: number;
+  readonly kScaleBytes: number;
+  readonly vScaleBytes: number;
   readonly k: number;
   readonly v: number;
 }
 
-export const TIER_MAP_AT = 16;
-export const meanAt = (tokens: number): number => 16 + ((Math.ceil(tokens / 2) + 15) & ~15);
-
 /** The groups of a record whose tokens fall into tiers as `counts[tierId]`, in stored order. */
 export function tierGroups(counts: ArrayLike<number>, tokens: number, headDim: number): TierGroup[] {
   const groups: TierGroup[] = [];
-  let at = recordFixedBytes(tokens, headDim);
+  const parts = recordParts(tokens, counts, headDim);
+  let scale = parts.scales;
+  let at = parts.codes;
   let cell = 0;
-  for (const { id, kBits, vBits } of TIERS) {
-    const n = counts[id] ?? 0;
+  for (const tier of TIERS) {
+    const n = counts[tier.id] ?? 0;
     if (n === 0) continue;
     const n4 = pad4(n);
-    const scaleBytes = (n4 * 2 + 15) & ~15;
-    const kScale = kBits <= 8 ? at : 0;
-    if (kScale) at += scaleBytes;
-    const vScale = vBits <= 8 ? at : 0;
-    if (vScale) at += scaleBytes;
+    const kScaleBytes = scaleBytes(tier, tier.kBits, headDim);
+    const vScaleBytes = scaleBytes(tier, tier.vBits, headDim);
+    const kScale = scale;
+    const vScale = kScale + n4 * kScaleBytes;
+    scale = vScale + n4 * vScaleBytes;
     const k = at;
-    at += (n4 / 4) * halfBlockBytes(kBits, headDim);
-    const v = at;
-    at += (n4 / 4) * halfBlockBytes(vBits, headDim);
-    groups.push({ id, kBits, vBits, n, n4, cell, kScale, vScale, k, v });
+    const v = k + (n4 / 4) * halfBlockBytes(tier.kBits, headDim);
+    at = v + (n4 / 4) * halfBlockBytes(tier.vBits, headDim);
+    groups.push({ ...tier, n, n4, cell, kScale, vScale, kScaleBytes, vScaleBytes, k, v });
     cell += n4;
   }
   return groups;
 }
 
-/** Tokens by tier id; dropped ones are not counted, as in a record's header. */
+/** Tokens by tier id; dropped ones are not counted. */
 export function countTiers(tiers: Uint8Array): Uint8Array {
-  const counts = new Uint8Array(16);
+  const counts = new Uint8Array(TIER_IDS);
   for (const id of tiers) if (id !== DROP) counts[id]!++;
   return counts;
 }
@@ -234,18 +301,32 @@ export function writeCode(
   }
 }
 
-/** @throws InvalidInputError if a token's new tier is finer than its old one: the bits are gone. */
-export function checkNeverFiner(u8: Uint8Array, record: number, tokens: number, tiers: number): void {
-  for (let t = 0; t < tokens; t++) {
-    const before = (u8[record + TIER_MAP_AT + (t >> 1)]! >> ((t & 1) * 4)) & 15;
-    if (u8[tiers + t]! < before)
+/** @throws InvalidInputError if plain tiers stand beside others: a head's vectors are rotated or they are not. */
+export function checkNotMixed(tiers: Uint8Array): void {
+  let plain = 0;
+  let kept = 0;
+  for (const id of tiers) {
+    if (id === DROP) continue;
+    kept++;
+    if (TIERS[id]!.plain) plain++;
+  }
+  if (plain > 0 && plain < kept)
+    throw new InvalidInputError('tiers of rotated and of plain vectors cannot share a record', 'tiers');
+}
+
+/** @throws InvalidInputError if a token's new tier is finer than its old one, or one of them alone is plain: the bits are gone. */
+export function checkNeverFiner(before: Uint8Array, after: Uint8Array): void {
+  for (const [token, was] of before.entries()) {
+    const now = after[token]!;
+    const apart = was !== now && now !== DROP && (TIERS[was]?.plain || TIERS[now]?.plain);
+    if (now < was || apart)
       throw new InvalidInputError(
-        `token ${t} of a record cannot go from tier ${before} to ${u8[tiers + t]}`,
+        `token ${token} of a record cannot go from tier ${was} to ${now}`,
         'tiers',
         {
-          token: t,
-          before,
-          after: u8[tiers + t],
+          token,
+          before: was,
+          after: now,
         },
       );
   }

@@ -91,8 +91,9 @@ export interface Kernels {
   /**
    * Encodes exact slots slot .. slot + tokens - 1 of one kvHead into a record at `out`.
    * tiers u8 [tokens]: a tier id or DROP for each token. The mean is taken over all `tokens` keys as they are held.
-   * massOut u32 [cells] or 0: receives the slots' mass in cell order (padding cells 0).
-   * @returns the record's bytes, equal to recordBytes(tokens, counts, headDim)
+   * massOut u16 [cells] or 0: receives the slots' mass in cell order (padding cells 0).
+   * @returns the record's bytes, equal to recordBytes(tokens, counts, headDim); 0 writes nothing
+   * @throws InvalidInputError if plain tiers stand beside others
    */
   encodeRecord(
     exact: ExactRef,
@@ -104,9 +105,9 @@ export interface Kernels {
     massOut: Ptr,
   ): number;
   /**
-   * Rewrites a record under a new tier map (u8 [tokens], never a lower id than before). A half whose bits do not change moves bit for bit; another
-   * is decoded and encoded again. mass/massOut: u32 cells before and after, or 0.
-   * @returns the new record's bytes
+   * Rewrites a record under a new tier map (u8 [tokens], never a lower id than before, and neither from nor to a plain tier). A half whose bits
+   * do not change moves bit for bit; another is decoded and encoded again. mass/massOut: u16 cells before and after, or 0.
+   * @returns the new record's bytes; 0 writes nothing
    */
   recodeRecord(
     record: Ptr,
@@ -119,7 +120,7 @@ export interface Kernels {
   ): number;
   /** Decodes a record: k, v f32 [tokens, headDim] in position order, rotated, mean added; dropped tokens are zero. */
   decodeRecord(record: Ptr, tokens: number, headDim: number, k: Ptr, v: Ptr): void;
-  /** mass[i] = floor(mass[i] * numerator / 2^16) for count u32 values (numerator <= 65536). */
+  /** mass[i] = floor((mass[i] * numerator + 2^15) / 2^16) for count u16 values, a multiple of 4 (numerator <= 65536). */
   decayMass(mass: Ptr, count: number, numerator: number): void;
 }
 
@@ -149,13 +150,25 @@ export interface AttendArgs {
   /** u32 [segmentCount]: addresses of the layer's segment blocks. */
   segments: Ptr;
   segmentCount: number;
+  /**
+   * u32 [segmentCount]: the queries to use for each segment, rows as in q; 0 stands for q. 0 or absent: q for all.
+   * For segments whose keys were rotated at other positions than they have now.
+   */
+  segmentQueries?: Ptr;
   exact: ExactRef;
   visible: number;
   /** f32 [rows, heads, headDim], rows ldOut elements apart; still rotated. */
   out: Ptr;
   ldOut: number;
-  /** Adds round(p * MASS_ONE), for each query head, to the cell's u32 mass (saturating), in records and in the exact part. */
-  mass: boolean;
+  /**
+   * Units of attention history that a probability of 1 adds to a cell's u16 mass, at most 65535; 0: none is kept. Each query head adds
+   * round(p * mass + massDither(its index among all queries)), saturating: unbiased also where p is far below a unit, and the same in any order.
+   */
+  mass: number;
+  /** 'max': a cell keeps the largest round(p * mass) instead of the sum. */
+  massMode?: 'sum' | 'max';
+  /** Absolute position of row 0; decides the dither alone. */
+  position: number;
   /**
    * 'integer': queries quantised per row, scores and weighted values of packed cells by integer dots.
    * 'float': packed cells are decoded and read with f32 arithmetic (`--exact`).

@@ -1,32 +1,39 @@
 /**
- * The byte layout of the compressed cache, version 1. One place: every kernel, the store and the session
- * files are parameterised from here. All integers little-endian; every section starts 16-byte aligned.
+ * The byte layout of the compressed cache, version 2. One place: every kernel, the store and the session
+ * files are parameterised from here. All integers little-endian.
  *
  * Keys and values are stored *rotated*: post-RoPE key and value vectors times the orthonormal Hadamard matrix
  * of `hadamardSize(headDim)` (block-diagonal where headDim is no power of two). Queries are rotated alike, so scores
- * are unchanged; the attention output is un-rotated by the caller (the matrix is its own inverse).
+ * are unchanged; the attention output is un-rotated by the caller (the matrix is its own inverse). Plain tiers hold them as they are.
  *
  * SEGMENT BLOCK, one per (layer, segment), one arena block:
  *   u32 start         first position
  *   u32 tokens        positions in the segment, 1..128
  *   u32 storedBytes   bytes from the block's start to the mass sections: what is persisted as an extent
- *   i32 offset        position offset (0 until a conversation outgrows the trained length)
- *   u32 recordAt[kvHeads]   byte offset of each kvHead's record from the block's start; then padded to 16
- *   records, kvHead by kvHead
- *   u32 massCells[kvHead][cells padded to 4]   only if the policy needs mass; kvHead by kvHead, each
- *                     section padded to 16; in the record's cell order; fixed point, MASS_ONE = 1.0
+ *   u32 recordAt[kvHeads]   byte offset of each kvHead's record from the block's start, 0 if all its tokens are dropped; then padded to 16
+ *   records, kvHead by kvHead, each a multiple of 16 bytes
+ *   u16 massCells[kvHead][cells]   only if the policy needs mass; kvHead by kvHead, in the record's cell order; saturating units, AttendArgs.mass
  *
- * RECORD, one per (layer, kvHead, segment):
- *   u8 counts[16]     tokens of the record by tier id; the last entry (drop) is implied, stored as 0
- *   tierMap           4 bits a token in position order, low nibble first; ceil(tokens / 2) bytes, padded to 16
- *   f16 mean[headDim] mean of the segment's rotated keys (all its tokens, also dropped ones); padded to 16
- *   then for each tier id in ascending order with n = counts[id] > 0 tokens, n4 = n rounded up to a multiple of 4:
- *     f16 kScale[n4]  padded to 16; only if kBits <= 8
- *     f16 vScale[n4]  padded to 16; only if vBits <= 8
+ * RECORD, one per (layer, kvHead, segment); a record without tokens takes no bytes:
+ *   u16 present       bit id: the record holds tokens of that tier
+ *   f16 kBase, vBase  what key and value scale codes are relative to: twice the largest rms of the segment's vectors as they are
+ *                     quantised (keys centred), rounded up; fixed when the record is first encoded, also for dropped tokens' sake
+ *   f16 meanScale
+ *   u8 counts[]       tokens of each present tier, ascending ids; padded to 4
+ *   i8 mean[headDim]  times meanScale: mean of the segment's keys (all its tokens, also dropped ones); keys are centred by this decoded mean.
+ *                     Not in a plain record
+ *   tierMap           4 bits a token in position order, low nibble first; ceil(tokens / 2) bytes, padded to 4; only if the tokens differ
+ *   scales            for each present tier, n4 = its count rounded up to a multiple of 4: K scales [n4], then V scales [n4];
+ *                       16, 32 bits  none
+ *                       8 bits       f16
+ *                       1 to 4 bits  u8 code: one standard deviation is base * SCALE_TABLE[code]; 0 stands for a zero vector
+ *                       plain        f16 [ceil(headDim / 32)] a cell, one for each 32 channels
+ *   padded to 16, then for each present tier:
  *     K codes         n4 / 4 blocks of halfBlockBytes(kBits, headDim)
  *     V codes         n4 / 4 blocks of halfBlockBytes(vBits, headDim)
  *   Cells of a tier stand in position order. Padding cells hold zeros and are never visible.
  *   The record's *cells*, in order, are the padded cells of all its tiers: sum of n4.
+ *   A plain record holds tokens of plain tiers alone.
  *
  * A HALF BLOCK holds 4 tokens x headDim channels of keys or of values.
  *   32, 16 bits: [4 tokens][headDim] f32 or f16, keys not centred (no scale, the mean is not subtracted).
@@ -37,14 +44,18 @@
  *   2 bits:  ceil(chunks/4) vectors; vector v holds chunks 4v..4v+3 at bit 0, 2, 4, 6.
  *   1 bit:   ceil(chunks/8) vectors; vector v holds chunks 8v..8v+7 at bit 0..7.
  *   3 bits:  the 2-bit vectors (code & 3), then the 1-bit vectors (code >> 2).
- * 8-bit codes are the integers themselves; codes of 1 to 4 bits index CODEBOOKS[bits].
- * A decoded element is scale * level, keys plus the record's mean.
+ * 8-bit codes are the integers themselves; codes of 1 to 4 bits index CODEBOOKS[bits], plain 4-bit codes stand for code - 8.
+ * A decoded element is scale * level, keys plus the mean (plain ones not). The scale of a code of 1 to 4 bits is
+ * (base * SCALE_TABLE[code]) * UNIT_INVERSE[bits], two float32 products.
  */
-export const LAYOUT_VERSION = 1;
+export const LAYOUT_VERSION = 2;
 export const SEGMENT_TOKENS = 128;
-export const SEGMENT_HEADER_BYTES = 16;
-/** Fixed point of attention mass: one query's probability 1.0 adds this much. With decay 0.8 an epoch and three heads a group, sums stay below 2^32. */
-export const MASS_ONE = 1 << 20;
+/** Before the records' places. */
+export const SEGMENT_HEADER_BYTES = 12;
+/** Before a record's counts. */
+export const RECORD_HEADER_BYTES = 8;
+/** Channels that share a scale in plain tiers. */
+export const PLAIN_GROUP = 32;
 
 export type Bits = 1 | 2 | 3 | 4 | 8 | 16 | 32;
 export interface Tier {
@@ -53,10 +64,14 @@ export interface Tier {
   readonly name: string;
   readonly kBits: Bits;
   readonly vBits: Bits;
+  /**
+   * Symmetric absolute-maximum codes with an f16 scale for 32 channels, of vectors that were not rotated: GGML's blocks q8_0 and q4_0
+   * (ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q4_0_ref), for comparison. Tokens only leave such a tier to be dropped.
+   */
+  readonly plain: boolean;
 }
 
-/** Finest first: a plan may only move a token to a higher id. */
-export const TIERS: readonly Tier[] = (
+const ROTATED: readonly Tier[] = (
   [
     [32, 32],
     [16, 16],
@@ -70,7 +85,19 @@ export const TIERS: readonly Tier[] = (
     [2, 2],
     [2, 1],
   ] as const
-).map(([kBits, vBits], id) => ({ id, name: kBits > 8 ? `f${kBits}` : `${kBits},${vBits}`, kBits, vBits }));
+).map(([kBits, vBits], id) => ({
+  id,
+  name: kBits > 8 ? `f${kBits}` : `${kBits},${vBits}`,
+  kBits,
+  vBits,
+  plain: false,
+}));
+/** Finest first: a plan may only move a token to a higher id. */
+export const TIERS: readonly Tier[] = [
+  ...ROTATED,
+  { id: 11, name: 'q8_0', kBits: 8, vBits: 8, plain: true },
+  { id: 12, name: 'q4_0', kBits: 4, vBits: 4, plain: true },
+];
 /** The token's bytes are gone. */
 export const DROP = 15;
 export const TIER_IDS = 16;
@@ -88,8 +115,7 @@ export const hadamardSize = (headDim: number): number => headDim & -headDim;
  * Lloyd-Max levels of N(0,1) as integers within -63..63 (source: J. Max, "Quantizing for minimum distortion", 1960):
  * a level is integer / CODEBOOK_UNIT standard deviations. Integers, so that scores and weighted values are integer
  * dots; 63 at most, so that integer + 64 fits the relaxed dot's 7-bit operand. Rounding the levels costs
- * 0.4 % of the distortion at 4 bits, less below. The f16 scale absorbs the unit: a decoded element is
- * scale * integer. The encoder normalises a vector to rms 1 and takes the nearest level.
+ * 0.4 % of the distortion at 4 bits, less below. The encoder normalises a vector to rms 1 and takes the nearest level.
  */
 export const CODEBOOKS: Readonly<Record<1 | 2 | 3 | 4, readonly number[]>> = {
   1: [-40, 40],
@@ -104,6 +130,20 @@ export const CODEBOOK_UNIT: Readonly<Record<1 | 2 | 3 | 4, number>> = {
   3: 28.8825,
   4: 22.312,
 };
+
+/** 1 / CODEBOOK_UNIT in float32. */
+export const UNIT_INVERSE: Readonly<Record<1 | 2 | 3 | 4, number>> = {
+  1: Math.fround(1 / CODEBOOK_UNIT[1]),
+  2: Math.fround(1 / CODEBOOK_UNIT[2]),
+  3: Math.fround(1 / CODEBOOK_UNIT[3]),
+  4: Math.fround(1 / CODEBOOK_UNIT[4]),
+};
+/** Scale codes step by 2^(1/SCALE_STEPS): the nearest is off by 0.63 % rms, far below what codes of 4 bits lose (10 %). */
+export const SCALE_STEPS = 32;
+/** float32 of 2^((code - 255) / SCALE_STEPS); code 0: zero. */
+export const SCALE_TABLE: Float32Array = Float32Array.from({ length: 256 }, (_, code) =>
+  code === 0 ? 0 : 2 ** ((code - 255) / SCALE_STEPS),
+);
 
 const pad16 = (n: number): number => (n + 15) & ~15;
 export const pad4 = (n: number): number => (n + 3) & ~3;
@@ -128,27 +168,128 @@ export function halfBlockBytes(bits: Bits, headDim: number): number {
   }
 }
 
-export const recordFixedBytes = (tokens: number, headDim: number): number =>
-  16 + pad16(Math.ceil(tokens / 2)) + pad16(headDim * 2);
-
-/** Bytes of one tier's group of n tokens within a record. */
-export function groupBytes(tierId: number, n: number, headDim: number): number {
-  if (n === 0 || tierId === DROP) return 0;
-  const { kBits, vBits } = TIERS[tierId]!;
-  const n4 = pad4(n);
-  return (
-    (kBits <= 8 ? pad16(n4 * 2) : 0) +
-    (vBits <= 8 ? pad16(n4 * 2) : 0) +
-    (n4 / 4) * (halfBlockBytes(kBits, headDim) + halfBlockBytes(vBits, headDim))
-  );
+/** Bytes of a cell's scale in one half. */
+export function scaleBytes({ plain }: Tier, bits: Bits, headDim: number): number {
+  if (plain) return 2 * Math.ceil(headDim / PLAIN_GROUP);
+  return bits > 8 ? 0 : bits === 8 ? 2 : 1;
 }
 
-/** Bytes of a record whose tokens fall into tiers as `counts[tierId]`; mass not included. */
-export function recordBytes(tokens: number, counts: ArrayLike<number>, headDim: number): number {
-  let bytes = recordFixedBytes(tokens, headDim);
-  for (let id = 0; id < TIERS.length; id++) bytes += groupBytes(id, counts[id] ?? 0, headDim);
-  return bytes;
+/** Where the parts of a record lie, in bytes from its start. */
+export interface RecordParts {
+  /** Offsets: counts follow the header, then these; `map` 0 where all tokens share a tier. */
+  readonly mean: number;
+  readonly map: number;
+  readonly scales: number;
+  readonly codes: number;
+  readonly bytes: number;
+  readonly cells: number;
+  /** Bytes of scales and of codes that padding cells take. */
+  readonly padding: number;
+  readonly plain: boolean;
 }
+
+/** The parts of a record whose tokens fall into tiers as `counts[tierId]`; all 0 without tokens. */
+export function recordParts(tokens: number, counts: ArrayLike<number>, headDim: number): RecordParts {
+  let present = 0;
+  let kept = 0;
+  let cells = 0;
+  let scaled = 0;
+  let coded = 0;
+  let padding = 0;
+  let plain = false;
+  for (let id = 0; id < TIERS.length; id++) {
+    const n = counts[id] ?? 0;
+    if (n === 0) continue;
+    const tier = TIERS[id]!;
+    const n4 = pad4(n);
+    const code = (halfBlockBytes(tier.kBits, headDim) + halfBlockBytes(tier.vBits, headDim)) / 4;
+    const scale = scaleBytes(tier, tier.kBits, headDim) + scaleBytes(tier, tier.vBits, headDim);
+    present++;
+    kept += n;
+    cells += n4;
+    scaled += n4 * scale;
+    coded += n4 * code;
+    padding += (n4 - n) * (code + scale);
+    plain ||= tier.plain;
+  }
+  if (kept === 0) return { mean: 0, map: 0, scales: 0, codes: 0, bytes: 0, cells: 0, padding: 0, plain };
+  const mean = pad4(RECORD_HEADER_BYTES + present);
+  const map = mean + (plain ? 0 : headDim);
+  const mapped = present > 1 || kept < tokens;
+  const scales = map + (mapped ? pad4((tokens + 1) >> 1) : 0);
+  const codes = pad16(scales + scaled);
+  return { mean, map: mapped ? map : 0, scales, codes, bytes: codes + coded, cells, padding, plain };
+}
+
+/** Bytes of a record; mass not included. */
+export const recordBytes = (tokens: number, counts: ArrayLike<number>, headDim: number): number =>
+  recordParts(tokens, counts, headDim).bytes;
+
+/** Tokens by tier id of a record in memory. */
+export function recordCounts(bytes: Uint8Array, record: number): Uint8Array {
+  const counts = new Uint8Array(TIER_IDS);
+  const present = bytes[record]! | (bytes[record + 1]! << 8);
+  let at = record + RECORD_HEADER_BYTES;
+  for (let id = 0; id < TIERS.length; id++) if ((present >> id) & 1) counts[id] = bytes[at++]!;
+  return counts;
+}
+
+/** Tier ids of a record in memory, in position order, into out[at ...]. */
+export function recordTiers(
+  bytes: Uint8Array,
+  record: number,
+  tokens: number,
+  headDim: number,
+  out: Uint8Array,
+  at = 0,
+): void {
+  const counts = recordCounts(bytes, record);
+  const { map } = recordParts(tokens, counts, headDim);
+  if (map === 0) {
+    out.fill(
+      counts.findIndex((n) => n > 0),
+      at,
+      at + tokens,
+    );
+    return;
+  }
+  for (let t = 0; t < tokens; t++) out[at + t] = (bytes[record + map + (t >> 1)]! >> ((t & 1) * 4)) & 15;
+}
+
+export const SPLIT_PARTS = ['codes', 'scales', 'map', 'mean', 'mass', 'padding', 'headers'] as const;
+/** Where a record's bytes, and its mass's, go: they add up to both. Padding cells and alignment are padding. */
+export function splitRecord(
+  tokens: number,
+  counts: ArrayLike<number>,
+  headDim: number,
+  mass: boolean,
+): Record<(typeof SPLIT_PARTS)[number], number> {
+  const split = { codes: 0, scales: 0, map: 0, mean: 0, mass: 0, padding: 0, headers: 0 };
+  const parts = recordParts(tokens, counts, headDim);
+  if (parts.bytes === 0) return split;
+  let present = 0;
+  let kept = 0;
+  for (const tier of TIERS) {
+    const n = counts[tier.id] ?? 0;
+    if (n === 0) continue;
+    present++;
+    kept += n;
+    const scale = scaleBytes(tier, tier.kBits, headDim) + scaleBytes(tier, tier.vBits, headDim);
+    split.scales += n * scale;
+    split.codes += n * (cellBytes(tier.id, headDim, false) - scale);
+  }
+  split.headers = RECORD_HEADER_BYTES + present;
+  split.map = parts.map === 0 ? 0 : (tokens + 1) >> 1;
+  split.mean = parts.plain ? 0 : headDim;
+  split.mass = mass ? 2 * kept : 0;
+  const total = parts.bytes + (mass ? massBytes(parts.cells) : 0);
+  split.padding = total - split.headers - split.map - split.mean - split.mass - split.scales - split.codes;
+  return split;
+}
+
+/** Bytes of one tier's scales and codes within a record, padding cells included. */
+export const groupBytes = (tierId: number, n: number, headDim: number): number =>
+  n === 0 ? 0 : pad4(n) * cellBytes(tierId, headDim, false);
 
 /** Cells (padded tokens) of a record. */
 export function recordCells(counts: ArrayLike<number>): number {
@@ -157,18 +298,19 @@ export function recordCells(counts: ArrayLike<number>): number {
   return cells;
 }
 
-export const massBytes = (cells: number): number => pad16(cells * 4);
-export const segmentHeaderBytes = (kvHeads: number): number => SEGMENT_HEADER_BYTES + pad16(kvHeads * 4);
+/** Bytes of the u16 mass of so many cells. */
+export const massBytes = (cells: number): number => pad4(cells) * 2;
+export const segmentHeaderBytes = (kvHeads: number): number => pad16(SEGMENT_HEADER_BYTES + kvHeads * 4);
 
 /** A record's share that a token costs, in bytes, without fixed parts and padding: what an allocator sums. */
 export function cellBytes(tierId: number, headDim: number, mass: boolean): number {
   if (tierId === DROP) return 0;
-  const { kBits, vBits } = TIERS[tierId]!;
+  const tier = TIERS[tierId]!;
   return (
-    (halfBlockBytes(kBits, headDim) + halfBlockBytes(vBits, headDim)) / 4 +
-    (kBits <= 8 ? 2 : 0) +
-    (vBits <= 8 ? 2 : 0) +
-    (mass ? 4 : 0)
+    (halfBlockBytes(tier.kBits, headDim) + halfBlockBytes(tier.vBits, headDim)) / 4 +
+    scaleBytes(tier, tier.kBits, headDim) +
+    scaleBytes(tier, tier.vBits, headDim) +
+    (mass ? 2 : 0)
   );
 }
 
@@ -176,7 +318,7 @@ export function cellBytes(tierId: number, headDim: number, mass: boolean): numbe
  * EXACT PART, one block per layer: sinks, window and current epoch, in slot order (sinks first, then the
  * other uncompressed tokens in position order).
  *   per kvHead: K [capacity][headDim], then V [capacity][headDim], f32 or f16, rotated, K post-RoPE; each padded to 16
- *   then per kvHead: u32 mass[capacity], padded to 16; only if the policy needs mass
+ *   then per kvHead: u16 mass[capacity], padded to 8; only if the policy needs mass
  */
 export interface ExactLayout {
   readonly kvHeads: number;

@@ -1,15 +1,14 @@
 import type { Ptr } from '../core/arena.ts';
-import { expNonPositive, FINE, lanes, nearest, TINY } from './cache-math.ts';
-import type { CacheReader } from './cache-reader.ts';
+import { expNonPositive, FINE, lanes, massDither, nearest, TINY } from './cache-math.ts';
+import { bitsOf, type CacheReader, type Half } from './cache-reader.ts';
 import type { AttendArgs } from './kernels.ts';
 import {
-  type Bits,
   exactKAt,
   exactMassAt,
   exactVAt,
-  MASS_ONE,
   massBytes,
   recordCells,
+  recordCounts,
   SEGMENT_HEADER_BYTES,
 } from './layout.ts';
 
@@ -25,6 +24,8 @@ interface Piece {
   readonly at: number;
   readonly n4: number;
   readonly n: number;
+  /** Address of the queries that it is scored by. */
+  readonly q: Ptr;
   /** Float keys [n][headDim], or integer levels with a scale a cell. */
   readonly k: Float32Array;
   readonly kScale: Float32Array | undefined;
@@ -37,10 +38,13 @@ interface Piece {
 /** Attention of the reference: every query by itself, no tiles, no workspace. */
 export function referenceAttend({
   u8,
+  u16,
   u32,
   f32,
   floats,
   vector,
+  scale: scaleAt,
+  decoded,
   recordAt,
 }: CacheReader): (a: AttendArgs) => void {
   /** Every piece that a kvHead's queries see, and where each piece's mass lies (0 without mass). */
@@ -51,41 +55,43 @@ export function referenceAttend({
     let at = 0;
     for (let s = 0; s < a.segmentCount; s++) {
       const block = u32()[(a.segments >> 2) + s]!;
+      const q = a.segmentQueries ? u32()[(a.segmentQueries >> 2) + s]! : 0;
       const [tokens, storedBytes] = [u32()[(block >> 2) + 1]!, u32()[(block >> 2) + 2]!];
-      const recordOf = (h: number) => block + u32()[((block + SEGMENT_HEADER_BYTES) >> 2) + h]!;
+      const placeOf = (h: number) => u32()[((block + SEGMENT_HEADER_BYTES) >> 2) + h]!;
       let massAt = block + storedBytes;
       for (let h = 0; h < kvHead; h++)
-        massAt += massBytes(recordCells(u8().subarray(recordOf(h), recordOf(h) + 16)));
-      const record = recordOf(kvHead);
-      const { groups, mean } = recordAt(record, tokens, headDim);
-      for (const g of groups) {
-        const rows = (half: 'k' | 'v', bits: Bits, blocks: Ptr, scale: Float32Array | undefined) => {
+        if (placeOf(h)) massAt += massBytes(recordCells(recordCounts(u8(), block + placeOf(h))));
+      if (!placeOf(kvHead)) continue;
+      const record = block + placeOf(kvHead);
+      const read = recordAt(record, tokens, headDim);
+      for (const g of read.groups) {
+        const integer = a.arithmetic === 'integer' && !g.plain;
+        const rows = (half: Half) => {
           const all = new Float32Array(g.n4 * headDim);
-          for (let i = 0; i < g.n; i++) {
-            const x = vector(half, bits, record + blocks, headDim, i);
-            if (scale && a.arithmetic === 'float')
-              for (let c = 0; c < headDim; c++) {
-                const y = f(scale[i]! * x[c]!);
-                x[c] = half === 'k' ? f(y + mean[c]!) : y;
-              }
-            all.set(x, i * headDim);
-          }
+          for (let i = 0; i < g.n; i++)
+            all.set(
+              integer ? vector(record, g, half, headDim, i) : decoded(record, read, g, half, i),
+              i * headDim,
+            );
           return all;
         };
-        const kScale = g.kScale ? floats(16, record + g.kScale, g.n4) : undefined;
-        const vScale = g.vScale ? floats(16, record + g.vScale, g.n4) : undefined;
-        const integer = a.arithmetic === 'integer';
+        const scales = (half: Half) =>
+          integer && bitsOf(g, half) <= 8
+            ? Float32Array.from({ length: g.n4 }, (_, i) => scaleAt(record, g, half, i, read.base[half]))
+            : undefined;
+        const kScale = scales('k');
         pieces.push({
           at,
           n4: g.n4,
           n: g.n,
-          k: rows('k', g.kBits, g.k, kScale),
-          kScale: integer ? kScale : undefined,
-          v: rows('v', g.vBits, g.v, vScale),
-          vScale: integer ? vScale : undefined,
-          mean: integer && kScale ? mean : undefined,
+          q: q || a.q,
+          k: rows('k'),
+          kScale,
+          v: rows('v'),
+          vScale: scales('v'),
+          mean: kScale && read.mean,
         });
-        mass.push(a.mass ? massAt + g.cell * 4 : 0);
+        mass.push(a.mass ? massAt + g.cell * 2 : 0);
         at += g.n4;
       }
     }
@@ -99,13 +105,14 @@ export function referenceAttend({
         at: exactAt + slot,
         n4: (n + 3) & ~3,
         n,
+        q: a.q,
         k: read(exactKAt(exact, kvHead)),
         v: read(exactVAt(exact, kvHead)),
         kScale: undefined,
         vScale: undefined,
         mean: undefined,
       });
-      mass.push(a.mass ? exact.ptr + exactMassAt(exact, kvHead) + slot * 4 : 0);
+      mass.push(a.mass ? exact.ptr + exactMassAt(exact, kvHead) + slot * 2 : 0);
     }
     return { pieces, mass, exactAt };
   };
@@ -114,6 +121,18 @@ export function referenceAttend({
     const l = [0, 0, 0, 0];
     for (let c = 0; c < a.length; c++) l[c & 3] = f(l[c & 3]! + f(a[c]! * b[c]!));
     return lanes(l);
+  };
+
+  /** A scaled query, and as integers. */
+  const queryAt = (from: Ptr, offset: number, headDim: number, scale: number) => {
+    const at = (from >> 2) + offset;
+    const q = f32()
+      .slice(at, at + headDim)
+      .map((x) => f(x * scale));
+    const largest = q.reduce((m, x) => Math.max(m, Math.abs(x)), 0);
+    const fine = largest >= TINY;
+    const inverse = fine ? f(FINE / largest) : 0;
+    return { q, qi: q.map((x) => nearest(f(x * inverse))), qStep: fine ? f(largest / FINE) : 0 };
   };
 
   const attend = (a: AttendArgs): void => {
@@ -126,18 +145,10 @@ export function referenceAttend({
         const cells = exactAt + a.visible + row;
         const scores = new Float32Array((cells + PIECE + 3) & ~3).fill(-Infinity);
         for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
-          const qAt = (a.q >> 2) + row * a.ldQ + head * headDim;
-          const q = f32()
-            .slice(qAt, qAt + headDim)
-            .map((x) => f(x * scale));
-          const largest = q.reduce((m, x) => Math.max(m, Math.abs(x)), 0);
-          const fine = largest >= TINY;
-          const qStep = fine ? f(largest / FINE) : 0;
-          const qInverse = fine ? f(FINE / largest) : 0;
-          const qi = q.map((x) => nearest(f(x * qInverse)));
-
+          const offset = row * a.ldQ + head * headDim;
           scores.fill(-Infinity);
           for (const p of pieces) {
+            const { q, qi, qStep } = queryAt(p.q, offset, headDim, scale);
             const qMean = p.mean ? dot(q, p.mean) : 0;
             for (let i = 0; i < p.n && p.at + i < cells; i++) {
               let sum = 0;
@@ -163,18 +174,22 @@ export function referenceAttend({
             for (let l = 0; l < 4; l++) total[l] = f(total[l]! + part[l]!);
           }
           const inverse = f(1 / lanes(total));
-          const toMass = f(inverse * MASS_ONE);
+          const toMass = f(inverse * a.mass);
+          const dither = a.massMode === 'max' ? 0 : massDither((a.position + row) * heads + head);
 
           const out = new Float32Array(headDim);
           pieces.forEach((p, index) => {
             const seen = Math.min(p.n, cells - p.at);
             const w = scores.subarray(p.at, p.at + Math.max(seen, 0));
             addWeighted(p, w, out);
-            const at = mass[index]! >> 2;
+            const at = mass[index]! >> 1;
             if (at) {
-              const words = u32();
-              for (let i = 0; i < seen; i++)
-                words[at + i] = Math.min(words[at + i]! + nearest(f(w[i]! * toMass)), 0xffffffff);
+              const words = u16();
+              for (let i = 0; i < seen; i++) {
+                const held = words[at + i]!;
+                const units = nearest(f(f(w[i]! * toMass) + dither));
+                words[at + i] = a.massMode === 'max' ? Math.max(held, units) : Math.min(held + units, 65535);
+              }
             }
           });
           f32().set(

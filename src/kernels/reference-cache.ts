@@ -25,7 +25,7 @@ const f = Math.fround;
 /** The cache kernels in plain TypeScript. They define the truth; see kernels.ts for the contracts. */
 export function cacheReference(arena: Arena): CacheKernels {
   const reader = cacheReader(arena);
-  const { u8, u16, u32, f32 } = reader;
+  const { u8, u16, f32 } = reader;
   return {
     hadamard(x, ldX, rows, heads, headDim) {
       const all = f32();
@@ -67,7 +67,7 @@ export function cacheReference(arena: Arena): CacheKernels {
       for (let h = 0; h < e.kvHeads; h++) {
         move(e.ptr + exactKAt(e, h), (e.headDim * e.bits) / 8);
         move(e.ptr + exactVAt(e, h), (e.headDim * e.bits) / 8);
-        if (e.mass) move(e.ptr + exactMassAt(e, h), 4);
+        if (e.mass) move(e.ptr + exactMassAt(e, h), 2);
       }
     },
 
@@ -77,9 +77,9 @@ export function cacheReference(arena: Arena): CacheKernels {
     ...referenceRecords(reader),
 
     decayMass(mass, count, numerator) {
-      const words = u32();
-      for (let i = mass >> 2; i < (mass >> 2) + count; i++)
-        words[i] = Math.floor((words[i]! * numerator) / 65536);
+      const words = u16();
+      for (let i = mass >> 1; i < (mass >> 1) + count; i++)
+        words[i] = Math.floor((words[i]! * numerator + 32768) / 65536);
     },
   };
 }

@@ -1,9 +1,17 @@
 import type { Arena, Ptr } from '../core/arena.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import { attendWorkspaceBytes } from './attend-workspace.ts';
-import { checkNeverFiner } from './cache-math.ts';
+import { checkNeverFiner, checkNotMixed } from './cache-math.ts';
 import type { ExactRef } from './kernels.ts';
-import { exactHalfBytes, exactKAt, exactMassAt, exactVAt, hadamardSize, massBytes } from './layout.ts';
+import {
+  exactHalfBytes,
+  exactKAt,
+  exactMassAt,
+  exactVAt,
+  hadamardSize,
+  massBytes,
+  recordTiers,
+} from './layout.ts';
 import type { CacheKernels } from './reference-cache.ts';
 
 /** What the cache kernels use of the WASM module's exports; the functions are those of wasm/index.ts. */
@@ -52,6 +60,7 @@ export interface CacheExports {
     scale: number,
     segments: Ptr,
     segmentCount: number,
+    segmentQueries: Ptr,
     exact: Ptr,
     exactBits: number,
     exactHalf: number,
@@ -60,7 +69,9 @@ export interface CacheExports {
     visible: number,
     out: Ptr,
     ldOut: number,
-    mass: boolean,
+    massUnit: number,
+    massLargest: boolean,
+    position: number,
     integerArithmetic: boolean,
     workspace: Ptr,
     workspaceBytes: number,
@@ -80,6 +91,7 @@ const checkHeadDim = (headDim: number): void => {
 
 /** The cache kernels in WASM. They give the bits of the reference, with relaxed and with plain SIMD alike. */
 export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
+  const tiersAt = (at: Ptr, tokens: number) => new Uint8Array(arena.memory.buffer, at, tokens);
   const rowBytes = (e: ExactRef): number => (e.headDim * e.bits) / 8;
   return {
     hadamard(x, ldX, rows, heads, headDim) {
@@ -102,7 +114,7 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
       for (let h = 0; h < e.kvHeads; h++) {
         move(exactKAt(e, h), rowBytes(e));
         move(exactVAt(e, h), rowBytes(e));
-        if (e.mass) move(exactMassAt(e, h), 4);
+        if (e.mass) move(exactMassAt(e, h), 2);
       }
     },
 
@@ -119,6 +131,7 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
         a.scale,
         a.segments,
         a.segmentCount,
+        a.segmentQueries ?? 0,
         exact.ptr,
         exact.bits,
         exactHalfBytes(exact),
@@ -128,6 +141,8 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
         a.out,
         a.ldOut,
         a.mass,
+        a.massMode === 'max',
+        a.position,
         a.arithmetic === 'integer',
         a.workspace,
         a.workspaceBytes,
@@ -142,6 +157,7 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
 
     encodeRecord(e, kvHead, slot, tokens, tiers, out, massOut) {
       checkHeadDim(e.headDim);
+      checkNotMixed(tiersAt(tiers, tokens));
       const row = slot * rowBytes(e);
       return wasm.encodeRecord(
         e.ptr + exactKAt(e, kvHead) + row,
@@ -151,14 +167,16 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
         e.headDim,
         tiers,
         out,
-        e.mass ? e.ptr + exactMassAt(e, kvHead) + slot * 4 : 0,
+        e.mass ? e.ptr + exactMassAt(e, kvHead) + slot * 2 : 0,
         massOut,
       );
     },
 
     recodeRecord(record, tokens, headDim, tiers, out, mass, massOut) {
       checkHeadDim(headDim);
-      checkNeverFiner(new Uint8Array(arena.memory.buffer), record, tokens, tiers);
+      const before = new Uint8Array(tokens);
+      recordTiers(new Uint8Array(arena.memory.buffer), record, tokens, headDim, before);
+      checkNeverFiner(before, tiersAt(tiers, tokens));
       return wasm.recodeRecord(record, tokens, headDim, tiers, out, mass, massOut);
     },
 

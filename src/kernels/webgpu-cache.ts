@@ -28,7 +28,7 @@ export interface EncodeJob {
   readonly massTo: number;
 }
 
-/** A run of masses to decay: byte offset, u32 values, factor of 65536. */
+/** A run of masses to decay: byte offset, number of u16 values (even), factor of 65536. */
 export interface DecayRange {
   readonly at: number;
   readonly count: number;
@@ -122,15 +122,15 @@ export function createWebGpuCacheKernels(
           job.tiers.length,
           at,
           job.target / 16,
-          job.massFrom / 4,
+          job.massFrom / 2,
           job.massTo / 4,
         ];
       });
       dispatch(pass, encode, [table(words), table(tiers), cache], jobs.length);
     },
     decay(pass, ranges, cache) {
-      const words = ranges.flatMap((r) => [r.at / 4, r.count, r.numerator]);
-      const most = ranges.reduce((n, r) => Math.max(n, r.count), 1);
+      const words = ranges.flatMap((r) => [r.at / 4, r.count / 2, r.numerator]);
+      const most = ranges.reduce((n, r) => Math.max(n, r.count / 2), 1);
       dispatch(
         pass,
         decay,

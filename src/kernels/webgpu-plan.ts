@@ -13,6 +13,8 @@ export interface AttendItem {
   readonly exactBits: 16 | 32;
   /** Exact slots that row 0 sees, its own included. */
   readonly visible: number;
+  /** Absolute position of row 0; decides the dither of attention mass alone. */
+  readonly position: number;
   /** Byte offsets of the segment blocks. */
   readonly segments: readonly number[];
 }
@@ -66,6 +68,7 @@ export function planAttend(items: readonly AttendItem[], rows: number, segmentsP
       a.exactBits,
       firstSplit,
       splits,
+      a.position,
     );
   });
   const splitCount = splitWords.length / 4;

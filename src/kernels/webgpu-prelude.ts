@@ -4,10 +4,10 @@ import {
   CODEBOOKS,
   DROP,
   hadamardSize,
-  MASS_ONE,
   pad4,
   SEGMENT_TOKENS,
   TIERS,
+  UNIT_INVERSE,
 } from './layout.ts';
 
 /** What the shaders are specialised for: attention of one model. */
@@ -19,7 +19,7 @@ export interface HeadShape {
 }
 
 /** Cells of a segment at most: every tier's tokens are padded to a multiple of 4. */
-export const MAX_CELLS = pad4(SEGMENT_TOKENS + 3 * TIERS.length);
+export const MAX_CELLS = pad4(SEGMENT_TOKENS + 3 * TIERS.filter((tier) => !tier.plain).length);
 
 /** Bits as a nibble: 16 and 32 become 9 and 10. */
 const nibble = (bits: number): number => (bits === 16 ? 9 : bits === 32 ? 10 : bits);
@@ -55,7 +55,7 @@ export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
     `const DROP = ${DROP}u;`,
     `const TIER_COUNT = ${TIERS.length}u;`,
     `const MAX_CELLS = ${MAX_CELLS}u;`,
-    `const MASS_ONE = ${MASS_ONE}.0;`,
+    ...([1, 2, 3, 4] as const).map((b) => `const UNIT_INVERSE_${b} = ${f32Literal(UNIT_INVERSE[b])};`),
     `const K_BITS_LOW = ${packed('kBits', 0)};`,
     `const K_BITS_HIGH = ${packed('kBits', 8)};`,
     `const V_BITS_LOW = ${packed('vBits', 0)};`,

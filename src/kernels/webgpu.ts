@@ -36,8 +36,8 @@ export interface DevicePlan {
 export interface DevicePlanOptions {
   readonly plan: AttendPlan;
   readonly scale: number;
-  /** Adds every query's attention mass to the cells, in segment blocks and exact parts. */
-  readonly mass: boolean;
+  /** Units of attention mass that a probability of 1 adds to a cell, in segment blocks and exact parts; 0: none is kept. */
+  readonly mass: number;
   /** The same bytes as the blocks of a WASM arena have. */
   readonly cache: GPUBuffer;
   readonly queries: GPUBuffer;
@@ -121,7 +121,7 @@ export function createWebGpuAttention({
     prepare({ plan, scale, mass, cache, queries, out }) {
       const { rows, itemCount, splitCount } = plan;
       const params = new Uint32Array([rows, mass ? plan.scoreCells : 0, 0, 0]);
-      new Float32Array(params.buffer)[2] = scale;
+      new Float32Array(params.buffer).set([scale, mass], 2);
       const scratch = (bytes: number): GPUBuffer => device.createBuffer({ size: bytes, usage: STORAGE });
       const own = {
         params: upload(params, UNIFORM),
@@ -146,7 +146,7 @@ export function createWebGpuAttention({
       ]);
       const combineGroup = bind(combinePipeline, [own.params, items, partials, out, softmax]);
       const massGroup =
-        mass && bind(massPipeline, [own.params, cache, items, splits, segments, scores, softmax]);
+        mass > 0 && bind(massPipeline, [own.params, cache, items, splits, segments, scores, softmax]);
       return {
         plan,
         attend(pass) {

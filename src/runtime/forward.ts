@@ -211,9 +211,11 @@ export class Forward {
     const sin = this.#rope + MAX_ROWS * (headDim / 2) * 4;
     kernels.rope(q, ldQ, rows, heads, headDim, cos, sin, 0);
     kernels.rope(k, ldK, rows, kvHeads, headDim, cos, sin, 0);
-    kernels.hadamard(q, ldQ, rows, heads, headDim);
-    kernels.hadamard(k, ldK, rows, kvHeads, headDim);
-    kernels.hadamard(v, ldK, rows, kvHeads, headDim);
+    if (cache.rotated) {
+      kernels.hadamard(q, ldQ, rows, heads, headDim);
+      kernels.hadamard(k, ldK, rows, kvHeads, headDim);
+      kernels.hadamard(v, ldK, rows, kvHeads, headDim);
+    }
     for (const run of cache.runs(layer, rows)) {
       const slot = cache.begin(layer, run);
       const exact = cache.exactRef(layer);
@@ -233,13 +235,14 @@ export class Forward {
         visible: slot + 1,
         out: this.#at(step.output) + run.from * ldQ * 4,
         ldOut: ldQ,
-        mass: run.mass,
+        ...cache.massOf(run),
+        position: cache.position + run.from,
         arithmetic: cache.config.arithmetic,
         workspace: this.#attend,
         workspaceBytes: this.#attendBytes,
       });
     }
-    kernels.hadamard(this.#at(step.output), ldQ, rows, heads, headDim);
+    if (cache.rotated) kernels.hadamard(this.#at(step.output), ldQ, rows, heads, headDim);
   }
 
   /** Moves the wanted rows of every live value to its front. */

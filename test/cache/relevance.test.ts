@@ -3,9 +3,10 @@ import { adkvcOptions, concentration, profiledPolicy } from '../../src/cache/pol
 import { type CacheConfig, type CacheView, DEFAULT_CACHE, FRESH } from '../../src/cache/policy.ts';
 import { createPolicy, POLICIES } from '../../src/cache/registry.ts';
 import { averagePool, blockMean, maxPool } from '../../src/cache/relevance.ts';
-import { DROP, MASS_ONE, tierNamed } from '../../src/kernels/layout.ts';
+import { DROP, tierNamed } from '../../src/kernels/layout.ts';
 import { SHAPE } from '../helpers/cache-driver.ts';
 
+const MASS_ONE = 2 ** 14;
 const HEADS = SHAPE.layers * SHAPE.kvHeads;
 const TOKENS = 120;
 
@@ -79,10 +80,14 @@ describe('fields of a configuration', () => {
   });
   it('tracker: what it needs of the kernels and how it reads it', () => {
     const needs = (own: Partial<CacheConfig>) => createPolicy(config(own), SHAPE).needs.mass;
-    expect(needs({})).toEqual({ decay: 0.8 });
-    expect(needs({ decay: 0.5 })).toEqual({ decay: 0.5 });
-    expect(needs({ tracker: 'mean' })).toEqual({ decay: 1 });
-    expect(needs({ tracker: 'last-window', lastQueries: 8 })).toEqual({ decay: 0, lastQueries: 8 });
+    expect(needs({})).toEqual({ decay: 0.8, unit: 2048 });
+    expect(needs({ decay: 0.5 })).toEqual({ decay: 0.5, unit: 2048 });
+    expect(needs({ tracker: 'mean' })).toEqual({ decay: 1, unit: 256 });
+    expect(needs({ tracker: 'last-window', lastQueries: 8 })).toEqual({
+      decay: 0,
+      lastQueries: 8,
+      unit: 512,
+    });
     const early = (tracker: 'sum' | 'mean'): number[] => [
       ...adkvcOptions(config({ tracker }))
         .tracker.read(view(() => 1))[0]!

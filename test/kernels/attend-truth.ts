@@ -1,9 +1,12 @@
 import type { Arena } from '../../src/core/arena.ts';
-import { fromF16, TIER_MAP_AT } from '../../src/kernels/cache-math.ts';
+import { fromF16 } from '../../src/kernels/cache-math.ts';
 import type { AttendArgs } from '../../src/kernels/kernels.ts';
-import { DROP, exactKAt, exactVAt, MASS_ONE } from '../../src/kernels/layout.ts';
+import { DROP, exactKAt, exactVAt, recordTiers } from '../../src/kernels/layout.ts';
 import type { CacheKernels } from '../../src/kernels/reference-cache.ts';
 import { type BuiltCache, type CacheCase, f32At, u8At } from './cache-cases.ts';
+
+/** Units of mass: 78 queries cannot saturate a cell. */
+export const MASS_UNIT = 512;
 
 /** Runs `attend` over a built cache in fresh memory; rows [from, from + rows) of the case. */
 export function runAttend(
@@ -14,6 +17,8 @@ export function runAttend(
   options: {
     arithmetic: 'integer' | 'float';
     mass?: boolean;
+    massMode?: 'sum' | 'max';
+    segmentQueries?: number;
     from?: number;
     rows?: number;
     workspaceBytes?: number;
@@ -45,7 +50,10 @@ export function runAttend(
     visible: c.visible + from,
     out: arena.ptr(out),
     ldOut: width,
-    mass: options.mass ?? false,
+    mass: options.mass ? MASS_UNIT : 0,
+    massMode: options.massMode ?? 'sum',
+    position: 1000 + from,
+    segmentQueries: options.segmentQueries ?? 0,
     arithmetic: options.arithmetic,
     workspace: arena.ptr(work),
     workspaceBytes,
@@ -64,7 +72,13 @@ export interface Truth {
 }
 
 /** Attention in float64 over what `decodeRecord` says and the exact part's values: softmax of every visible cell, no blocks, no tiles. */
-export function attendTruth(kernels: CacheKernels, arena: Arena, c: CacheCase, built: BuiltCache): Truth {
+export function attendTruth(
+  kernels: CacheKernels,
+  arena: Arena,
+  c: CacheCase,
+  built: BuiltCache,
+  segmentQueries: readonly number[] = [],
+): Truth {
   const { headDim, heads, kvHeads, rows } = c;
   const group = heads / kvHeads;
   const out = new Float64Array(rows * heads * headDim);
@@ -72,16 +86,19 @@ export function attendTruth(kernels: CacheKernels, arena: Arena, c: CacheCase, b
   for (let h = 0; h < kvHeads; h++) {
     const keys: number[][] = [];
     const values: number[][] = [];
+    const queries: number[] = [];
     c.segments.forEach((s, i) => {
       const { record } = built.records[i]![h]!;
+      if (!record) return;
       const [k, v] = [arena.alloc(s.tokens * headDim * 4), arena.alloc(s.tokens * headDim * 4)];
       kernels.decodeRecord(record, s.tokens, headDim, arena.ptr(k), arena.ptr(v));
-      const tierOf = (t: number) =>
-        (u8At(arena, record + TIER_MAP_AT + (t >> 1), 1)[0]! >> ((t & 1) * 4)) & 15;
+      const tiers = new Uint8Array(s.tokens);
+      recordTiers(u8At(arena, 0, arena.memory.buffer.byteLength), record, s.tokens, headDim, tiers);
+      const before = keys.length;
       for (let id = 0; id < DROP; id++) {
         let n = 0;
         for (let t = 0; t < s.tokens; t++) {
-          if (tierOf(t) !== id) continue;
+          if (tiers[t] !== id) continue;
           keys.push([...f32At(arena, arena.ptr(k) + t * headDim * 4, headDim)]);
           values.push([...f32At(arena, arena.ptr(v) + t * headDim * 4, headDim)]);
           n++;
@@ -91,6 +108,7 @@ export function attendTruth(kernels: CacheKernels, arena: Arena, c: CacheCase, b
           values.push([]);
         }
       }
+      for (let cell = before; cell < keys.length; cell++) queries.push(segmentQueries[i] ?? built.q);
       arena.free(v);
       arena.free(k);
     });
@@ -108,19 +126,19 @@ export function attendTruth(kernels: CacheKernels, arena: Arena, c: CacheCase, b
     const mass = new Float64Array(keys.length);
     for (let r = 0; r < rows; r++) {
       for (let head = h * group; head < (h + 1) * group; head++) {
-        const q = f32At(arena, built.q + (r * heads + head) * headDim * 4, headDim);
+        const qAt = (r * heads + head) * headDim * 4;
         const cells = before + c.visible + r;
-        const scores = keys
-          .slice(0, cells)
-          .map((k) =>
-            k.length ? k.reduce((sum, x, i) => sum + x * q[i]!, 0) / Math.sqrt(headDim) : -Infinity,
-          );
+        const scores = keys.slice(0, cells).map((k, cell) => {
+          if (k.length === 0) return Number.NEGATIVE_INFINITY;
+          const q = f32At(arena, (queries[cell] ?? built.q) + qAt, headDim);
+          return k.reduce((sum, x, i) => sum + x * q[i]!, 0) / Math.sqrt(headDim);
+        });
         const max = Math.max(...scores);
         const p = scores.map((s) => Math.exp(s - max));
         const total = p.reduce((a, b) => a + b, 0);
         p.forEach((w, i) => {
           if (w === 0) return;
-          mass[i]! += (w / total) * MASS_ONE;
+          mass[i]! += (w / total) * MASS_UNIT;
           for (let ch = 0; ch < headDim; ch++)
             out[(r * heads + head) * headDim + ch]! += (w / total) * values[i]![ch]!;
         });
@@ -137,13 +155,13 @@ export function massesOf(
   c: CacheCase,
   built: BuiltCache,
   massAt: (h: number) => number,
-): Uint32Array[] {
+): Uint16Array[] {
   return Array.from({ length: c.kvHeads }, (_, h) => {
     const all: number[] = [];
     for (const of of built.records)
-      all.push(...new Uint32Array(arena.memory.buffer, of[h]!.mass, of[h]!.cells));
-    all.push(...new Uint32Array(arena.memory.buffer, built.exact.ptr + massAt(h), c.visible + c.rows - 1));
-    return Uint32Array.from(all);
+      all.push(...new Uint16Array(arena.memory.buffer, of[h]!.mass, of[h]!.cells));
+    all.push(...new Uint16Array(arena.memory.buffer, built.exact.ptr + massAt(h), c.visible + c.rows - 1));
+    return Uint16Array.from(all);
   });
 }
 

@@ -1,8 +1,9 @@
 import { describe, expect, it } from 'vitest';
 import { WORKSPACE_LIMIT } from '../../src/kernels/attend-workspace.ts';
-import { exactMassAt, MASS_ONE } from '../../src/kernels/layout.ts';
-import { attendTruth, largestDifference, massesOf, runAttend } from './attend-truth.ts';
-import { ATTEND_CASES, buildCache, type CacheCase, u32At } from './cache-cases.ts';
+import { massDither, nearest } from '../../src/kernels/cache-math.ts';
+import { exactMassAt, massBytes } from '../../src/kernels/layout.ts';
+import { attendTruth, largestDifference, MASS_UNIT, massesOf, runAttend } from './attend-truth.ts';
+import { ATTEND_CASES, buildCache, type CacheCase, normals, put, u16At } from './cache-cases.ts';
 import { CACHE_IMPLEMENTATIONS, type CacheImplementation } from './cache-implementations.ts';
 
 /** float32 sums of unit-variance values over at most 400 cells, and an exp of 1.2e-7. */
@@ -14,6 +15,18 @@ const setUp = (make: CacheImplementation['make'], c: CacheCase, mass = true) => 
   const { arena, kernels } = make();
   return { arena, kernels, built: buildCache(kernels, arena, c, mass) };
 };
+
+describe('dither of attention mass', () => {
+  it('adds to its expectation within 2 units over any 300 consecutive queries, and nothing to an unattended cell', () => {
+    for (const start of [0, 12345, 9 * 8191, 2 ** 31 - 150])
+      for (const p of [0, 0.001, 0.03, 0.5, 0.77, 3.25]) {
+        let sum = 0;
+        for (let i = start; i < start + 300; i++) sum += nearest(p + massDither(i));
+        if (p === 0) expect(sum).toBe(0);
+        expect(Math.abs(sum - 300 * p)).toBeLessThan(2);
+      }
+  });
+});
 
 describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
   it.each(ATTEND_CASES)(
@@ -29,14 +42,14 @@ describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
       const masses = massesOf(arena, c, built, (h) => exactMassAt(built.exact, h));
       const queries = c.rows * (c.heads / c.kvHeads);
       masses.forEach((mass, h) => {
-        // A query's weight moves by 1e-4 relative at most; each of its summands rounds to an integer.
+        // A query's weight moves by 2e-4 relative at most; each of its summands rounds up or down, as its dither says.
         mass.forEach((m, i) => {
           const expected = truth.mass[h]![i]!;
-          expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 2e-4 + queries / 2 + 1);
+          expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 2e-4 + queries);
           if (expected === 0) expect(m).toBe(0);
         });
         const sum = mass.reduce((a, b) => a + b, 0);
-        expect(Math.abs(sum - queries * MASS_ONE)).toBeLessThanOrEqual((queries * mass.length) / 2);
+        expect(Math.abs(sum - queries * MASS_UNIT)).toBeLessThanOrEqual((queries * mass.length) / 2);
       });
     },
   );
@@ -80,9 +93,9 @@ describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
       const end = arena.ptr(arena.alloc(16));
       let changed = 0;
       const own = (at: number): boolean =>
-        built.records.some((of) => of.some((r) => at >= r.mass && at < r.mass + r.cells * 4)) ||
+        built.records.some((of) => of.some((r) => at >= r.mass && at < r.mass + r.cells * 2)) ||
         (at >= built.exact.ptr + exactMassAt(built.exact, 0) &&
-          at < built.exact.ptr + exactMassAt(built.exact, c.kvHeads));
+          at < built.exact.ptr + exactMassAt(built.exact, c.kvHeads - 1) + massBytes(built.exact.capacity));
       for (let i = arena.staticBytes; i < end; i++) {
         if (before[i] === after[i]) continue;
         changed++;
@@ -98,9 +111,61 @@ describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
     const c = ATTEND_CASES.find((x) => x.name === 'tier 4,4')!;
     const { arena, kernels, built } = setUp(make, c);
     const { mass, cells } = built.records[0]![1]!;
-    u32At(arena, mass, cells).fill(0xffffffff);
+    u16At(arena, mass, cells).fill(0xffff);
     runAttend(kernels, arena, c, built, { arithmetic: 'integer', mass: true });
-    expect([...u32At(arena, mass, cells)]).toEqual(Array(cells).fill(0xffffffff));
+    expect([...u16At(arena, mass, cells)]).toEqual(Array(cells).fill(0xffff));
+  });
+
+  it('keeps the largest attention of any query where mass is told to', () => {
+    const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
+    const massOf = (rows: readonly number[]) => {
+      const { arena, kernels, built } = setUp(make, c);
+      const options = { arithmetic: 'integer', mass: true, massMode: 'max' } as const;
+      for (const from of rows) runAttend(kernels, arena, c, built, { ...options, from, rows: 1 });
+      if (rows.length === 0) runAttend(kernels, arena, c, built, options);
+      return massesOf(arena, c, built, (h) => exactMassAt(built.exact, h));
+    };
+    const all = massOf([]);
+    const [first, second] = [massOf([3]), massOf([20])];
+    expect(massOf([20, 3])).toEqual(first.map((m, h) => m.map((x, i) => Math.max(x, second[h]![i]!))));
+    expect(massOf(Array.from({ length: c.rows }, (_, row) => row))).toEqual(all);
+    // Each row's softmax sums to one: some cell holds at least its even share.
+    all.forEach((m) => {
+      expect(Math.max(...m)).toBeGreaterThanOrEqual(Math.round(MASS_UNIT / m.length));
+      expect(Math.max(...m)).toBeLessThanOrEqual(MASS_UNIT);
+    });
+  });
+
+  it('scores each segment by its own queries', () => {
+    const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
+    const { arena, kernels, built } = setUp(make, c);
+    const width = c.rows * c.heads * c.headDim;
+    const others = put(arena, normals(width, 77, 1.2));
+    const same = put(arena, new Float32Array(arena.memory.buffer, built.q, width).slice());
+    for (const arithmetic of ['integer', 'float'] as const) {
+      const run = (queries: readonly number[]) =>
+        runAttend(kernels, arena, c, built, {
+          arithmetic,
+          segmentQueries: put(arena, Uint32Array.from(queries)),
+        });
+      const plain = runAttend(kernels, arena, c, built, { arithmetic });
+      expect(run([0, 0, 0, 0])).toEqual(plain);
+      expect(run([same, 0, same, same])).toEqual(plain);
+      expect(run([0, others, others, 0])).not.toEqual(plain);
+      // A segment alone beside the exact part, scored by other queries, against float64.
+      const only: CacheCase = { ...c, segments: c.segments.slice(3) };
+      const alone = {
+        ...built,
+        segments: built.segments + 12,
+        segmentCount: 1,
+        records: built.records.slice(3),
+      };
+      const truth = attendTruth(kernels, arena, only, alone, [others]);
+      const segmentQueries = put(arena, Uint32Array.of(others));
+      const out = runAttend(kernels, arena, only, alone, { arithmetic, segmentQueries });
+      const tolerance = arithmetic === 'float' ? FLOAT_TOLERANCE : INTEGER_TOLERANCE;
+      expect(largestDifference(out, truth.out)).toBeLessThan(tolerance);
+    }
   });
 
   it('gives the same bits whatever the tile', () => {

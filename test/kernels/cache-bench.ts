@@ -1,5 +1,5 @@
 /**
- * Speed of the cache kernels at SmolLM2-135M's shapes: `node test/kernels/cache-bench.ts [relaxed|plain] [integer|float] [TIER/TIER...]`.
+ * Speed of the cache kernels at SmolLM2-135M's shapes: `node test/kernels/cache-bench.ts [relaxed|plain] [integer|float] [TIER/TIER...] [none]`; `none` keeps no mass.
  * GMAC/s count kept cells x headDim x 2 (scores and values) x heads; packing is per token over 30 layers x 3 kvHeads.
  * Times are CPU times, the best of several windows: wall time means little on a shared machine.
  */
@@ -55,7 +55,8 @@ for (const c of BENCH_CASES) {
     visible: c.visible,
     out: arena.ptr(arena.alloc(rows * width * 4)),
     ldOut: width,
-    mass: true,
+    mass: process.argv[5] === 'none' ? 0 : 2048,
+    position: 4096,
     arithmetic,
     workspace: arena.ptr(arena.alloc(workspaceBytes)),
     workspaceBytes,

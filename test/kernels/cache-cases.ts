@@ -7,6 +7,7 @@ import {
   massBytes,
   recordBytes,
   recordCells,
+  SEGMENT_HEADER_BYTES,
   segmentHeaderBytes,
   TIER_IDS,
   TIERS,
@@ -37,9 +38,12 @@ const all = (name: string) => (): number => tierNamed(name);
 const mixed =
   (first: number) =>
   (kvHead: number, t: number): number => {
-    const ids = [...TIERS.map((x) => x.id).filter((id) => id >= first), DROP];
+    const ids = [...TIERS.filter((x) => x.id >= first && !x.plain).map((x) => x.id), DROP];
     return ids[(t * 7 + ((t * t) >> 3) + kvHead * 5) % ids.length]!;
   };
+/** Plain tiers and drops. */
+const mixedPlain = (kvHead: number, t: number): number =>
+  [tierNamed('q8_0'), tierNamed('q4_0'), DROP][(t * 5 + (t >> 3) + kvHead) % 3]!;
 const smol = { heads: 9, kvHeads: 3, headDim: 64 } as const;
 
 export const TIER_NAMES = TIERS.map((t) => t.name);
@@ -75,6 +79,16 @@ export const ATTEND_CASES: readonly CacheCase[] = [
     ],
     visible: 68,
     rows: 2,
+    bits: 16,
+  },
+  {
+    name: 'plain tiers mixed, head dimension 80',
+    heads: 4,
+    kvHeads: 2,
+    headDim: 80,
+    segments: [37, 128].map((tokens) => ({ tokens, tier: mixedPlain })),
+    visible: 5,
+    rows: 4,
     bits: 16,
   },
   {
@@ -161,10 +175,12 @@ export const f32At = (arena: Arena, at: Ptr, count: number): Float32Array =>
   new Float32Array(arena.memory.buffer, at, count);
 export const u8At = (arena: Arena, at: Ptr, count: number): Uint8Array =>
   new Uint8Array(arena.memory.buffer, at, count);
+export const u16At = (arena: Arena, at: Ptr, count: number): Uint16Array =>
+  new Uint16Array(arena.memory.buffer, at, count);
 export const u32At = (arena: Arena, at: Ptr, count: number): Uint32Array =>
   new Uint32Array(arena.memory.buffer, at, count);
 
-export const put = (arena: Arena, values: Float32Array | Uint8Array | Uint32Array): Ptr => {
+export const put = (arena: Arena, values: Float32Array | Uint8Array | Uint16Array | Uint32Array): Ptr => {
   const at = arena.ptr(arena.alloc(values.byteLength));
   u8At(arena, at, values.byteLength).set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
   return at;
@@ -220,18 +236,18 @@ export function buildCache(
     const cells = counts.map((n) => recordCells(n));
     const bytes = storedBytes + (mass ? cells.reduce((sum, n) => sum + massBytes(n), 0) : 0);
     const block = arena.ptr(arena.alloc(bytes));
-    u32At(arena, block, 4).set([start, s.tokens, storedBytes, 0]);
+    u8At(arena, block, header).fill(0);
+    u32At(arena, block, 3).set([start, s.tokens, storedBytes]);
     let at = block + header;
     let massAt = block + storedBytes;
     const of: { record: Ptr; mass: Ptr; cells: number }[] = [];
     for (let h = 0; h < kvHeads; h++) {
-      u32At(arena, block + 16, kvHeads)[h] = at - block;
+      u32At(arena, block + SEGMENT_HEADER_BYTES, kvHeads)[h] = sizes[h] ? at - block : 0;
       const tiersAt = put(arena, tiers[h]!);
-      if (mass)
-        for (let t = 0; t < s.tokens; t++) u32At(arena, exactAt + exactMassAt(shape, h), capacity)[t] = 0;
+      if (mass) u16At(arena, exactAt + exactMassAt(shape, h), capacity).fill(0, 0, s.tokens);
       const size = kernels.encodeRecord(exact, h, 0, s.tokens, tiersAt, at, mass ? massAt : 0);
       if (size !== sizes[h]) throw new Error(`a record of ${size} bytes, not ${sizes[h]}`);
-      of.push({ record: at, mass: mass ? massAt : 0, cells: cells[h]! });
+      of.push({ record: size ? at : 0, mass: mass ? massAt : 0, cells: cells[h]! });
       at += size;
       if (mass) massAt += massBytes(cells[h]!);
     }
@@ -244,7 +260,7 @@ export function buildCache(
   // The final slots; the rest of the capacity holds NaN again.
   u8At(arena, exactAt, exactBytes(shape)).fill(0xff);
   append(c.visible + c.rows - 1);
-  if (mass) for (let h = 0; h < kvHeads; h++) u32At(arena, exactAt + exactMassAt(shape, h), capacity).fill(0);
+  if (mass) for (let h = 0; h < kvHeads; h++) u16At(arena, exactAt + exactMassAt(shape, h), capacity).fill(0);
 
   const most = Array.from({ length: kvHeads }, (_, h) => records.reduce((n, of) => n + of[h]!.cells, 0));
   return {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Arena, Ptr } from '../../src/core/arena.ts';
-import { fromF16, TIER_MAP_AT, tierGroups, toF16 } from '../../src/kernels/cache-math.ts';
+import { fromF16, tierGroups, toF16 } from '../../src/kernels/cache-math.ts';
 import type { ExactRef } from '../../src/kernels/kernels.ts';
 import {
   DROP,
@@ -11,11 +11,14 @@ import {
   halfBlockBytes,
   recordBytes,
   recordCells,
+  recordParts,
+  recordTiers,
+  SCALE_TABLE,
   TIERS,
   tierNamed,
 } from '../../src/kernels/layout.ts';
 import type { CacheKernels } from '../../src/kernels/reference-cache.ts';
-import { f32At, normals, put, TIER_NAMES, u8At, u32At } from './cache-cases.ts';
+import { f32At, normals, put, TIER_NAMES, u8At, u16At } from './cache-cases.ts';
 import { CACHE_IMPLEMENTATIONS, type CacheImplementation } from './cache-implementations.ts';
 
 const GUARD = 64;
@@ -46,7 +49,7 @@ function hold(make: Make, tokens: number, headDim: number, bits: 16 | 32, kvHead
   kernels.appendExact(exact, 0, tokens + 3, kAt, vAt, width);
   for (let h = 0; h < kvHeads; h++)
     for (let s = 0; s < tokens + 3; s++)
-      u32At(arena, exact.ptr + exactMassAt(exact, h), tokens + 3)[s] = 1000 * h + s;
+      u16At(arena, exact.ptr + exactMassAt(exact, h), tokens + 3)[s] = 1000 * h + s;
   return { arena, kernels, exact, k, v };
 }
 
@@ -70,9 +73,9 @@ function encode(held: Held, tiers: Uint8Array): { record: Ptr; bytes: number; ma
   const bytes = recordBytes(tiers.length, counts, exact.headDim);
   const cells = recordCells(counts);
   const area = arena.ptr(arena.alloc(bytes + 2 * GUARD));
-  const massArea = arena.ptr(arena.alloc(cells * 4 + 2 * GUARD));
+  const massArea = arena.ptr(arena.alloc(cells * 2 + 2 * GUARD));
   u8At(arena, area, bytes + 2 * GUARD).fill(0xa5);
-  u8At(arena, massArea, cells * 4 + 2 * GUARD).fill(0xa5);
+  u8At(arena, massArea, cells * 2 + 2 * GUARD).fill(0xa5);
   const size = kernels.encodeRecord(
     exact,
     1,
@@ -83,7 +86,7 @@ function encode(held: Held, tiers: Uint8Array): { record: Ptr; bytes: number; ma
     massArea + GUARD,
   );
   expect(size).toBe(bytes);
-  for (const at of [area, area + GUARD + bytes, massArea, massArea + GUARD + cells * 4])
+  for (const at of [area, area + GUARD + bytes, massArea, massArea + GUARD + cells * 2])
     expect([...u8At(arena, at, GUARD)]).toEqual(Array(GUARD).fill(0xa5));
   return { record: area + GUARD, bytes, mass: massArea + GUARD, cells };
 }
@@ -172,7 +175,8 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
   it.each(shapes)(
     'headDim %i, %i tokens, f%i exact: halves hold what their tier says',
     (headDim, tokens, bits) => {
-      for (const { id, kBits, vBits } of TIERS) {
+      for (const { id, kBits, vBits, plain } of TIERS) {
+        if (plain) continue;
         const held = hold(make, tokens, headDim, bits);
         const { record } = encode(held, new Uint8Array(tokens).fill(id));
         const decoded = decode(held, record, tokens);
@@ -201,13 +205,13 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
           // for the unbiased scale; short vectors have heavier error.
           const bound = { 32: 0, 16: 1e-6, 8: 2e-4, 4: 0.0135, 3: 0.045, 2: 0.16, 1: 0.65 }[b];
           if (tokens > 1 || half === 'v') expect(error / power).toBeLessThanOrEqual(bound + 1e-12);
-          else expect(error).toBeLessThan(1e-3);
+          else expect(error).toBeLessThan(2e-3);
         }
       }
     },
   );
 
-  it('encodes as the study does: decoded vectors differ from float Lloyd-Max levels by 5 % rms at most (levels rounded to integers, so codes at the edge of a level flip), distortion by 0.4 %', () => {
+  it('encodes as the study does: decoded vectors differ from float Lloyd-Max levels by 5 % rms at most (levels rounded to integers, so codes at the edge of a level flip), distortion by 0.8 % (scales stand in steps of 2.2 %)', () => {
     for (const bits of [4, 3, 2, 1] as const) {
       const { levels, midpoints } = lloydMax(bits);
       const tokens = 128;
@@ -230,11 +234,11 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
         all += power;
       }
       expect(Math.sqrt(apart / all)).toBeLessThan(0.05);
-      expect(Math.abs(ours / study - 1)).toBeLessThan(0.004);
+      expect(Math.abs(ours / study - 1)).toBeLessThan(0.008);
     }
   });
 
-  it('is unbiased: <decoded, x> = |x|^2 within the float16 scale, keys after centring', () => {
+  it("is unbiased: <decoded, x> = |x|^2 within the scale's steps, 1.1 % (8 bits 0.06 %) for a vector and 0.2 % on average; keys after centring", () => {
     const held = hold(make, 128, 64, 16);
     for (const name of ['8,8', '8,4', '4,4', '3,3', '2,2', '2,1']) {
       const { record } = encode(held, new Uint8Array(128).fill(tierNamed(name)));
@@ -244,6 +248,8 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
         exactValues(held, 'k', 1, 3 + t).forEach((x, c) => {
           mean[c]! += x / 128;
         });
+      const { kBits, vBits } = TIERS[tierNamed(name)]!;
+      let [keys, values, n] = [0, 0, 0];
       for (let t = 0; t < 128; t++) {
         const [xk, xv] = [exactValues(held, 'k', 1, 3 + t), exactValues(held, 'v', 1, 3 + t)];
         let [kx, kk, vx, vv] = [0, 0, 0, 0];
@@ -253,10 +259,18 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
           vx += v[t * 64 + c]! * xv[c]!;
           vv += xv[c]! ** 2;
         }
-        expect(Math.abs(kx / kk - 1)).toBeLessThan(2e-3);
-        if (vv > 1) expect(Math.abs(vx / vv - 1)).toBeLessThan(6e-4);
+        // The mean's own rounding, half a step of 1/127, shows in 8 bits too.
+        expect(Math.abs(kx / kk - 1)).toBeLessThan(kBits === 8 ? 0.01 : 0.02);
+        if (vv > 1) {
+          expect(Math.abs(vx / vv - 1)).toBeLessThan(vBits === 8 ? 6e-4 : 0.0112);
+          keys += kx / kk;
+          values += vx / vv;
+          n++;
+        }
         if (vv === 0) expect(v.subarray(t * 64, t * 64 + 64).every((y) => y === 0)).toBe(true);
       }
+      expect(Math.abs(keys / n - 1)).toBeLessThan(0.002);
+      expect(Math.abs(values / n - 1)).toBeLessThan(0.002);
     }
   });
 
@@ -267,12 +281,34 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
     const { record, mass, cells } = encode(held, tiers);
     const counts = countsOf(tiers);
     const bytes = u8At(held.arena, record, recordBytes(tokens, counts, 16));
-    expect([...bytes.subarray(0, 16)]).toEqual([...counts]);
+    const ids = [...TIERS.keys()].filter((id) => counts[id]! > 0);
+    const word = (at: number) => bytes[at]! | (bytes[at + 1]! << 8);
+    expect(word(0)).toBe(ids.reduce((mask, id) => mask | (1 << id), 0));
+    expect([...bytes.subarray(8, 8 + ids.length)]).toEqual(ids.map((id) => counts[id]));
+    // 11 counts after 8 bytes of header, padded to 4; 16 channels of mean; 31 bytes of map, padded to 4.
+    expect([recordParts(tokens, counts, 16).mean, recordParts(tokens, counts, 16).map]).toEqual([20, 36]);
+    expect(recordParts(tokens, counts, 16).scales).toBe(68);
     tiers.forEach((id, t) => {
-      expect((bytes[TIER_MAP_AT + (t >> 1)]! >> ((t & 1) * 4)) & 15).toBe(id);
+      expect((bytes[36 + (t >> 1)]! >> ((t & 1) * 4)) & 15).toBe(id);
     });
-    for (let i = TIER_MAP_AT + 31; i < TIER_MAP_AT + 32; i++) expect(bytes[i]).toBe(0);
-    const masses = u32At(held.arena, mass, cells);
+    expect([bytes[19], bytes[67]]).toEqual([0, 0]);
+    const read = new Uint8Array(tokens);
+    recordTiers(bytes, 0, tokens, 16, read);
+    expect(read).toEqual(tiers);
+    // The mean in 8 bits under one float16 scale, within half a step.
+    const step = fromF16(word(6));
+    for (let c = 0; c < 16; c++) {
+      let mean = 0;
+      for (let t = 0; t < tokens; t++) mean += exactValues(held, 'k', 1, 3 + t)[c]! / tokens;
+      expect(Math.abs(((bytes[20 + c]! << 24) >> 24) * step - mean)).toBeLessThan(step * 0.51);
+    }
+    // The bases: twice the largest rms, of values here; a step of float16 above at most.
+    const rms = Array.from({ length: tokens }, (_, t) =>
+      Math.sqrt(exactValues(held, 'v', 1, 3 + t).reduce((sum, x) => sum + x * x, 0) / 16),
+    );
+    expect(fromF16(word(4)) / (2 * Math.max(...rms))).toBeGreaterThanOrEqual(1 - 1e-6);
+    expect(fromF16(word(4)) / (2 * Math.max(...rms))).toBeLessThan(1.001);
+    const masses = u16At(held.arena, mass, cells);
     for (const g of tierGroups(counts, tokens, 16)) {
       const positions = [...tiers.keys()].filter((t) => tiers[t] === g.id);
       positions.forEach((t, i) => {
@@ -288,8 +324,11 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
             expect(
               bytes.subarray(half + (i * 16 * b) / 8, half + ((i + 1) * 16 * b) / 8).every((x) => x === 0),
             ).toBe(true);
-        for (const scale of [g.kScale, g.vScale])
-          if (scale) expect(bytes[scale + 2 * i]! | bytes[scale + 2 * i + 1]!).toBe(0);
+        for (const [at, each] of [
+          [g.kScale, g.kScaleBytes],
+          [g.vScale, g.vScaleBytes],
+        ] as const)
+          expect(bytes.subarray(at + i * each, at + (i + 1) * each).every((x) => x === 0)).toBe(true);
       }
       expect(halfBlockBytes(g.kBits, 16) % 16).toBe(0);
     }
@@ -297,7 +336,7 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
 
   it('packs codes where layout.ts says: independent unpacking of every bit width gives the decoded values', () => {
     const headDim = 80;
-    for (const { id, kBits, vBits } of TIERS.filter((t) => t.kBits <= 8)) {
+    for (const { id, kBits, vBits } of TIERS.filter((t) => t.kBits <= 8 && !t.plain)) {
       const tokens = 6;
       const held = hold(make, tokens, headDim, 16);
       const { record, bytes } = encode(held, new Uint8Array(tokens).fill(id));
@@ -350,7 +389,7 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
       const area = arena.ptr(arena.alloc(size + 2 * GUARD));
       u8At(arena, area, size + 2 * GUARD).fill(0xa5);
       const cells = recordCells(countsOf(after));
-      const massOut = arena.ptr(arena.alloc(cells * 4));
+      const massOut = arena.ptr(arena.alloc(cells * 2));
       const original = u8At(arena, old.record, old.bytes).slice();
       expect(
         kernels.recodeRecord(old.record, tokens, 64, put(arena, after), area + GUARD, old.mass, massOut),
@@ -361,8 +400,11 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
 
       const was = decode(held, old.record, tokens);
       const now = decode(held, area + GUARD, tokens);
-      const meanOf = (record: Ptr) => [...u8At(arena, record + 16 + 64, 128)];
-      expect(meanOf(area + GUARD)).toEqual(meanOf(old.record));
+      const fixedOf = (record: Ptr, ids: Uint8Array) => [
+        ...u8At(arena, record + 2, 6),
+        ...u8At(arena, record + recordParts(tokens, countsOf(ids), 64).mean, 64),
+      ];
+      expect(fixedOf(area + GUARD, after)).toEqual(fixedOf(old.record, before));
       for (let t = 0; t < tokens; t++)
         for (const half of ['k', 'v'] as const) {
           const [x, y] = [was[half], now[half]].map((a) => a.subarray(t * 64, t * 64 + 64)) as [
@@ -376,7 +418,7 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
         }
 
       // The changed halves equal what encoding the decoded (centred) values gives: a second record of those values with a zero mean.
-      const masses = u32At(arena, massOut, cells);
+      const masses = u16At(arena, massOut, cells);
       for (const g of tierGroups(countsOf(after), tokens, 64)) {
         const positions = [...after.keys()].filter((t) => after[t] === g.id);
         positions.forEach((t, i) => {
@@ -384,6 +426,93 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
         });
       }
     }
+  });
+
+  it('holds plain tiers as GGML does: codes within half a step of each 32 channels, no mean, no rotation needed', () => {
+    for (const [name, headDim] of [
+      ['q8_0', 64],
+      ['q4_0', 64],
+      ['q4_0', 80],
+    ] as const) {
+      const tokens = 30;
+      const held = hold(make, tokens, headDim, 16);
+      const tiers = new Uint8Array(tokens).fill(tierNamed(name));
+      const { record, bytes } = encode(held, tiers);
+      const groups = Math.ceil(headDim / 32);
+      const codeBytes = (headDim / 4) * (name === 'q8_0' ? 16 : 8);
+      // 12 bytes of header and count, no mean, no map.
+      expect(bytes).toBe(Math.ceil((12 + 32 * 2 * groups * 2) / 16) * 16 + 8 * 2 * codeBytes);
+      const decoded = decode(held, record, tokens);
+      for (const half of ['k', 'v'] as const)
+        for (let t = 0; t < tokens; t++) {
+          const x = exactValues(held, half, 1, 3 + t);
+          for (let c = 0; c < headDim; c += 32) {
+            const part = x.subarray(c, c + 32);
+            const top = part.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a), 0);
+            const step = Math.abs(top) / (name === 'q8_0' ? 127 : 8);
+            part.forEach((value, i) => {
+              const y = decoded[half][t * headDim + c + i]!;
+              // q4_0 has no code for +8: the side that the largest does not lie on ends at 7.
+              const reach = name === 'q4_0' && value * top < 0 && Math.abs(value) > 7.5 * step ? 1.005 : 0.54;
+              expect(Math.abs(y - value)).toBeLessThanOrEqual(step * reach + 1e-5);
+            });
+          }
+        }
+    }
+  });
+
+  it('keeps plain tiers apart: no record mixes them with others, and no token goes from or to one', () => {
+    const { kernels, arena, ...held } = hold(make, 8, 64, 16);
+    const of = (...names: string[]) =>
+      put(
+        arena,
+        Uint8Array.from({ length: 8 }, (_, t) => tierNamed(names[t % names.length]!)),
+      );
+    const out = arena.ptr(arena.alloc(8192));
+    const mixed = of('q8_0', '4,4');
+    expect(() => kernels.encodeRecord(held.exact, 1, 3, 8, mixed, out, 0)).toThrow(/share a record/);
+    const next = arena.ptr(arena.alloc(8192));
+    kernels.encodeRecord(held.exact, 1, 3, 8, of('f16'), out, 0);
+    expect(() => kernels.recodeRecord(out, 8, 64, of('q8_0'), next, 0, 0)).toThrow(/from tier 1 to 11/);
+    kernels.encodeRecord(held.exact, 1, 3, 8, of('q8_0'), out, 0);
+    expect(() => kernels.recodeRecord(out, 8, 64, of('q4_0'), next, 0, 0)).toThrow(/from tier 11 to 12/);
+    expect(kernels.recodeRecord(out, 8, 64, of('q8_0', 'drop'), next, 0, 0)).toBeGreaterThan(0);
+  });
+
+  it('writes nothing for a record without tokens', () => {
+    const held = hold(make, 20, 64, 16);
+    const dropped = new Uint8Array(20).fill(DROP);
+    expect(encode(held, dropped).bytes).toBe(0);
+    const { record } = encode(held, new Uint8Array(20).fill(tierNamed('4,4')));
+    const out = held.arena.ptr(held.arena.alloc(64));
+    expect(held.kernels.recodeRecord(record, 20, 64, put(held.arena, dropped), out, 0, 0)).toBe(0);
+  });
+
+  it('holds scales within 1.1 % of what they should be, over a range of 120; smaller vectors are nought', () => {
+    const tokens = 128;
+    const headDim = 64;
+    const { arena, kernels } = make();
+    const shape = { kvHeads: 1, headDim, capacity: tokens, bits: 32 as const, mass: false };
+    const exact: ExactRef = { ptr: arena.ptr(arena.alloc(exactBytes(shape))), ...shape };
+    // Each vector 6 % shorter than the one before: 128 of them span a factor of 1,700.
+    const v = normals(tokens * headDim, 9).map((x, i) => x * 0.94 ** Math.floor(i / headDim));
+    kernels.appendExact(exact, 0, tokens, put(arena, v), put(arena, v), headDim);
+    for (const name of ['4,4', '3,3', '2,2', '2,1']) {
+      const tiers = put(arena, new Uint8Array(tokens).fill(tierNamed(name)));
+      const record = arena.ptr(arena.alloc(65536));
+      kernels.encodeRecord(exact, 0, 0, tokens, tiers, record, 0);
+      const [k, out] = [arena.ptr(arena.alloc(v.byteLength)), arena.ptr(arena.alloc(v.byteLength))];
+      kernels.decodeRecord(record, tokens, headDim, k, out);
+      for (let t = 0; t < tokens; t++) {
+        const x = v.subarray(t * headDim, (t + 1) * headDim);
+        const y = f32At(arena, out + t * headDim * 4, headDim);
+        const ratio = x.reduce((s, a, c) => s + a * y[c]!, 0) / x.reduce((s, a) => s + a * a, 0);
+        if (0.94 ** t > 1 / 40) expect(Math.abs(ratio - 1)).toBeLessThan(0.0111);
+        if (0.94 ** t < 1 / 600) expect(y.every((value) => value === 0)).toBe(true);
+      }
+    }
+    // Neighbouring codes stand 2.2 % apart.
+    expect(SCALE_TABLE[255]! / SCALE_TABLE[254]!).toBeCloseTo(2 ** (1 / 32), 6);
   });
 
   it('recoding under the same tier map gives the same bytes', () => {
@@ -397,7 +526,7 @@ describe.each(CACHE_IMPLEMENTATIONS)('records ($name)', ({ make }) => {
 
   it('f16 record -> packed record equals packed encoding of the f16 exact part, bit for bit', () => {
     const held = hold(make, 60, 64, 16);
-    for (const name of TIER_NAMES.slice(2)) {
+    for (const name of TIER_NAMES.slice(2).filter((n) => !TIERS[tierNamed(n)]!.plain)) {
       const tiers = new Uint8Array(60).fill(tierNamed(name));
       const direct = encode(held, tiers);
       const half = encode(held, new Uint8Array(60).fill(tierNamed('f16')));
@@ -426,7 +555,7 @@ describe.each(CACHE_IMPLEMENTATIONS)('exact part and rotation ($name)', ({ make 
       );
       kernels.moveExact(exact, 9, 2, 14);
       for (let h = 0; h < 3; h++) {
-        const mass = u32At(arena, exact.ptr + exactMassAt(exact, h), 28);
+        const mass = u16At(arena, exact.ptr + exactMassAt(exact, h), 28);
         for (let s = 0; s < 28; s++) {
           const source = s >= 2 && s < 16 ? s + 7 : s;
           expect([...exactValues(held, 'v', h, s)]).toEqual(before[h]![source]);
@@ -470,28 +599,17 @@ describe.each(CACHE_IMPLEMENTATIONS)('exact part and rotation ($name)', ({ make 
     }
   });
 
-  it('decays mass to floor(m * numerator / 2^16), exactly, over the full 32 bits', () => {
+  it('decays mass to the nearest of m * numerator / 2^16, over all 16 bits', () => {
     const { arena, kernels } = make();
-    const values = Uint32Array.from([
-      0,
-      1,
-      2,
-      65535,
-      65536,
-      1 << 20,
-      0x7fffffff,
-      0x80000000,
-      0xfffffffe,
-      0xffffffff,
-      12345,
-    ]);
+    const values = Uint16Array.from({ length: 65536 + 4 }, (_, i) => i);
     for (const numerator of [0, 1, 52429, 65535, 65536]) {
       const at = put(arena, values);
-      kernels.decayMass(at, values.length - 1, numerator);
-      expect([...u32At(arena, at, values.length)]).toEqual([
-        ...[...values].slice(0, -1).map((m) => Number((BigInt(m) * BigInt(numerator)) >> 16n)),
-        12345,
-      ]);
+      kernels.decayMass(at, 65536, numerator);
+      const decayed = u16At(arena, at, values.length);
+      const wrong = [...decayed.keys()].filter(
+        (m) => decayed[m] !== (m < 65536 ? Math.round((m * numerator) / 65536) : m - 65536),
+      );
+      expect(wrong).toEqual([]);
     }
   });
 });

@@ -3,6 +3,7 @@ import { createWebGpuAttention, type WebGpuAttention } from '../../src/kernels/w
 import { planAttend } from '../../src/kernels/webgpu-plan.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
+import { MASS_UNIT } from './attend-truth.ts';
 import { type BuiltCache, type CacheCase, u32At } from './cache-cases.ts';
 
 const made = new Map<string, WebGpuAttention>();
@@ -43,6 +44,7 @@ export async function attendOnDevice(
         capacity: built.exact.capacity,
         exactBits: built.exact.bits,
         visible: c.visible + from,
+        position: 1000 + from,
         segments: [...u32At(arena, built.segments, built.segmentCount)],
       },
     ],
@@ -51,7 +53,7 @@ export async function attendOnDevice(
   );
   const queries = uploaded(device, new Uint8Array(arena.memory.buffer, 0, built.q + c.rows * width * 4));
   const scale = 1 / Math.sqrt(c.headDim);
-  const prepared = attention.prepare({ plan, scale, mass, cache, queries, out });
+  const prepared = attention.prepare({ plan, scale, mass: mass ? MASS_UNIT : 0, cache, queries, out });
   const encoder = device.createCommandEncoder();
   const pass = encoder.beginComputePass();
   prepared.attend(pass);

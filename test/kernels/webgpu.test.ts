@@ -1,10 +1,10 @@
 import { afterAll, describe, expect, it } from 'vitest';
-import { exactMassAt, MASS_ONE } from '../../src/kernels/layout.ts';
+import { exactMassAt } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { subgroupsOf } from '../../src/kernels/webgpu.ts';
 import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
-import { attendTruth, largestDifference, massesOf } from './attend-truth.ts';
+import { attendTruth, largestDifference, MASS_UNIT, massesOf } from './attend-truth.ts';
 import { ATTEND_CASES, buildCache, type CacheCase } from './cache-cases.ts';
 import { attendOnDevice } from './webgpu-run.ts';
 
@@ -27,8 +27,11 @@ const setUp = (c: CacheCase) => {
   return { arena, kernels, built: buildCache(kernels, arena, c, true) };
 };
 
+/** Plain tiers are for comparisons on a CPU: no shader reads them. */
+const CASES = ATTEND_CASES.filter((c) => !/q8_0|q4_0|plain/.test(c.name));
+
 describe.each(WAYS)('attend (webgpu, subgroups $subgroups)', ({ subgroups }) => {
-  it.each(ATTEND_CASES)(`$name: within ${TOLERANCE} of float64, and its mass`, async (c) => {
+  it.each(CASES)(`$name: within ${TOLERANCE} of float64, and its mass`, async (c) => {
     const { arena, kernels, built } = setUp(c);
     const ran = await attendOnDevice(device, arena, c, built, { subgroups, mass: true });
     const truth = attendTruth(kernels, arena, c, built);
@@ -37,11 +40,11 @@ describe.each(WAYS)('attend (webgpu, subgroups $subgroups)', ({ subgroups }) => 
     massesOf(ran.arena, c, built, (h) => exactMassAt(built.exact, h)).forEach((mass, h) => {
       mass.forEach((m, i) => {
         const expected = truth.mass[h]![i]!;
-        expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 1e-5 + queries / 2 + 1);
+        expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 1e-5 + queries);
         if (expected === 0) expect(m).toBe(0);
       });
       const sum = mass.reduce((a, b) => a + b, 0);
-      expect(Math.abs(sum - queries * MASS_ONE)).toBeLessThanOrEqual(
+      expect(Math.abs(sum - queries * MASS_UNIT)).toBeLessThanOrEqual(
         (queries * mass.length) / 2 + queries * 8,
       );
     });

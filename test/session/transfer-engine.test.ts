@@ -6,6 +6,12 @@ import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { restoreCache } from '../../src/cache/restore.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { generate } from '../../src/engine/generate.ts';
+import {
+  RECORD_HEADER_BYTES,
+  recordCounts,
+  recordParts,
+  SEGMENT_HEADER_BYTES,
+} from '../../src/kernels/layout.ts';
 import { LocalHost } from '../../src/session/local-host.ts';
 import { Scheduler } from '../../src/session/scheduler.ts';
 import { NodeSqliteStore } from '../../src/session/store/node-sqlite.ts';
@@ -106,12 +112,17 @@ test('a stored block that lies about itself is refused before a kernel reads it'
     context,
     reader(() => {}, -1),
   ).dispose();
-  // Header and directory, then the first record's counts and tier map: every bit of them is looked at.
-  const record = new DataView(blocks[0]![1]!.buffer).getUint32(16, true);
-  const tokens = new DataView(blocks[0]![1]!.buffer).getUint32(4, true);
-  const places = [...Array(12).keys(), 16, 17, 18, 19];
-  for (let i = 0; i < 11 + 5; i++) places.push(record + i);
-  for (let i = 0; i < tokens >> 1; i++) places.push(record + 16 + i);
+  // Header and directory, then the first record's tiers, counts and map: every bit of them is looked at.
+  const block = blocks[0]![1]!;
+  const view = new DataView(block.buffer);
+  const record = view.getUint32(SEGMENT_HEADER_BYTES, true);
+  const tokens = view.getUint32(4, true);
+  const counts = recordCounts(block, record);
+  const { map } = recordParts(tokens, counts, cache.context.model.headDim);
+  expect(map).toBeGreaterThan(0);
+  const places = [...Array(SEGMENT_HEADER_BYTES + 4).keys(), record, record + 1];
+  for (let i = 0; i < counts.filter((n) => n > 0).length; i++) places.push(record + RECORD_HEADER_BYTES + i);
+  for (let i = 0; i < tokens >> 1; i++) places.push(record + map + i);
   for (const place of places)
     for (const bit of [0, 2, 3, 7])
       expect(

@@ -1,14 +1,15 @@
 import { scoresF32, scoresI16, weighF32, weighI16 } from './dots';
-import { cellsOf, Group, groupAt, groupCells, halfBlockBytes, kBitsOf, meanOffset, openRecord, vBitsOf } from './groups';
-import { FINE, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad16, pad4, TINY } from './half';
+import { cellsOf, Group, groupAt, halfBlockBytes, isPlain, kBitsOf, openRecord, recordCells, recordMean, vBitsOf } from './groups';
+import { FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
+import { loadMean, loadScales } from './scales';
 import { exponentials } from './softmax';
-import { decodeRows, unpackLevels } from './unpack';
+import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
 
 /** The most cells of a group: its weights are made at once. */
 const PIECE = 128;
 /** Float values are summed by so many cells before they join the output; two such panels fill the first-level cache. */
 const FLOAT_PIECE = 64;
-/** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^20 cannot wrap. */
+/** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^16 cannot wrap. */
 const MAX_TILE = 2048;
 const GROUPS: usize = memory.data(512, 16);
 /** Mass of one piece, as sums of MAGIC's bits and integers, modulo 2^32. */
@@ -20,6 +21,11 @@ let chunks: i32 = 0;
 /** Queries of the tile: query i is row floor((first + i) / group), head (first + i) mod group of the kvHead's group. */
 let tile: i32 = 0;
 let integer: bool = false;
+/** Mass is the largest weight instead of the sum. */
+let largestMass: bool = false;
+/** Bases of the open record's scales. */
+let kBase: f32 = 0;
+let vBase: f32 = 0;
 /** Areas of the workspace. */
 let panel: usize = 0;
 let scales: usize = 0;
@@ -61,6 +67,7 @@ export function attend(
   scale: f32,
   segments: usize,
   segmentCount: i32,
+  segmentQueries: usize,
   exact: usize,
   exactBits: i32,
   exactHalf: usize,
@@ -69,7 +76,9 @@ export function attend(
   visible: i32,
   out: usize,
   ldOut: i32,
-  mass: bool,
+  massUnit: f32,
+  massLargest: bool,
+  position: i32,
   integerArithmetic: bool,
   workspace: usize,
   workspaceBytes: usize,
@@ -77,6 +86,8 @@ export function attend(
   headDim = dim;
   chunks = dim >> 2;
   integer = integerArithmetic;
+  largestMass = massLargest;
+  const mass = massUnit > 0;
   const group = heads / kvHeads;
   const queries = rows * group;
   let most = 0;
@@ -102,40 +113,57 @@ export function attend(
   ldScores = (<usize>cells << 2) + 16;
 
   for (let h = 0; h < kvHeads; h++) {
-    const recordCells = recordCellsOf(segments, segmentCount, h);
+    const packed = recordCellsOf(segments, segmentCount, h);
     const keys = exact + <usize>h * 2 * exactHalf;
     const values = keys + exactHalf;
     const slotBytes = <usize>(dim * exactBits) >> 3;
-    const qHead = q + <usize>(h * group) * (<usize>dim << 2);
-    const outHead = out + <usize>(h * group) * (<usize>dim << 2);
+    const headAt = <usize>(h * group) * (<usize>dim << 2);
+    const outHead = out + headAt;
     for (let first = 0; first < queries; first += largestTile) {
       tile = min(largestTile, queries - first);
       const slots = visible + (first + tile - 1) / group;
-      const end = recordCells + pad4(slots);
-      loadQueries(qHead, ldQ, group, first, scale);
+      const end = packed + pad4(slots);
 
       // Scores.
+      let loaded: usize = 0;
       let cell = 0;
       for (let s = 0; s < segmentCount; s++) {
-        const block = <usize>load<u32>(segments + (<usize>s << 2));
-        const tokens = load<i32>(block, 4);
-        const record = block + load<u32>(block + 16 + (<usize>h << 2));
-        const found = openRecord(record, record, tokens, dim, GROUPS);
-        halvesToFloats(record + <usize>meanOffset(tokens), dim, mean);
-        if (integer) queryMeans();
+        const at = <usize>s << 2;
+        const block = <usize>load<u32>(segments + at);
+        const offset = <usize>load<u32>(block + 12 + (<usize>h << 2));
+        if (offset == 0) continue;
+        let wanted = segmentQueries ? <usize>load<u32>(segmentQueries + at) : 0;
+        if (wanted == 0) wanted = q;
+        if (wanted != loaded) {
+          loadQueries(wanted + headAt, ldQ, group, first, scale);
+          loaded = wanted;
+        }
+        const record = block + offset;
+        const found = openRecord(record, load<i32>(block, 4), dim, GROUPS);
+        if (!isPlain(groupAt(GROUPS, 0).id)) {
+          kBase = fromF16(load<u16>(record, 2));
+          loadMean(record, recordMean, dim, mean);
+          if (integer) queryMeans();
+        }
+        const count = recordCells;
         for (let g = 0; g < found; g++) scoreGroup(groupAt(GROUPS, g), cell);
-        cell += groupCells;
+        cell += count;
       }
+      if (loaded != q) loadQueries(q + headAt, ldQ, group, first, scale);
       scoreFloats(exactBits, keys, slots, cell);
 
       // Softmax, unnormalised.
       for (let i = 0; i < tile; i++) {
         const row = scores + <usize>i * ldScores;
-        for (let c = recordCells + visible + (first + i) / group; c < end; c++)
+        for (let c = packed + visible + (first + i) / group; c < end; c++)
           store<f32>(row + (<usize>c << 2), -Infinity);
         const inverse = <f32>1 / exponentials(row, end);
         store<f32>(params + (<usize>i << 4), inverse);
-        store<f32>(params + (<usize>i << 4), inverse * 1048576, 4);
+        if (!mass) continue;
+        const query = first + i;
+        const index = (position + query / group) * heads + h * group + (query % group);
+        store<f32>(params + (<usize>i << 4), inverse * massUnit, 4);
+        store<f32>(params + (<usize>i << 4), largestMass ? 0 : <f32>(index * 0x9e3779b9) * <f32>2.3283064365386963e-10, 12);
       }
 
       // Weighted values and mass.
@@ -143,22 +171,24 @@ export function attend(
       cell = 0;
       for (let s = 0; s < segmentCount; s++) {
         const block = <usize>load<u32>(segments + (<usize>s << 2));
-        const tokens = load<i32>(block, 4);
-        const record = block + load<u32>(block + 16 + (<usize>h << 2));
+        const offset = <usize>load<u32>(block + 12 + (<usize>h << 2));
+        if (offset == 0) continue;
+        const record = block + offset;
         const massAt = mass ? massOf(block, h) : 0;
-        const found = openRecord(record, record, tokens, dim, GROUPS);
-        const recordCount = groupCells;
+        const found = openRecord(record, load<i32>(block, 4), dim, GROUPS);
+        const count = recordCells;
+        vBase = fromF16(load<u16>(record, 4));
         for (let g = 0; g < found; g++) {
           const part = groupAt(GROUPS, g);
-          weighGroup(part, cell + part.cell, mass ? massAt + (<usize>part.cell << 2) : 0);
+          weighGroup(part, cell + part.cell, mass ? massAt + (<usize>part.cell << 1) : 0);
         }
-        cell += recordCount;
+        cell += count;
       }
       for (let slot = 0; slot < slots; slot += PIECE) {
         const n = min(PIECE, slots - slot);
         floatWeights(cell + slot, n, mass);
         weighFloats(exactBits, values + <usize>slot * slotBytes, n);
-        if (mass) addMass(exactMass + <usize>h * ldExactMass + (<usize>slot << 2), pad4(n));
+        if (mass) addMass(exactMass + <usize>h * ldExactMass + (<usize>slot << 1), pad4(n));
       }
 
       for (let i = 0; i < tile; i++) {
@@ -182,7 +212,8 @@ function recordCellsOf(segments: usize, count: i32, kvHead: i32): i32 {
   let cells = 0;
   for (let s = 0; s < count; s++) {
     const block = <usize>load<u32>(segments + (<usize>s << 2));
-    cells += cellsOf(block + load<u32>(block + 16 + (<usize>kvHead << 2)));
+    const offset = <usize>load<u32>(block + 12 + (<usize>kvHead << 2));
+    if (offset) cells += cellsOf(block + offset);
   }
   return cells;
 }
@@ -190,8 +221,10 @@ function recordCellsOf(segments: usize, count: i32, kvHead: i32): i32 {
 /** A record's mass section: after storedBytes, kvHead by kvHead. */
 function massOf(block: usize, kvHead: i32): usize {
   let at = block + load<u32>(block, 8);
-  for (let h = 0; h < kvHead; h++)
-    at += <usize>pad16(cellsOf(block + load<u32>(block + 16 + (<usize>h << 2))) << 2);
+  for (let h = 0; h < kvHead; h++) {
+    const offset = <usize>load<u32>(block + 12 + (<usize>h << 2));
+    if (offset) at += <usize>cellsOf(block + offset) << 1;
+  }
   return at;
 }
 
@@ -252,8 +285,17 @@ function scoreGroup(g: Group, base: i32): void {
   const bits = kBitsOf(g.id);
   const cell = base + g.cell;
   if (bits > 8) scoreFloats(bits, g.k, g.n, cell);
-  else {
-    halvesToFloats(g.kScale, g.n4, scales);
+  else if (isPlain(g.id)) {
+    const blockBytes = <usize>halfBlockBytes(bits, headDim);
+    const perCell = <usize>((headDim + 31) >> 5) << 1;
+    for (let first = 0; first < g.n; first += FLOAT_PIECE) {
+      const count = min(FLOAT_PIECE, g.n - first);
+      const from = g.k + <usize>(first >> 2) * blockBytes;
+      decodePlainRows(true, bits, from, count, headDim, g.kScale + <usize>first * perCell, panel);
+      scoresF32(tile, panel, count, headDim, qFloat, scores + (<usize>(cell + first) << 2), ldScores);
+    }
+  } else {
+    loadScales(bits, g.kScale, g.n4, kBase, scales);
     const blockBytes = <usize>halfBlockBytes(bits, headDim);
     if (integer) {
       const blocks = g.n4 >> 2;
@@ -294,8 +336,18 @@ function weighGroup(g: Group, cell: i32, massAt: usize): void {
   if (bits > 8) {
     floatWeights(cell, g.n4, massAt != 0);
     weighFloats(bits, g.v, g.n);
+  } else if (isPlain(g.id)) {
+    floatWeights(cell, g.n4, massAt != 0);
+    const blockBytes = <usize>halfBlockBytes(bits, headDim);
+    const perCell = <usize>((headDim + 31) >> 5) << 1;
+    for (let first = 0; first < g.n; first += FLOAT_PIECE) {
+      const count = min(FLOAT_PIECE, g.n - first);
+      const from = g.v + <usize>(first >> 2) * blockBytes;
+      decodePlainRows(false, bits, from, count, headDim, g.vScale + <usize>first * perCell, panel);
+      weighF32(tile, panel, count, headDim, weights + (<usize>first << 4), PIECE * 16, sums, ldSums);
+    }
   } else {
-    halvesToFloats(g.vScale, g.n4, scales);
+    loadScales(bits, g.vScale, g.n4, vBase, scales);
     if (integer) {
       integerWeights(cell, blocks, massAt != 0);
       unpackLevels(bits, g.v, blocks, headDim, panel, <usize>blocks << 5, 32);
@@ -322,13 +374,14 @@ function floatWeights(cell: i32, n: i32, mass: bool): void {
     let from = scores + <usize>i * ldScores + (<usize>cell << 2);
     let to = weights + <usize>(i >> 2) * (PIECE * 16) + (<usize>(i & 3) << 2);
     const toMass = v128.load32_splat(params + (<usize>i << 4), 4);
+    const dither = v128.load32_splat(params + (<usize>i << 4), 12);
     for (let c = 0; c < n; c += 4) {
       const w = v128.load(from);
       v128.store32_lane(to, w, 0);
       v128.store32_lane(to, w, 1, 16);
       v128.store32_lane(to, w, 2, 32);
       v128.store32_lane(to, w, 3, 48);
-      if (mass) countMass(MASS + (<usize>c << 2), w, toMass, magic);
+      if (mass) countMass(MASS + (<usize>c << 2), w, toMass, dither, magic);
       from += 16;
       to += 64;
     }
@@ -344,12 +397,13 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
     const from = scores + <usize>i * ldScores + (<usize>cell << 2);
     let to = weights + <usize>(i >> 2) * (PIECE * 8) + (<usize>(i & 3) << 3);
     const toMass = v128.load32_splat(params + (<usize>i << 4), 4);
+    const dither = v128.load32_splat(params + (<usize>i << 4), 12);
     let top = f32x4.splat(0);
     if (mass) {
       for (let c: usize = 0; c < bytes; c += 16) {
         const w = v128.load(from + c);
         top = f32x4.pmax(top, f32x4.mul(w, v128.load(scales + c)));
-        countMass(MASS + c, w, toMass, magic);
+        countMass(MASS + c, w, toMass, dither, magic);
       }
     } else {
       for (let c: usize = 0; c < bytes; c += 16)
@@ -374,18 +428,22 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
 function clearMass(bytes: usize): void {
   for (let c: usize = 0; c < bytes; c += 16) v128.store(MASS + c, i32x4.splat(0));
 }
+/** Units of a weight, with MAGIC's bits: summed, or the largest. */
 // @ts-ignore: decorator
 @inline
-function countMass(at: usize, weight: v128, toMass: v128, magic: v128): void {
-  v128.store(at, i32x4.add(v128.load(at), f32x4.add(f32x4.mul(weight, toMass), magic)));
+function countMass(at: usize, weight: v128, toMass: v128, dither: v128, magic: v128): void {
+  const units = f32x4.add(f32x4.add(f32x4.mul(weight, toMass), dither), magic);
+  const held = v128.load(at);
+  v128.store(at, largestMass ? i32x4.max_s(held, units) : i32x4.add(held, units));
 }
 
-/** Adds a piece's mass of the tile's queries to the cells' u32, saturating. */
+/** Adds a piece's mass of the tile's queries to the cells' u16, saturating; or raises them to it. */
 function addMass(to: usize, cells: i32): void {
-  const offset = i32x4.splat(-tile * MAGIC_BITS);
-  for (let c: usize = 0; c < <usize>cells << 2; c += 16) {
-    const held = v128.load(to + c);
-    const sum = i32x4.add(held, i32x4.add(v128.load(MASS + c), offset));
-    v128.store(to + c, v128.or(sum, i32x4.lt_u(sum, held)));
+  const offset = i32x4.splat(largestMass ? -MAGIC_BITS : -tile * MAGIC_BITS);
+  for (let c: usize = 0; c < <usize>cells << 1; c += 8) {
+    const held = v128.load16x4_u(to + c);
+    const units = i32x4.add(v128.load(MASS + (c << 1)), offset);
+    const sum = largestMass ? i32x4.max_s(held, units) : i32x4.add(held, units);
+    v128.store64_lane(to + c, i16x8.narrow_i32x4_u(sum, sum), 0);
   }
 }

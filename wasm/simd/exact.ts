@@ -91,11 +91,11 @@ export function appendHalf(
   }
 }
 
-/** floor(m * numerator / 2^16). */
+/** floor((m * numerator + 2^15) / 2^16) of count u16. */
 export function decayMass(mass: usize, count: i32, numerator: u32): void {
   for (let i = 0; i < count; i++) {
-    store<u32>(mass, <u32>((<u64>load<u32>(mass) * <u64>numerator) >> 16));
-    mass += 4;
+    store<u16>(mass, <u16>((<u32>load<u16>(mass) * numerator + 0x8000) >> 16));
+    mass += 2;
   }
 }
 

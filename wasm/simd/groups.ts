@@ -2,10 +2,18 @@ import { pad16, pad4 } from './half';
 
 /** The groups of a record; layout: src/kernels/layout.ts. */
 
-export const TIERS = 11;
+export const TIERS = 13;
 export const DROP = 15;
-export const K_BITS: usize = memory.data<u8>([32, 16, 8, 8, 4, 4, 4, 3, 3, 2, 2]);
-export const V_BITS: usize = memory.data<u8>([32, 16, 8, 4, 4, 3, 2, 3, 2, 2, 1]);
+/** Tiers from here on are plain. */
+const PLAIN = 11;
+const K_BITS: usize = memory.data<u8>([32, 16, 8, 8, 4, 4, 4, 3, 3, 2, 2, 8, 4]);
+const V_BITS: usize = memory.data<u8>([32, 16, 8, 4, 4, 3, 2, 3, 2, 2, 1, 8, 4]);
+/** By tier, for the head dimension last used: bytes of 4 tokens' keys and values, of a cell's scales. */
+const K_BLOCK: usize = memory.data(32, 16);
+const V_BLOCK: usize = memory.data(32, 16);
+const K_SCALE: usize = memory.data(16, 16);
+const V_SCALE: usize = memory.data(16, 16);
+let tabled: i32 = 0;
 
 // @ts-ignore: decorator
 @inline
@@ -16,6 +24,11 @@ export function kBitsOf(id: i32): i32 {
 @inline
 export function vBitsOf(id: i32): i32 {
   return load<u8>(V_BITS + <usize>id);
+}
+// @ts-ignore: decorator
+@inline
+export function isPlain(id: i32): bool {
+  return id >= PLAIN;
 }
 
 /** Bytes of 4 tokens' keys or values. */
@@ -30,13 +43,24 @@ export function halfBlockBytes(bits: i32, headDim: i32): i32 {
   return ((chunks + 7) >> 3) << 4;
 }
 
-// @ts-ignore: decorator
-@inline
-export function meanOffset(tokens: i32): i32 {
-  return 16 + pad16((tokens + 1) >> 1);
+/** Bytes of a cell's scale in one half. */
+export function scaleBytes(id: i32, bits: i32, headDim: i32): i32 {
+  if (isPlain(id)) return ((headDim + 31) >> 5) << 1;
+  return bits > 8 ? 0 : bits == 8 ? 2 : 1;
 }
 
-/** One tier's cells: addresses of scales (0 if it has none) and half blocks; `cell` counts from the record's first. */
+function setTables(headDim: i32): void {
+  for (let id = 0; id < TIERS; id++) {
+    const at = <usize>id;
+    store<u16>(K_BLOCK + (at << 1), <u16>halfBlockBytes(kBitsOf(id), headDim));
+    store<u16>(V_BLOCK + (at << 1), <u16>halfBlockBytes(vBitsOf(id), headDim));
+    store<u8>(K_SCALE + at, <u8>scaleBytes(id, kBitsOf(id), headDim));
+    store<u8>(V_SCALE + at, <u8>scaleBytes(id, vBitsOf(id), headDim));
+  }
+  tabled = headDim;
+}
+
+/** One tier's cells: addresses of scales and half blocks; `cell` counts from the record's first. */
 @unmanaged
 export class Group {
   id: i32;
@@ -56,48 +80,66 @@ export function groupAt(table: usize, index: i32): Group {
   return changetype<Group>(table + <usize>index * GROUP_BYTES);
 }
 
-/** Fills `table` (16 entries) with a record's groups. @returns their number; GROUP_END is then the record's end, GROUP_CELLS its cells. */
-export function openRecord(record: usize, counts: usize, tokens: i32, headDim: i32, table: usize): i32 {
-  let at = record + <usize>(meanOffset(tokens) + pad16(headDim << 1));
+/** Results of the last openRecord: addresses of the mean, of the tier map (0: all tokens share a tier), of the end; cells. */
+export let recordMean: usize = 0;
+export let recordMap: usize = 0;
+export let recordEnd: usize = 0;
+export let recordCells: i32 = 0;
+
+/** Fills `table` (16 entries) with a record's groups, which its first bytes tell: present tiers, counts. @returns their number */
+export function openRecord(record: usize, tokens: i32, headDim: i32, table: usize): i32 {
+  if (tabled != headDim) setTables(headDim);
+  const present = <i32>load<u16>(record);
+  const found = popcnt(present);
+  let counts = record + 8;
+  const mean = record + <usize>pad4(8 + found);
+  const plain = present >> PLAIN != 0;
+  let map = mean + (plain ? 0 : <usize>headDim);
+  const first = <i32>load<u8>(counts);
+  const mapped = found > 1 || first < tokens;
+  let scale = map + (mapped ? <usize>pad4((tokens + 1) >> 1) : 0);
+  if (!mapped) map = 0;
   let cell = 0;
-  let found = 0;
-  for (let id = 0; id < TIERS; id++) {
-    const n = <i32>load<u8>(counts + <usize>id);
-    if (n == 0) continue;
-    const g = groupAt(table, found++);
+  let code: usize = 0;
+  let index = 0;
+  for (let left = present; left != 0; left &= left - 1) {
+    const id = ctz(left);
+    const n = <i32>load<u8>(counts++);
     const n4 = pad4(n);
-    const blocks = n4 >> 2;
-    const scaleBytes = <usize>pad16(n4 << 1);
+    const blocks = <usize>(n4 >> 2);
+    const g = groupAt(table, index++);
     g.id = id;
     g.n = n;
     g.n4 = n4;
     g.cell = cell;
-    g.kScale = 0;
-    g.vScale = 0;
-    if (kBitsOf(id) <= 8) {
-      g.kScale = at;
-      at += scaleBytes;
-    }
-    if (vBitsOf(id) <= 8) {
-      g.vScale = at;
-      at += scaleBytes;
-    }
-    g.k = at;
-    at += <usize>(blocks * halfBlockBytes(kBitsOf(id), headDim));
-    g.v = at;
-    at += <usize>(blocks * halfBlockBytes(vBitsOf(id), headDim));
+    g.kScale = scale;
+    scale += <usize>n4 * <usize>load<u8>(K_SCALE + <usize>id);
+    g.vScale = scale;
+    scale += <usize>n4 * <usize>load<u8>(V_SCALE + <usize>id);
+    // From the first code's place, which is known when all scales are.
+    g.k = code;
+    code += blocks * <usize>load<u16>(K_BLOCK + (<usize>id << 1));
+    g.v = code;
+    code += blocks * <usize>load<u16>(V_BLOCK + (<usize>id << 1));
     cell += n4;
   }
-  groupEnd = at;
-  groupCells = cell;
+  const codes = record + <usize>pad16(<i32>(scale - record));
+  for (let i = 0; i < found; i++) {
+    const g = groupAt(table, i);
+    g.k += codes;
+    g.v += codes;
+  }
+  recordMean = mean;
+  recordMap = map;
+  recordEnd = codes + code;
+  recordCells = cell;
   return found;
 }
-/** Results of the last openRecord. */
-export let groupEnd: usize = 0;
-export let groupCells: i32 = 0;
 
-export function cellsOf(counts: usize): i32 {
+/** Cells of a record. */
+export function cellsOf(record: usize): i32 {
   let cells = 0;
-  for (let id = 0; id < TIERS; id++) cells += pad4(<i32>load<u8>(counts + <usize>id));
+  const found = popcnt(<i32>load<u16>(record));
+  for (let i = 0; i < found; i++) cells += pad4(<i32>load<u8>(record + <usize>i, 8));
   return cells;
 }

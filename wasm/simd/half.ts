@@ -17,6 +17,11 @@ export function toF16(x: f32): u32 {
   if (a < 0x38800000) return sign | (reinterpret<u32>(reinterpret<f32>(a) + 0.5) - 0x3f000000);
   return sign | ((a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13);
 }
+/** The smallest finite binary16 that is not below x >= 0. */
+export function toF16Up(x: f32): u32 {
+  const h = toF16(x);
+  return h < 0x7bff && fromF16(h) < x ? h + 1 : h;
+}
 export function fromF16(h: u32): f32 {
   const a = reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000);
   return reinterpret<f32>(reinterpret<u32>(a) | ((h & 0x8000) << 16));

@@ -1,4 +1,5 @@
 import { lanes, largestLane, MAGIC, TINY, toF16 } from './half';
+import { scaleCode } from './scales';
 import { codeMask, levelTable, lookUp } from './unpack';
 
 /** Sums of adjacent positive levels (twice the midpoints), 8 for each of 1 to 4 bits; 127 never passes. */
@@ -18,9 +19,10 @@ const UNITS: usize = memory.data<f32>([
 
 /**
  * Quantiser U; TypeScript twin: cache-math.ts. x f32 [headDim], zero up to the next multiple of 16; codes u8, likewise padded.
- * @returns the scale's binary16 bits
+ * `base`: what scale codes are relative to; 8 bits need none.
+ * @returns 8 bits: the scale's binary16 bits; else its code
  */
-export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
+export function quantise(bits: i32, x: usize, headDim: i32, codes: usize, base: f32): u32 {
   const end = x + (<usize>headDim << 2);
   const absolute = i32x4.splat(0x7fffffff);
   // 16 partial sums: a single chain of additions would set the pace.
@@ -108,7 +110,46 @@ export function quantise(bits: i32, x: usize, headDim: i32, codes: usize): u32 {
       codes += 16;
     }
   }
-  return toF16(xx / fold(s0, s1, s2, s3));
+  const scale = xx / fold(s0, s1, s2, s3);
+  return bits == 8 ? toF16(scale) : scaleCode(bits, scale, base);
+}
+
+/** Sum of squares of x f32 [headDim], zero up to the next multiple of 16; in quantise's order. */
+export function sumOfSquares(x: usize, headDim: i32): f32 {
+  let s0 = f32x4.splat(0);
+  let s1 = s0;
+  let s2 = s0;
+  let s3 = s0;
+  for (const end = x + (<usize>headDim << 2); x < end; x += 64) {
+    const a = v128.load(x);
+    const b = v128.load(x, 16);
+    const c = v128.load(x, 32);
+    const d = v128.load(x, 48);
+    s0 = f32x4.add(s0, f32x4.mul(a, a));
+    s1 = f32x4.add(s1, f32x4.mul(b, b));
+    s2 = f32x4.add(s2, f32x4.mul(c, c));
+    s3 = f32x4.add(s3, f32x4.mul(d, d));
+  }
+  return fold(s0, s1, s2, s3);
+}
+
+/** GGML's q8_0 or q4_0 on n channels; TypeScript twin: cache-math.ts. @returns the scale's binary16 bits */
+export function quantisePlain(bits: i32, x: usize, n: i32, codes: usize): u32 {
+  let top: f32 = 0;
+  for (let i = 0; i < n; i++) {
+    const value = load<f32>(x + (<usize>i << 2));
+    if (abs(value) > abs(top)) top = value;
+  }
+  const d: f32 = bits == 8 ? abs(top) / 127 : top / -8;
+  const inverse: f32 = d == 0 ? 0 : <f32>1 / d;
+  for (let i = 0; i < n; i++) {
+    const y = load<f32>(x + (<usize>i << 2)) * inverse;
+    let code: i32;
+    if (bits == 8) code = y < 0 ? -(<i32>floor(<f32>0.5 - y)) : <i32>floor(y + <f32>0.5);
+    else code = min(15, <i32>floor(y + <f32>8.5));
+    store<u8>(codes + <usize>i, <u8>code);
+  }
+  return toF16(d);
 }
 
 // @ts-ignore: decorator

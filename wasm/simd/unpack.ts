@@ -1,12 +1,14 @@
 import { halfBlockBytes } from './groups';
+import { fromF16 } from './half';
 
-/** Levels of CODEBOOKS (src/kernels/layout.ts), 16 bytes for each of 1 to 4 bits. */
+/** Levels of CODEBOOKS (src/kernels/layout.ts), 16 bytes for each of 1 to 4 bits; then those of plain 4-bit codes. */
 const LEVELS: usize = memory.data<i8>(
   [
     -40, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     -40, -12, 12, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     -62, -39, -22, -7, 7, 22, 39, 62, 0, 0, 0, 0, 0, 0, 0, 0,
     -61, -46, -36, -28, -21, -15, -9, -3, 3, 9, 15, 21, 28, 36, 46, 61,
+    -8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7,
   ],
   16,
 );
@@ -61,7 +63,7 @@ export function unpackLevels(
   const chunks = headDim >> 2;
   const bytes = <usize>halfBlockBytes(bits, headDim);
   for (let b = 0; b < blocks; b++) {
-    if (bits == 4) unpack4(from, chunks, to, chunkStride);
+    if (bits == 4) unpack4(levelTable(4), from, chunks, to, chunkStride);
     else if (bits == 8) unpack8(from, chunks, to, chunkStride);
     else if (bits == 3) unpack3(from, chunks, to, chunkStride);
     else if (bits == 2) unpack2(from, chunks, to, chunkStride);
@@ -78,8 +80,7 @@ function unpack8(from: usize, chunks: i32, to: usize, stride: usize): void {
     to += stride;
   }
 }
-function unpack4(from: usize, chunks: i32, to: usize, stride: usize): void {
-  const table = levelTable(4);
+function unpack4(table: v128, from: usize, chunks: i32, to: usize, stride: usize): void {
   const mask = codeMask(4);
   for (; chunks > 1; chunks -= 2) {
     const x = v128.load(from);
@@ -154,6 +155,11 @@ function code3(table: v128, x: v128, y: v128, low: v128, high: v128): v128 {
 /** Levels of one block as unpackLevels leaves them; headDim <= 512. */
 const BLOCK: usize = memory.data(4096, 16);
 
+function unpackPlain(bits: i32, from: usize, chunks: i32): void {
+  if (bits == 8) unpack8(from, chunks, BLOCK, 32);
+  else unpack4(levelTable(5), from, chunks, BLOCK, 32);
+}
+
 /**
  * Decodes n packed cells of at most 8 bits into rows [n][headDim] f32: scale * level, keys plus `mean`.
  * scales f32 [cells]; rows up to the next multiple of 4 are written.
@@ -168,17 +174,57 @@ export function decodeRows(
   mean: usize,
   to: usize,
 ): void {
+  if (keys) decode(true, true, false, bits, from, n, headDim, scales, mean, to);
+  else decode(false, false, false, bits, from, n, headDim, scales, 0, to);
+}
+/** The same for plain cells: scales binary16 [cells][32 channels], no mean. */
+export function decodePlainRows(
+  keys: bool,
+  bits: i32,
+  from: usize,
+  n: i32,
+  headDim: i32,
+  scales: usize,
+  to: usize,
+): void {
+  if (keys) decode(true, false, true, bits, from, n, headDim, scales, 0, to);
+  else decode(false, false, true, bits, from, n, headDim, scales, 0, to);
+}
+
+// @ts-ignore: decorator
+@inline
+function decode(
+  keys: bool,
+  centred: bool,
+  perGroup: bool,
+  bits: i32,
+  from: usize,
+  n: i32,
+  headDim: i32,
+  scales: usize,
+  mean: usize,
+  to: usize,
+): void {
+  const ldScale = <usize>((headDim + 31) >> 5) << 1;
   const chunks = headDim >> 2;
   const bytes = <usize>halfBlockBytes(bits, headDim);
   const row = <usize>headDim << 2;
   for (let first = 0; first < n; first += 4) {
-    unpackLevels(bits, from, 1, headDim, BLOCK, 32, 0);
-    const s0 = v128.load32_splat(scales);
-    const s1 = v128.load32_splat(scales, 4);
-    const s2 = v128.load32_splat(scales, 8);
-    const s3 = v128.load32_splat(scales, 12);
+    if (perGroup) unpackPlain(bits, from, chunks);
+    else unpackLevels(bits, from, 1, headDim, BLOCK, 32, 0);
+    let s0 = v128.load32_splat(scales);
+    let s1 = v128.load32_splat(scales, 4);
+    let s2 = v128.load32_splat(scales, 8);
+    let s3 = v128.load32_splat(scales, 12);
     let p = to;
     for (let c = 0; c < chunks; c++) {
+      if (perGroup && (c & 7) == 0) {
+        const at = scales + (<usize>(c >> 3) << 1);
+        s0 = f32x4.splat(fromF16(load<u16>(at)));
+        s1 = f32x4.splat(fromF16(load<u16>(at + ldScale)));
+        s2 = f32x4.splat(fromF16(load<u16>(at + ldScale * 2)));
+        s3 = f32x4.splat(fromF16(load<u16>(at + ldScale * 3)));
+      }
       const even = v128.load(BLOCK + (<usize>c << 5));
       const odd = v128.load(BLOCK + (<usize>c << 5), 16);
       let m = f32x4.splat(0);
@@ -194,7 +240,7 @@ export function decodeRows(
         x1 = i32x4.extend_high_i16x8_s(low);
         x2 = i32x4.extend_low_i16x8_s(high);
         x3 = i32x4.extend_high_i16x8_s(high);
-        m = v128.load(mean + (<usize>c << 4));
+        if (centred) m = v128.load(mean + (<usize>c << 4));
       } else {
         // i32 lanes are channels already; elements 0, 2 and 1, 3 are tokens.
         x0 = i32x4.shr_s(i32x4.shl(even, 16), 16);
@@ -206,14 +252,14 @@ export function decodeRows(
       x1 = f32x4.mul(s1, f32x4.convert_i32x4_s(x1));
       x2 = f32x4.mul(s2, f32x4.convert_i32x4_s(x2));
       x3 = f32x4.mul(s3, f32x4.convert_i32x4_s(x3));
-      v128.store(p, keys ? f32x4.add(x0, m) : x0);
-      v128.store(p + row, keys ? f32x4.add(x1, m) : x1);
-      v128.store(p + row * 2, keys ? f32x4.add(x2, m) : x2);
-      v128.store(p + row * 3, keys ? f32x4.add(x3, m) : x3);
+      v128.store(p, centred ? f32x4.add(x0, m) : x0);
+      v128.store(p + row, centred ? f32x4.add(x1, m) : x1);
+      v128.store(p + row * 2, centred ? f32x4.add(x2, m) : x2);
+      v128.store(p + row * 3, centred ? f32x4.add(x3, m) : x3);
       p += 16;
     }
     from += bytes;
     to += row << 2;
-    scales += 16;
+    scales += perGroup ? ldScale << 2 : 16;
   }
 }

@@ -16,7 +16,7 @@ export function h2o(config: CacheConfig): Policy {
       const mass = tracker.read(view);
       const exact = config.sinks + config.window;
       // How many are kept is only known when it fits, and the recent half with it: guessed from the budget, all tokens alike.
-      const each = view.headDim * 4 + 4;
+      const each = view.headDim * 4 + 2;
       const kept = exact + Math.min(budget.recordBytes, 1e12) / (view.layers * view.kvHeads * each);
       const recentFrom = view.position - Math.max(config.window, Math.floor(kept / 2));
       const scores = view.segments.map(({ tokens, start }, s) =>

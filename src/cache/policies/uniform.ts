@@ -1,6 +1,6 @@
 import type { ModelConfig } from '../../core/config.ts';
 import { ContextLengthError, InvalidInputError } from '../../core/errors.ts';
-import { cellBytes, recordFixedBytes, SEGMENT_TOKENS, TIERS, tierNamed } from '../../kernels/layout.ts';
+import { recordBytes, SEGMENT_TOKENS, TIER_IDS, TIERS, tierNamed } from '../../kernels/layout.ts';
 import { planBytes } from '../allocate.ts';
 import type { CacheConfig, Policy } from '../policy.ts';
 import { constantPlan } from './constant-plan.ts';
@@ -10,10 +10,9 @@ const LADDER = ['f16', '8,8', '8,4', '4,4', '4,3', '4,2', '3,3', '3,2', '2,2', '
 
 /** fp16 bytes over the bytes of a token deep in the cache, all parts of a record counted. */
 export function asymptoticRatio(tier: number, headDim: number): number {
-  return (
-    (headDim * 4) /
-    (cellBytes(tier, headDim, false) + recordFixedBytes(SEGMENT_TOKENS, headDim) / SEGMENT_TOKENS)
-  );
+  const counts = new Uint8Array(TIER_IDS);
+  counts[tier] = SEGMENT_TOKENS;
+  return (SEGMENT_TOKENS * headDim * 4) / recordBytes(SEGMENT_TOKENS, counts, headDim);
 }
 
 /**
@@ -51,3 +50,11 @@ export function uniform(config: CacheConfig, model: ModelConfig): Policy {
     },
   };
 }
+
+/** All tokens in a plain tier, GGML's q8_0 or q4_0: what caches of other programs do. The tier decides the ratio; a budget is not looked at. */
+const plain = (name: string, tierName: string) => (): Policy => {
+  const tier = tierNamed(tierName);
+  return { name, needs: { plain: true }, bounded: false, plan: (view) => constantPlan(view, tier) };
+};
+export const uniformInt8 = plain('uniform-int8', 'q8_0');
+export const uniformInt4 = plain('uniform-int4', 'q4_0');

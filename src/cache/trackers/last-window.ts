@@ -2,6 +2,6 @@ import { scaledMass, type Tracker } from './tracker.ts';
 
 /** Attention mass of the last `queries` queries before the epoch only. */
 export const lastWindowTracker = (queries: number): Tracker => ({
-  mass: { decay: 0, lastQueries: queries },
+  mass: { decay: 0, lastQueries: queries, unit: 2 ** 9 },
   read: (view) => scaledMass(view, () => 1),
 });

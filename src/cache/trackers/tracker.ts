@@ -2,7 +2,7 @@ import type { CacheView, MassNeeds } from '../policy.ts';
 
 /**
  * Attention history of every token, as a relevance. The kernels add each query's attention (all heads of a group) to a cell's fixed-point
- * mass; a tracker says how the mass ages, which queries count, and how it is read at an epoch. 4 bytes a cell, whichever tracker.
+ * mass; a tracker says how the mass ages, which queries count, and how it is read at an epoch. 2 bytes a cell, whichever tracker.
  */
 export interface Tracker {
   readonly mass: MassNeeds;
