@@ -81,7 +81,7 @@ export interface CacheConfig {
   readonly arithmetic: 'integer' | 'float';
   /** false: plans as for a model that was never calibrated. */
   readonly useProfile?: boolean;
-  /** false: without a profile all heads count alike; otherwise their sensitivity is estimated from the attention that the plan sees. */
+  /** true: without a profile heads' sensitivity is estimated from the attention that the plan sees; otherwise all heads count alike. */
   readonly estimate?: boolean;
 
   /**

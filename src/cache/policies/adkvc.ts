@@ -128,7 +128,7 @@ export function adkvcOptions(config: CacheConfig): Omit<AdkvcOptions, 'name'> {
   const name = config.tracker ?? 'ema';
   check('tracker', Object.hasOwn(trackers, name), `one of ${TRACKER_NAMES.join(', ')}`);
   const tiers = config.tiers === undefined ? LADDER : tiersNamed(config.tiers);
-  return { tiers, tracker: trackers[name](), pool, block, floor, estimate: config.estimate ?? true };
+  return { tiers, tracker: trackers[name](), pool, block, floor, estimate: config.estimate ?? false };
 }
 
 function tiersNamed(text: string): number[] {
