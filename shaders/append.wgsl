@@ -8,6 +8,7 @@ struct Row {
   exactBits: u32,   // 16 or 32
   slot: u32,        // where the row goes
   angle: u32,       // the row of `cosines` and `sines` for its position
+  row: u32,         // among q, k, v and queries
 }
 
 @group(0) @binding(0) var<storage, read> rows: array<Row>;
@@ -33,11 +34,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var pair: f32;
     let partner = select(c - half, c + half, c < half);
     if (isQuery) {
-      let at = (id.x * HEADS + id.y) * HEAD_DIM;
+      let at = (row.row * HEADS + id.y) * HEAD_DIM;
       own = q[at + c];
       pair = q[at + partner];
     } else {
-      let at = (id.x * KV_HEADS + kvHead) * HEAD_DIM;
+      let at = (row.row * KV_HEADS + kvHead) * HEAD_DIM;
       own = select(v[at + c], k[at + c], isKey);
       pair = k[at + partner];
     }
@@ -51,7 +52,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   hadamard(thread);
 
   if (isQuery) {
-    for (var c = thread; c < HEAD_DIM; c += 64u) { queries[(id.x * HEADS + id.y) * HEAD_DIM + c] = x[c]; }
+    for (var c = thread; c < HEAD_DIM; c += 64u) { queries[(row.row * HEADS + id.y) * HEAD_DIM + c] = x[c]; }
     return;
   }
   let halfVectors = (row.capacity * HEAD_DIM * row.exactBits + 127u) / 128u;

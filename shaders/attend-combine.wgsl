@@ -4,12 +4,13 @@
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> items: array<Item>;
 @group(0) @binding(2) var<storage, read> partials: array<f32>;            // as attend.wgsl writes them
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;           // [rows, HEADS, HEAD_DIM] of each item; still rotated
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;           // [rows, HEADS, HEAD_DIM] of each item; still rotated unless UNROTATED
 @group(0) @binding(4) var<storage, read_write> softmax: array<vec2<f32>>; // [item, row, head]: maximum, 1 / sum
 
 const STRIDE = HEAD_DIM + 2u;
 var<workgroup> shared_: array<f32, 64>;
 var<workgroup> factors: array<f32, 64>;
+var<workgroup> x: array<f32, HEAD_DIM>;
 
 fn largestOf(thread: u32, x: f32) -> f32 {
   shared_[thread] = x;
@@ -56,7 +57,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let inverse = 1.0 / sum;
   for (var j = 0u; j < (HEAD_DIM + 63u) / 64u; j++) {
     let c = thread + j * 64u;
-    if (c < HEAD_DIM) { out[item.out + (row * HEADS + head) * HEAD_DIM + c] = values[j] * inverse; }
+    if (c < HEAD_DIM) { x[c] = values[j] * inverse; }
   }
+  if (UNROTATED) {
+    workgroupBarrier();
+    hadamard(thread);
+  }
+  for (var c = thread; c < HEAD_DIM; c += 64u) { out[item.out + (row * HEADS + head) * HEAD_DIM + c] = x[c]; }
   if (thread == 0u) { softmax[(id.x * params.rows + row) * HEADS + head] = vec2(largest, inverse); }
 }

@@ -4,8 +4,8 @@
 // Dispatch [jobs]; 128 threads: one a token, then one for each half block of 4 tokens.
 
 struct Job {
-  source: u32,      // the exact part's keys at the first slot, or the older record, in units of 16 bytes
-  values: u32,      // the exact part's values likewise; not used for a record
+  source: u32,      // the exact part's keys at the first slot, as a word index; or the older record, in units of 16 bytes
+  values: u32,      // the exact part's values as a word index; not used for a record
   bits: u32,        // 16 or 32: exact slots; 0: a record
   tokens: u32,      // 1..128
   tiers: u32,       // word index into `tiers`: u8 [tokens], a tier id or DROP
@@ -74,7 +74,7 @@ fn placeOf(record: u32, tokens: u32, tier: u32, old: bool) -> Place {
 struct Source { bits: u32, at: u32, cell: u32, scale: u32 }
 fn sourceOf(job: Job, token: u32, values: bool) -> Source {
   if (job.bits != 0u) {
-    return Source(job.bits, select(job.source, job.values, values) * 4u + token * HEAD_DIM * job.bits / 32u, 0u, 0u);
+    return Source(job.bits, select(job.source, job.values, values) + token * HEAD_DIM * job.bits / 32u, 0u, 0u);
   }
   let g = placeOf(job.source, job.tokens, oldTierOf[token], true).group;
   let cell = oldCellOf[token];
@@ -271,7 +271,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       mean[c] = f32(bitcast<i32>(byteAt(job.source, before.mean + c) << 24u) >> 24u);
     } else {
       var sum = 0.0;
-      for (var t = 0u; t < job.tokens; t++) { sum += valueOf(Source(job.bits, job.source * 4u + t * HEAD_DIM * job.bits / 32u, 0u, 0u), c); }
+      for (var t = 0u; t < job.tokens; t++) { sum += valueOf(Source(job.bits, job.source + t * HEAD_DIM * job.bits / 32u, 0u, 0u), c); }
       mean[c] = sum / f32(job.tokens);
     }
   }

@@ -1,7 +1,7 @@
 import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH, fp16BytesPerToken, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
-import type { ExactRef, Kernels } from '../kernels/kernels.ts';
+import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
 import {
   groupBytes,
   LAYOUT_VERSION,
@@ -12,6 +12,7 @@ import {
   TIERS,
 } from '../kernels/layout.ts';
 import { ExactPart, stepped } from './exact-part.ts';
+import { fetchMass, fetchState } from './fetched.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import { DEFAULT_RATIO } from './policies/adkvc.ts';
@@ -31,7 +32,7 @@ import { snapshot } from './snapshot.ts';
 
 /** What all caches of an isolate share: kernels, the model's shape and a little fixed scratch memory. */
 export interface CacheContext {
-  readonly kernels: Kernels;
+  readonly kernels: RecordKernels;
   readonly model: ModelConfig;
   /** The manifest's fingerprint. */
   readonly fingerprint: string;
@@ -68,6 +69,7 @@ export class KvCache {
   #recordBytes = 0;
   #pending: PendingPlan | undefined;
   #disposed = false;
+  readonly #fetched = new Set<BlockId>();
 
   constructor(context: CacheContext, config: CacheConfig) {
     this.context = context;
@@ -348,6 +350,13 @@ export class KvCache {
 
   // ---- what persistence does (restore.ts) ---------------------------------------------------------------------
 
+  /** Before an epoch is fed to its end, or `finish`: plans are made of the attention mass, which may lie on a GPU. */
+  fetchMass(): Promise<void> {
+    return fetchMass(this);
+  }
+  async settle(): Promise<void> {
+    await fetchState(this, this.#fetched);
+  }
   get header(): CacheHeader {
     return {
       layoutVersion: LAYOUT_VERSION,
@@ -427,7 +436,7 @@ export class KvCache {
     const place = this.#place(span, tiers, from);
     const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
     this.#recordBytes += this.#arena.size(id) - this.#arena.size(old.id);
-    writeHeader(this.#arena.bytes(id), span, place);
+    this.#writeHeader(id, span, place);
     const scratch = this.#setTiers(tiers, from, kvHeads * span.tokens);
     const reader = this.reader(old);
     for (let h = 0; h < kvHeads; h++) {
@@ -539,7 +548,7 @@ export class KvCache {
     const place = this.#place(span, tiers, from);
     const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
     this.#recordBytes += this.#arena.size(id);
-    writeHeader(this.#arena.bytes(id), span, place);
+    this.#writeHeader(id, span, place);
     const scratch = this.#setTiers(tiers, from, model.kvHeads * span.tokens);
     const target = this.#arena.ptr(id);
     const exact = this.exactRef(layer);
@@ -556,6 +565,11 @@ export class KvCache {
       );
     }
     this.blocks[layer]!.push({ id, version });
+  }
+
+  #writeHeader(id: BlockId, span: SegmentSpan, place: ReturnType<typeof layOut>): void {
+    writeHeader(this.#arena.bytes(id), span, place);
+    this.context.kernels.hostWrote(this.#arena.ptr(id), segmentHeaderBytes(this.context.model.kvHeads));
   }
 
   #setTiers(tiers: Uint8Array, from: number, count: number): Ptr {

@@ -1,5 +1,5 @@
 import { type Arena, align, type BlockId } from '../core/arena.ts';
-import type { ExactRef, Kernels } from '../kernels/kernels.ts';
+import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
 import { type ExactLayout, exactBytes, exactKAt, exactMassAt, exactVAt } from '../kernels/layout.ts';
 
 /** The exact part grows by this many slots within an epoch. */
@@ -9,14 +9,16 @@ export const stepped = (slots: number): number => Math.ceil(slots / EXACT_STEP) 
 /** Sinks, window and current epoch of every layer: one arena block a layer, as layout.ts says. */
 export class ExactPart {
   readonly #arena: Arena;
+  readonly #kernels: Pick<RecordKernels, 'copyBytes'>;
   readonly #shape: Omit<ExactLayout, 'capacity'>;
   readonly #blocks: (BlockId | undefined)[];
   readonly #capacity: Int32Array;
   /** Bytes held now. */
   bytes = 0;
 
-  constructor(kernels: Kernels, layers: number, shape: Omit<ExactLayout, 'capacity'>) {
+  constructor(kernels: Pick<RecordKernels, 'arena' | 'copyBytes'>, layers: number, shape: Omit<ExactLayout, 'capacity'>) {
     this.#arena = kernels.arena;
+    this.#kernels = kernels;
     this.#shape = shape;
     this.#blocks = new Array(layers).fill(undefined);
     this.#capacity = new Int32Array(layers);
@@ -54,11 +56,11 @@ export class ExactPart {
     this.bytes += this.#arena.size(id);
     const old = this.#blocks[layer];
     if (old !== undefined) {
-      const source = this.#arena.bytes(old);
-      const target = this.#arena.bytes(id);
+      const source = this.#arena.ptr(old);
+      const target = this.#arena.ptr(id);
       const kept = Math.min(used, before, capacity);
       const copy = (a: number, b: number, bytes: number): void =>
-        target.set(source.subarray(a, a + bytes), b);
+        this.#kernels.copyBytes(source + a, target + b, bytes);
       const half = (kept * to.headDim * to.bits) / 8;
       for (let h = 0; h < to.kvHeads; h++) {
         copy(exactKAt(from, h), exactKAt(to, h), half);

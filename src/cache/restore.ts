@@ -154,6 +154,7 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
           for (let h = 0; h < model.kvHeads; h++) mass += massBytes(recordCells(stored.counts(h)));
         const id = arena.alloc(bytes.length + mass, 'a restored cache segment');
         arena.bytes(id).set(bytes);
+        kernels.hostWrote(arena.ptr(id), bytes.length);
         cache.adopt(layer, id, version);
       }
     }
@@ -174,6 +175,7 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       let at = 16;
       for (const part of parts) {
         part.set(bytes.subarray(at, at + part.length));
+        kernels.hostWrote(part.byteOffset, part.length);
         at += part.length;
       }
     }

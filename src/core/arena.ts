@@ -12,6 +12,14 @@ export interface GrowableMemory {
   /** Grows to at least `bytes`. @throws MemoryLimitError past `maxBytes`. */
   ensure(bytes: number): void;
   readonly maxBytes: number;
+  /** Where the bytes lie elsewhere too (on a GPU), that place follows: a block was zeroed, or all live blocks move down, in address order. */
+  zeroed?(at: Ptr, bytes: number): void;
+  moved?(moves: readonly Move[]): void;
+}
+export interface Move {
+  readonly from: Ptr;
+  readonly to: Ptr;
+  readonly bytes: number;
 }
 
 export const ALIGNMENT = 16;
@@ -101,6 +109,7 @@ export class Arena {
     const id = this.#nextId++;
     this.#blocks.set(id, { offset: this.#top, bytes: size });
     this.#clear(this.#top, size);
+    this.memory.zeroed?.(this.#top, size);
     this.#top += size;
     this.#live += size;
     return id;
@@ -130,11 +139,14 @@ export class Arena {
   compact(): void {
     const all = new Uint8Array(this.memory.buffer);
     let to = this.#base;
+    const moves: Move[] = [];
     for (const block of [...this.#blocks.values()].sort((a, b) => a.offset - b.offset)) {
+      moves.push({ from: block.offset, to, bytes: block.bytes });
       if (block.offset !== to) all.copyWithin(to, block.offset, block.offset + block.bytes);
       block.offset = to;
       to += block.bytes;
     }
+    this.memory.moved?.(moves);
     this.#top = to;
     this.#compactions++;
   }

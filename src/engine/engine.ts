@@ -4,13 +4,16 @@ import { restoreCache } from '../cache/restore.ts';
 import { worstCaseBytes } from '../cache/worst-case.ts';
 import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
-import type { Forward } from '../runtime/forward.ts';
+import type { RecordKernels } from '../kernels/kernels.ts';
+import type { ForwardPass } from '../runtime/forward.ts';
 import type { LoadedModel } from '../runtime/model.ts';
 import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer } from './types.ts';
 
 export interface EngineParts {
-  readonly loaded: LoadedModel;
-  readonly forward: Forward;
+  readonly loaded: Pick<LoadedModel, 'manifest' | 'config' | 'weightBytes' | 'tierScratch'> & {
+    readonly kernels: RecordKernels;
+  };
+  readonly forward: ForwardPass;
   readonly tokenizer: Tokenizer;
   readonly template: ChatTemplate;
   /** The heads' measured sensitivity, if the bundle has it. */

@@ -122,7 +122,27 @@ export interface Kernels {
   decodeRecord(record: Ptr, tokens: number, headDim: number, k: Ptr, v: Ptr): void;
   /** mass[i] = floor((mass[i] * numerator + 2^15) / 2^16) for count u16 values, a multiple of 4 (numerator <= 65536). */
   decayMass(mass: Ptr, count: number, numerator: number): void;
+  /** Copies an even number of bytes to a place apart; addresses are even. */
+  copyBytes(from: Ptr, to: Ptr, bytes: number): void;
+  /** The caller wrote these bytes through the arena's buffer: a backend whose bytes lie elsewhere takes them over. */
+  hostWrote(at: Ptr, bytes: number): void;
 }
+
+/** What a cache needs of its kernels. On a GPU they only record what is to be done; results stay there until they are asked for. */
+export type RecordKernels = Pick<
+  Kernels,
+  | 'arena'
+  | 'numerics'
+  | 'moveExact'
+  | 'encodeRecord'
+  | 'recodeRecord'
+  | 'decayMass'
+  | 'copyBytes'
+  | 'hostWrote'
+> & {
+  /** Brings bytes that lie elsewhere into the arena's buffer; absent where the arena's buffer is the only place. */
+  fetch?(ranges: readonly { readonly at: Ptr; readonly bytes: number }[]): Promise<void>;
+};
 
 /** The exact part of one layer; see layout.ts. */
 export interface ExactRef {

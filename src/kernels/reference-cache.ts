@@ -18,6 +18,8 @@ export type CacheKernels = Pick<
   | 'recodeRecord'
   | 'decodeRecord'
   | 'decayMass'
+  | 'copyBytes'
+  | 'hostWrote'
 >;
 
 const f = Math.fround;
@@ -81,5 +83,7 @@ export function cacheReference(arena: Arena): CacheKernels {
       for (let i = mass >> 1; i < (mass >> 1) + count; i++)
         words[i] = Math.floor((words[i]! * numerator + 32768) / 65536);
     },
+    copyBytes: (from, to, bytes) => void u8().copyWithin(to, from, from + bytes),
+    hostWrote: () => {},
   };
 }

@@ -186,5 +186,7 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
     },
 
     decayMass: (mass, count, numerator) => wasm.decayMass(mass, count, numerator),
+    copyBytes: (from, to, bytes) => wasm.moveBytes(to, from, bytes),
+    hostWrote: () => {},
   };
 }

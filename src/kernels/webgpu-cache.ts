@@ -1,4 +1,5 @@
-import type { ShaderSources } from './webgpu.ts';
+import { SEGMENT_TOKENS } from './layout.ts';
+import { kernel, type ShaderSources } from './webgpu.ts';
 import { codebookFunctions, type HeadShape, shaderPrelude } from './webgpu-prelude.ts';
 import { COPY_DST, STORAGE } from './webgpu-usage.ts';
 
@@ -12,11 +13,13 @@ export interface AppendRow {
   readonly slot: number;
   /** Row of the cosine and sine tables: the position, or its index in a table of the chunk. */
   readonly angle: number;
+  /** Its row in q, k, v and queries; by default its index among those that are appended. */
+  readonly row?: number;
 }
 
 /** A record to write: struct Job of shaders/encode.wgsl. Byte offsets within the cache buffer; 0: no mass. */
 export interface EncodeJob {
-  /** Keys and values of the first exact slot, each of `bits`; or an older record, when `bits` is 0. */
+  /** Keys and values of the first exact slot, each of `bits` (multiples of 4); or an older record (of 16), when `bits` is 0. */
   readonly source: number;
   readonly values: number;
   readonly bits: 0 | 16 | 32;
@@ -35,6 +38,26 @@ export interface DecayRange {
   readonly numerator: number;
 }
 
+/** Bytes within the cache buffer, copied to a place apart; all three are even. */
+export interface CopyRun {
+  readonly from: number;
+  readonly to: number;
+  readonly bytes: number;
+}
+
+/** Bindings of an append, for as long as its buffers live; its tables come with each dispatch. */
+export interface AppendBindings {
+  readonly tables: GPUBuffer;
+  /** [rows, headDim / 2] */
+  readonly cosines: GPUBuffer;
+  readonly sines: GPUBuffer;
+  readonly q: GPUBufferBinding;
+  readonly k: GPUBufferBinding;
+  readonly v: GPUBufferBinding;
+  readonly queries: GPUBuffer;
+  readonly cache: GPUBuffer;
+}
+
 export interface WebGpuCacheKernels {
   /** Rotates queries into `queries`, keys and values into the exact parts. q [rows, heads, headDim], k, v [rows, kvHeads, headDim]. */
   append(
@@ -50,12 +73,20 @@ export interface WebGpuCacheKernels {
       readonly cache: GPUBuffer;
     },
   ): void;
+  bindAppend(bindings: AppendBindings): GPUBindGroup;
+  /** @param at byte offset of the rows' table (`appendTable`) */
+  dispatchAppend(pass: GPUComputePassEncoder, group: GPUBindGroup, at: number, rows: number): void;
+  copy(pass: GPUComputePassEncoder, runs: readonly CopyRun[], cache: GPUBuffer): void;
   /** Encodes exact slots or recodes records, side by side. */
   encode(pass: GPUComputePassEncoder, jobs: readonly EncodeJob[], cache: GPUBuffer): void;
   decay(pass: GPUComputePassEncoder, ranges: readonly DecayRange[], cache: GPUBuffer): void;
 }
 
 const MAX_DECAY_GROUPS = 64;
+
+const APPEND_ROW_BYTES = 24;
+export const appendTable = (rows: readonly AppendRow[]): Uint32Array<ArrayBuffer> =>
+  Uint32Array.from(rows.flatMap((r, i) => [r.exact / 16, r.capacity, r.exactBits, r.slot, r.angle, r.row ?? i]));
 
 /** What changes the packed cache on a GPU: shaders/append.wgsl, encode.wgsl and decay.wgsl. */
 export function createWebGpuCacheKernels(
@@ -70,7 +101,13 @@ export function createWebGpuCacheKernels(
       layout: 'auto',
       compute: { module: device.createShaderModule({ label, code: parts.join('\n') }) },
     });
-  const append = pipeline('append', prelude, shaders.common, shaders.append, shaders.hadamard);
+  const copy = pipeline('copy', shaders.copy);
+  const append = kernel(device, 'append', 'Rrrrrrww', [
+    prelude,
+    shaders.common,
+    shaders.append,
+    shaders.hadamard,
+  ]);
   const encode = pipeline('encode', prelude, shaders.common, codebookFunctions(), shaders.encode);
   const decay = pipeline('decay', shaders.decay);
 
@@ -98,11 +135,32 @@ export function createWebGpuCacheKernels(
     pass.dispatchWorkgroups(x, y);
   };
 
+  const bindAll = (bindings: readonly GPUBufferBinding[]): GPUBindGroup =>
+    device.createBindGroup({
+      layout: append.layout,
+      entries: bindings.map((resource, binding) => ({ binding, resource })),
+    });
+
   return {
     append(pass, { rows, cosines, sines, q, k, v, queries, cache }) {
-      const words = rows.flatMap((r) => [r.exact / 16, r.capacity, r.exactBits, r.slot, r.angle]);
-      const buffers = [table(words), cosines, sines, q, k, v, queries, cache];
-      dispatch(pass, append, buffers, rows.length, shape.heads + 2 * shape.kvHeads);
+      pass.setPipeline(append.pipeline);
+      const buffers = [table([...appendTable(rows)]), cosines, sines, q, k, v, queries, cache];
+      pass.setBindGroup(0, bindAll(buffers.map((buffer) => ({ buffer }))), [0]);
+      pass.dispatchWorkgroups(rows.length, shape.heads + 2 * shape.kvHeads);
+    },
+    bindAppend({ tables, cosines, sines, q, k, v, queries, cache }) {
+      const rows = { buffer: tables, size: SEGMENT_TOKENS * APPEND_ROW_BYTES };
+      const whole = (buffer: GPUBuffer): GPUBufferBinding => ({ buffer });
+      return bindAll([rows, whole(cosines), whole(sines), q, k, v, whole(queries), whole(cache)]);
+    },
+    dispatchAppend(pass, group, at, rows) {
+      pass.setPipeline(append.pipeline);
+      pass.setBindGroup(0, group, [at]);
+      pass.dispatchWorkgroups(rows, shape.heads + 2 * shape.kvHeads);
+    },
+    copy(pass, runs, cache) {
+      const words = runs.flatMap((r) => [r.from / 2, r.to / 2, r.bytes / 2]);
+      dispatch(pass, copy, [table(words), cache], runs.length);
     },
     encode(pass, jobs, cache) {
       const tiers: number[] = [];
@@ -116,8 +174,8 @@ export function createWebGpuCacheKernels(
             ),
           );
         return [
-          job.source / 16,
-          job.values / 16,
+          job.source / (job.bits === 0 ? 16 : 4),
+          job.values / 4,
           job.bits,
           job.tiers.length,
           at,

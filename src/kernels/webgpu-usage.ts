@@ -7,3 +7,5 @@ export const STORAGE = 128;
 export const QUERY_RESOLVE = 512;
 /** GPUMapMode.READ. */
 export const MAP_MODE_READ = 1;
+/** GPUShaderStage.COMPUTE. */
+export const COMPUTE = 4;

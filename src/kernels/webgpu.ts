@@ -1,7 +1,8 @@
 import { UnsupportedModelError } from '../core/errors.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
 import { fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
-import { COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
+import { TABLE_WINDOW } from './webgpu-stream.ts';
+import { COMPUTE, COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
 export const SHADER_FILES = [
   'common',
@@ -14,6 +15,16 @@ export const SHADER_FILES = [
   'hadamard',
   'encode',
   'decay',
+  'copy',
+  'weights-f32',
+  'weights-q4_1',
+  'weights-q4r',
+  'weights-q8_0',
+  'dense',
+  'matmul',
+  'embed',
+  'rms-norm',
+  'elementwise',
 ] as const;
 export type ShaderSources = Readonly<Record<(typeof SHADER_FILES)[number], string>>;
 
@@ -23,6 +34,48 @@ export interface WebGpuAttentionOptions {
   readonly shape: HeadShape;
   /** Exchange between lanes by subgroup operations. Only where the device has them in subgroups of exactly 32: see `subgroupsOf`. */
   readonly subgroups: boolean;
+  /** The output leaves the Hadamard rotation, as whoever reads it next wants. */
+  readonly unrotated?: boolean;
+}
+
+/** Buffers of an attention whose tables come with each dispatch; for as long as they live. */
+export interface AttendBindings {
+  readonly tables: GPUBuffer;
+  readonly cache: GPUBuffer;
+  readonly queries: GPUBuffer;
+  readonly out: GPUBuffer;
+  readonly partials: GPUBuffer;
+  readonly scores: GPUBuffer;
+  readonly softmax: GPUBuffer;
+}
+export interface AttendGroups {
+  readonly attend: GPUBindGroup;
+  readonly combine: GPUBindGroup;
+  readonly mass: GPUBindGroup;
+}
+/** Byte offsets of a plan's tables, as `planTables` lists them. */
+export interface AttendTables {
+  readonly params: number;
+  readonly items: number;
+  readonly splits: number;
+  readonly segments: number;
+}
+
+/** Bytes of a plan's scratch. */
+export const scratchBytes = (
+  { rows, itemCount, splitCount, scoreCells }: AttendPlan,
+  { heads, headDim }: HeadShape,
+  mass: boolean,
+): { partials: number; scores: number; softmax: number } => ({
+  partials: splitCount * rows * heads * (headDim + 2) * 4,
+  scores: mass ? scoreCells * rows * heads * 4 : 16,
+  softmax: Math.max(16, itemCount * rows * heads * 8),
+});
+
+export function planParams(plan: AttendPlan, scale: number, mass: number): Uint32Array<ArrayBuffer> {
+  const params = new Uint32Array([plan.rows, mass ? plan.scoreCells : 0, 0, 0]);
+  new Float32Array(params.buffer).set([scale, mass], 2);
+  return params;
 }
 
 /** A plan's tables and scratch on the device, for as long as the conversations stand where they stand. */
@@ -69,6 +122,15 @@ export interface WebGpuAttention {
   readonly device: GPUDevice;
   readonly subgroups: boolean;
   prepare(options: DevicePlanOptions): DevicePlan;
+  bind(bindings: AttendBindings): AttendGroups;
+  /** `pass` opens the pass of the kernel that it is given the name of. */
+  dispatch(
+    pass: (label: string) => GPUComputePassEncoder,
+    groups: AttendGroups,
+    at: AttendTables,
+    plan: AttendPlan,
+    mass: boolean,
+  ): void;
 }
 
 /** Attention over the packed cache on a GPU: shaders/attend*.wgsl. The bytes are those of layout.ts; arithmetic is float32 throughout. */
@@ -77,6 +139,7 @@ export function createWebGpuAttention({
   shaders,
   shape,
   subgroups,
+  unrotated = false,
 }: WebGpuAttentionOptions): WebGpuAttention {
   const { heads, kvHeads, headDim } = shape;
   if (headDim % 4 !== 0 || headDim > 256 || heads % kvHeads !== 0)
@@ -84,87 +147,135 @@ export function createWebGpuAttention({
       `${heads} heads over ${kvHeads} of ${headDim} channels: the WebGPU kernels want a multiple of 4 channels, at most 256`,
     );
   const prelude = shaderPrelude(shape);
-  const pipeline = (label: string, ...parts: string[]): GPUComputePipeline =>
-    device.createComputePipeline({
-      label,
-      layout: 'auto',
-      compute: { module: device.createShaderModule({ label, code: parts.join('\n') }) },
-    });
-  const attendPipeline = pipeline(
-    'attend',
+  const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
     ...(subgroups ? ['enable subgroups;', shaders['lanes-subgroup']] : [shaders['lanes-workgroup']]),
     prelude,
     shaders.common,
     fillLut(),
     unroll(shaders.attend, heads / kvHeads),
-  );
-  const combinePipeline = pipeline('attend-combine', prelude, shaders.common, shaders['attend-combine']);
-  const massPipeline = pipeline('attend-mass', prelude, shaders.common, shaders['attend-mass']);
+  ]);
+  const combine = kernel(device, 'attend-combine', COMBINE_BINDINGS, [
+    prelude,
+    `const UNROTATED = ${unrotated};`,
+    shaders.common,
+    shaders['attend-combine'],
+    shaders.hadamard,
+  ]);
+  const addMass = kernel(device, 'attend-mass', MASS_BINDINGS, [
+    prelude,
+    shaders.common,
+    shaders['attend-mass'],
+  ]);
 
-  const upload = (data: Uint32Array<ArrayBuffer>, usage: number): GPUBuffer => {
-    const buffer = device.createBuffer({
-      size: Math.max(32, data.byteLength),
-      usage: usage | COPY_DST,
-    });
-    device.queue.writeBuffer(buffer, 0, data);
-    return buffer;
+  const dispatch: WebGpuAttention['dispatch'] = (pass, groups, at, plan, mass) => {
+    const { rows, splitCount, itemCount } = plan;
+    const { params, items, splits, segments } = at;
+    let open = pass('attend');
+    open.setPipeline(attend.pipeline);
+    open.setBindGroup(0, groups.attend, [params, items, splits, segments]);
+    open.dispatchWorkgroups(splitCount, kvHeads, rows);
+    open = pass('attend-combine');
+    open.setPipeline(combine.pipeline);
+    open.setBindGroup(0, groups.combine, [params, items]);
+    open.dispatchWorkgroups(itemCount, heads, rows);
+    if (!mass) return;
+    open = pass('attend-mass');
+    open.setPipeline(addMass.pipeline);
+    open.setBindGroup(0, groups.mass, [params, items, splits, segments]);
+    open.dispatchWorkgroups(splitCount, kvHeads);
   };
-  const bind = (pipeline: GPUComputePipeline, buffers: readonly GPUBuffer[]): GPUBindGroup =>
-    device.createBindGroup({
-      layout: pipeline.getBindGroupLayout(0),
-      entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
-    });
+  const groupsOf = (
+    tables: Record<'params' | 'items' | 'splits' | 'segments', GPUBufferBinding>,
+    { cache, queries, out, partials, scores, softmax }: Omit<AttendBindings, 'tables'>,
+  ): AttendGroups => {
+    const { params, items, splits, segments } = tables;
+    const all = (buffers: readonly (GPUBuffer | GPUBufferBinding)[], layout: GPUBindGroupLayout) =>
+      device.createBindGroup({
+        layout,
+        entries: buffers.map((b, binding) => ({ binding, resource: 'buffer' in b ? b : { buffer: b } })),
+      });
+    return {
+      attend: all([params, cache, cache, queries, items, splits, segments, partials, scores], attend.layout),
+      combine: all([params, items, partials, out, softmax], combine.layout),
+      mass: all([params, cache, items, splits, segments, scores, softmax], addMass.layout),
+    };
+  };
 
   return {
     device,
     subgroups,
+    dispatch,
+    bind({ tables: buffer, ...others }) {
+      const window = { buffer, size: TABLE_WINDOW };
+      const params = { buffer, size: 16 };
+      return groupsOf({ params, items: window, splits: window, segments: window }, others);
+    },
     prepare({ plan, scale, mass, cache, queries, out }) {
-      const { rows, itemCount, splitCount } = plan;
-      const params = new Uint32Array([rows, mass ? plan.scoreCells : 0, 0, 0]);
-      new Float32Array(params.buffer).set([scale, mass], 2);
-      const scratch = (bytes: number): GPUBuffer => device.createBuffer({ size: bytes, usage: STORAGE });
-      const own = {
-        params: upload(params, UNIFORM),
+      const upload = (data: Uint32Array<ArrayBuffer>, usage: number): GPUBuffer => {
+        const size = Math.max(32, data.byteLength);
+        const buffer = device.createBuffer({ size, usage: usage | COPY_DST });
+        device.queue.writeBuffer(buffer, 0, data);
+        return buffer;
+      };
+      const tables = {
+        params: upload(planParams(plan, scale, mass), UNIFORM),
         items: upload(plan.items, STORAGE),
         splits: upload(plan.splits, STORAGE),
         segments: upload(plan.segments, STORAGE),
-        partials: scratch(splitCount * rows * heads * (headDim + 2) * 4),
-        scores: scratch(mass ? plan.scoreCells * rows * heads * 4 : 16),
-        softmax: scratch(Math.max(16, itemCount * rows * heads * 8)),
       };
-      const { items, splits, segments, partials, scores, softmax } = own;
-      const attendGroup = bind(attendPipeline, [
-        own.params,
-        cache,
-        cache,
-        queries,
-        items,
-        splits,
-        segments,
-        partials,
-        scores,
-      ]);
-      const combineGroup = bind(combinePipeline, [own.params, items, partials, out, softmax]);
-      const massGroup =
-        mass > 0 && bind(massPipeline, [own.params, cache, items, splits, segments, scores, softmax]);
+      const bytes = scratchBytes(plan, shape, mass > 0);
+      const scratch = (size: number): GPUBuffer => device.createBuffer({ size, usage: STORAGE });
+      const own = {
+        partials: scratch(bytes.partials),
+        scores: scratch(bytes.scores),
+        softmax: scratch(bytes.softmax),
+      };
+      const groups = groupsOf(
+        Object.fromEntries(Object.entries(tables).map(([name, buffer]) => [name, { buffer }])) as never,
+        { cache, queries, out, ...own },
+      );
       return {
         plan,
-        attend(pass) {
-          pass.setPipeline(attendPipeline);
-          pass.setBindGroup(0, attendGroup);
-          pass.dispatchWorkgroups(splitCount, kvHeads, rows);
-          pass.setPipeline(combinePipeline);
-          pass.setBindGroup(0, combineGroup);
-          pass.dispatchWorkgroups(itemCount, heads, rows);
-          if (!massGroup) return;
-          pass.setPipeline(massPipeline);
-          pass.setBindGroup(0, massGroup);
-          pass.dispatchWorkgroups(splitCount, kvHeads);
-        },
+        attend: (pass) =>
+          dispatch(() => pass, groups, { params: 0, items: 0, splits: 0, segments: 0 }, plan, mass > 0),
         destroy() {
-          for (const buffer of Object.values(own)) buffer.destroy();
+          for (const buffer of [...Object.values(tables), ...Object.values(own)]) buffer.destroy();
         },
       };
     },
+  };
+}
+
+/** 'u': uniform, 'r': read, 'w': written; capitals come with dynamic offsets. */
+const ATTEND_BINDINGS = 'UrrrRRRww';
+const COMBINE_BINDINGS = 'URrww';
+const MASS_BINDINGS = 'UwRRRrr';
+
+export interface Kernel {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
+}
+
+/** A pipeline whose bindings are listed as a word: see ATTEND_BINDINGS. */
+export function kernel(device: GPUDevice, label: string, bindings: string, code: readonly string[]): Kernel {
+  const types = { u: 'uniform', r: 'read-only-storage', w: 'storage' } as const;
+  const layout = device.createBindGroupLayout({
+    label,
+    entries: [...bindings].map((letter, binding) => ({
+      binding,
+      visibility: COMPUTE,
+      buffer: {
+        type: types[letter.toLowerCase() as keyof typeof types],
+        hasDynamicOffset: letter !== letter.toLowerCase(),
+      },
+    })),
+  });
+  return {
+    layout,
+    pipeline: device.createComputePipeline({
+      label,
+      layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module: device.createShaderModule({ label, code: code.join('\n') }) },
+    }),
   };
 }

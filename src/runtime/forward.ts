@@ -7,6 +7,7 @@ import type { LoadedModel } from './model.ts';
 import type { Stage } from './partition.ts';
 import { compile, type Program, type Step } from './program.ts';
 import { type ResolvedStep, resolveSteps } from './resolve.ts';
+import { ropeFrequencies, ropeTables } from './rope.ts';
 
 /** Largest chunk: one epoch. */
 export const MAX_ROWS = EPOCH;
@@ -31,11 +32,27 @@ export interface ForwardOptions {
   readonly yield?: (() => Promise<void>) | undefined;
 }
 
+/** What executes a model for one chunk: `Forward` over kernels in linear memory, or the one on a GPU. */
+export interface ForwardPass {
+  readonly workspaceBytes: number;
+  /**
+   * Feeds `ids` (at most cache.room) at cache.position and advances the cache. `wanted`: rows of the chunk, ascending, whose logits go to `sink`;
+   * the view is only valid during the call. The cache changes wholly or, if a kernel throws before the first append, not at all.
+   */
+  run(
+    cache: KvCache,
+    ids: readonly number[],
+    wanted: readonly number[],
+    sink: (row: number, logits: Float32Array) => void,
+    options?: ForwardOptions,
+  ): Promise<void>;
+}
+
 /**
  * Executes the stages for one chunk of at most 128 tokens. Owns the workspace, which all conversations of an isolate share: one `run` at a
  * time (the engine sees to it). Knows no operator semantics beyond ONNX's.
  */
-export class Forward {
+export class Forward implements ForwardPass {
   readonly #model: LoadedModel;
   readonly #program: Program;
   readonly #steps: readonly ResolvedStep[];
@@ -94,18 +111,10 @@ export class Forward {
     this.#segments = arena.allocStatic(MAX_SEGMENTS * 4);
     this.#ids = arena.allocStatic(MAX_ROWS * 4);
     this.#rope = arena.allocStatic(2 * MAX_ROWS * (config.headDim / 2) * 4);
-    this.#frequencies = Float64Array.from({ length: config.headDim / 2 }, (_, i) => {
-      // Rounded twice, as 1 / base^x is there: the single rounding differs in the last bit of every third frequency.
-      const power = Math.fround(config.ropeTheta ** ((2 * i) / config.headDim));
-      return Math.fround(1 / power);
-    });
+    this.#frequencies = ropeFrequencies(config);
     this.workspaceBytes = arena.staticBytes - before;
   }
 
-  /**
-   * Feeds `ids` (at most cache.room) at cache.position and advances the cache. `wanted`: rows of the chunk, ascending, whose logits go to `sink`;
-   * the view is only valid during the call. The cache changes wholly or, if a kernel throws before the first append, not at all.
-   */
   async run(
     cache: KvCache,
     ids: readonly number[],
@@ -292,21 +301,12 @@ export class Forward {
     }
   }
 
-  /**
-   * cos and sin of this chunk's positions. Frequencies and angles are rounded to float32 before the cosine, as the training code of these
-   * models does: at position 7,000 the rounding of the angle itself is visible in the fourth digit.
-   */
   #fillRope(position: number, rows: number): void {
     const half = this.#frequencies.length;
     const buffer = this.#model.kernels.arena.memory.buffer;
-    const cos = new Float32Array(buffer, this.#rope, rows * half);
-    const sin = new Float32Array(buffer, this.#rope + MAX_ROWS * half * 4, rows * half);
-    for (let r = 0; r < rows; r++)
-      for (let i = 0; i < half; i++) {
-        const angle = Math.fround((position + r) * this.#frequencies[i]!);
-        cos[r * half + i] = Math.cos(angle);
-        sin[r * half + i] = Math.sin(angle);
-      }
+    const cosines = new Float32Array(buffer, this.#rope, rows * half);
+    const sines = new Float32Array(buffer, this.#rope + MAX_ROWS * half * 4, rows * half);
+    ropeTables(this.#frequencies, position, rows, cosines, sines);
   }
 
   #at(name: string): Ptr {

@@ -39,53 +39,35 @@ export async function readManifest(source: BundleSource): Promise<Manifest> {
 /** Shards that are read at once. */
 const STREAMS = 2;
 
-/**
- * Streams every shard straight into kernel memory: never a second copy, at most one piece of a stream beside it.
- * Tensors that share their bytes (a tied embedding) are held once.
- */
-export async function loadModel(
+/** A tensor's bytes in a shard, and who takes them: `write` gets them in order, piece by piece. */
+export interface ShardPiece {
+  readonly shard: number;
+  readonly at: number;
+  readonly bytes: number;
+  write(piece: Uint8Array, offset: number): void;
+}
+
+/** Streams the shards, some at a time, and hands each tensor its bytes; a part's bytes come in order. Never more than one piece of a stream is held here. */
+export async function streamShards(
   source: BundleSource,
   manifest: Manifest,
-  kernels: Kernels,
+  targets: readonly ShardPiece[],
   onProgress?: (done: number, total: number) => void,
-): Promise<LoadedModel> {
-  const weights = new Map<string, LoadedWeight>();
-  const placed = new Map<string, Ptr>();
-  /** Where bytes of each shard go, by offset in the shard. */
-  const targets: { at: number; bytes: number; ptr: Ptr }[][] = manifest.shards.map(() => []);
-  let weightBytes = 0;
-  for (const [name, tensor] of Object.entries(manifest.tensors)) {
-    const key = JSON.stringify(tensor.parts);
-    let ptr = placed.get(key);
-    if (ptr === undefined) {
-      ptr = kernels.arena.allocStatic(tensor.bytes);
-      placed.set(key, ptr);
-      weightBytes += tensor.bytes;
-      let at = ptr;
-      for (const part of tensor.parts) {
-        targets[part.shard]!.push({ at: part.offset, bytes: part.bytes, ptr: at });
-        at += part.bytes;
-      }
-    }
-    weights.set(name, { form: tensor.form, ptr, shape: tensor.shape, bytes: tensor.bytes });
-  }
-  const tierScratch = kernels.arena.allocStatic(tierScratchBytes(manifest.model));
-
+): Promise<void> {
   const total = manifest.shards.reduce((sum, s) => sum + s.bytes, 0);
   let done = 0;
   const load = async (index: number): Promise<void> => {
     const shard = manifest.shards[index]!;
-    const pieces = targets[index]!.sort((a, b) => a.at - b.at);
+    const pieces = targets.filter((t) => t.shard === index).sort((a, b) => a.at - b.at);
     let at = 0;
     let next = 0;
     for await (const chunk of source.stream(shard.file)) {
-      const memory = new Uint8Array(kernels.arena.memory.buffer);
       // A chunk may end one tensor and begin the next.
       for (let i = next; i < pieces.length && pieces[i]!.at < at + chunk.length; i++) {
         const piece = pieces[i]!;
         const from = Math.max(piece.at, at);
         const to = Math.min(piece.at + piece.bytes, at + chunk.length);
-        if (to > from) memory.set(chunk.subarray(from - at, to - at), piece.ptr + from - piece.at);
+        if (to > from) piece.write(chunk.subarray(from - at, to - at), from - piece.at);
         if (piece.at + piece.bytes <= at + chunk.length) next = i + 1;
       }
       at += chunk.length;
@@ -105,5 +87,41 @@ export async function loadModel(
   // All have ended before an error goes on: a stray one would write into a memory that is loaded anew.
   for (const result of await Promise.allSettled(workers))
     if (result.status === 'rejected') throw result.reason;
+}
+
+/**
+ * Streams every shard straight into kernel memory: never a second copy, at most one piece of a stream beside it.
+ * Tensors that share their bytes (a tied embedding) are held once.
+ */
+export async function loadModel(
+  source: BundleSource,
+  manifest: Manifest,
+  kernels: Kernels,
+  onProgress?: (done: number, total: number) => void,
+): Promise<LoadedModel> {
+  const weights = new Map<string, LoadedWeight>();
+  const placed = new Map<string, Ptr>();
+  const pieces: ShardPiece[] = [];
+  let weightBytes = 0;
+  for (const [name, tensor] of Object.entries(manifest.tensors)) {
+    const key = JSON.stringify(tensor.parts);
+    let ptr = placed.get(key);
+    if (ptr === undefined) {
+      ptr = kernels.arena.allocStatic(tensor.bytes);
+      placed.set(key, ptr);
+      weightBytes += tensor.bytes;
+      let at = ptr;
+      for (const { shard, offset, bytes } of tensor.parts) {
+        const to = at;
+        const write = (piece: Uint8Array, from: number): void =>
+          new Uint8Array(kernels.arena.memory.buffer).set(piece, to + from);
+        pieces.push({ shard, at: offset, bytes, write });
+        at += bytes;
+      }
+    }
+    weights.set(name, { form: tensor.form, ptr, shape: tensor.shape, bytes: tensor.bytes });
+  }
+  const tierScratch = kernels.arena.allocStatic(tierScratchBytes(manifest.model));
+  await streamShards(source, manifest, pieces, onProgress);
   return { manifest, config: manifest.model, kernels, weights, weightBytes, tierScratch };
 }

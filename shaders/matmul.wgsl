@@ -1,0 +1,43 @@
+// out [rows, n] = x [rows, k] times the transposed weight [n, k]; with ADDS, plus another value of the output's shape.
+// One workgroup of 64 lanes for 4 outputs of ROWS rows: lanes take units of 8 channels in turn, then their sums are joined in a fixed
+// order, the same for every number of rows. Rows past the last are computed and unheard: the workspace has room for them.
+// Dispatch [n / 4, rows / ROWS].
+
+var<workgroup> sums: array<vec4<f32>, 64u * ROWS>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let first = id.y * ROWS;
+  // each $h
+  var sum$h = vec4<f32>();
+  // end
+  for (var unit = lane; unit < (step.k + 7u) / 8u; unit += 64u) {
+    let w = unitAt(id.x, unit);
+    // each $h
+    {
+      let at = step.x + (first + $hu) * step.ldX + unit * 2u;
+      let a = values[at];
+      let b = select(vec4<f32>(), values[at + 1u], unit * 8u + 4u < step.k);
+      let total = (a.x + a.y) + (a.z + a.w) + ((b.x + b.y) + (b.z + b.w));
+      sum$h = fma(w.minimum, vec4(total), fma(w.scale, w.low * a + w.high * b, sum$h));
+    }
+    // end
+  }
+  // each $h
+  sums[$hu * 64u + lane] = sum$h;
+  // end
+  for (var half = 32u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    for (var i = lane; i < half * ROWS; i += 64u) {
+      let at = i / half * 64u + i % half;
+      sums[at] += sums[at + half];
+    }
+  }
+  workgroupBarrier();
+  if (lane < ROWS) {
+    var y = sums[lane * 64u];
+    let row = (first + lane) * step.ldOut + id.x;
+    if (ADDS) { y = values[step.other + row] + y; }
+    values[step.out + row] = y;
+  }
+}

@@ -1,0 +1,23 @@
+// out = x * weight / sqrt(mean(x^2) + epsilon). Dispatch [rows], 64 threads over the channels.
+
+@group(0) @binding(1) var<storage, read> weights: array<vec4<f32>>;
+var<workgroup> sums: array<f32, 64>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let from_ = step.x + id.x * step.ldX;
+  var sum = 0.0;
+  for (var c = thread; c < step.k / 4u; c += 64u) {
+    let x = values[from_ + c];
+    sum += dot(x, x);
+  }
+  sums[thread] = sum;
+  for (var half = 32u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (thread < half) { sums[thread] += sums[thread + half]; }
+  }
+  workgroupBarrier();
+  let factor = 1.0 / sqrt(sums[0] / f32(step.k) + step.epsilon);
+  let to = step.out + id.x * step.ldOut;
+  for (var c = thread; c < step.k / 4u; c += 64u) { values[to + c] = values[from_ + c] * factor * weights[step.weight + c]; }
+}

@@ -1,0 +1,54 @@
+import { tierScratchBytes } from '../cache/cache.ts';
+import { parseProfile } from '../cache/profile.ts';
+import type { ShaderSources } from '../kernels/webgpu.ts';
+import type { BundleSource } from '../runtime/manifest.ts';
+import { readManifest } from '../runtime/model.ts';
+import { GpuForward } from '../runtime/webgpu/forward.ts';
+import { loadGpuWeights } from '../runtime/webgpu/weights.ts';
+import { createEngine, type ModelEngine } from './engine.ts';
+import { createTemplate } from './template.ts';
+import { createTokenizer } from './tokenizer.ts';
+
+export interface LoadWebGpuEngineOptions {
+  readonly source: BundleSource;
+  /** From openWebGpuInNode or openWebGpu; the caller destroys it when the engine is no longer needed. */
+  readonly device: GPUDevice;
+  readonly shaders: ShaderSources;
+  /** Of caches. */
+  readonly maxBytes: number;
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
+export interface WebGpuEngine extends ModelEngine {
+  readonly forward: GpuForward;
+}
+
+/** Loads a bundle's weights onto a GPU and makes it an engine: the same API, policies and stored state as over WebAssembly. */
+export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promise<WebGpuEngine> {
+  const { source, device, shaders, maxBytes, onProgress } = options;
+  const manifest = await readManifest(source);
+  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
+  const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
+  const weights = await loadGpuWeights(device, source, manifest, onProgress);
+  const forward = new GpuForward({ device, shaders, manifest, weights, maxBytes });
+  const { records: kernels } = forward;
+  const tierScratch = kernels.arena.allocStatic(tierScratchBytes(manifest.model));
+  const profile = manifest.profile
+    ? parseProfile(await source.json(manifest.profile.file), manifest.model, manifest.profile.sha256)
+    : undefined;
+  const engine = createEngine({
+    loaded: { manifest, config: manifest.model, kernels, weightBytes: weights.bytes, tierScratch },
+    ...{ forward, tokenizer, template, profile },
+  });
+  return Object.assign(engine, {
+    forward,
+    ledger: () => ({
+      ...{ weights: weights.bytes, workspace: forward.workspaceBytes, kernelStatic: 0 },
+      ...{
+        caches: kernels.arena.liveBytes,
+        ortHeap: 0,
+        kernelMemory: kernels.arena.memory.buffer.byteLength,
+      },
+    }),
+  });
+}

@@ -1,0 +1,148 @@
+import type { KvCache } from '../../cache/cache.ts';
+import type { ModelConfig } from '../../core/config.ts';
+import { type AttendGroups, planParams, scratchBytes, type WebGpuAttention } from '../../kernels/webgpu.ts';
+import { appendTable, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
+import { planAttend } from '../../kernels/webgpu-plan.ts';
+import type { WebGpuRecords } from '../../kernels/webgpu-records.ts';
+import type { CommandStream } from '../../kernels/webgpu-stream.ts';
+import { STORAGE } from '../../kernels/webgpu-usage.ts';
+
+/** Queries of a chunk that are attended in one dispatch: bounds the scores that the mass is made of. */
+const TILE_ROWS = 32;
+/** One conversation alone should spread over the whole device. */
+const SEGMENTS_PER_SPLIT = 1;
+/** Tables of one dispatch: generous for any trained length. */
+const TABLES_BYTES = 256 << 10;
+
+interface Place {
+  /** Byte offset in the workspace, and columns. */
+  readonly at: number;
+  readonly width: number;
+}
+
+export interface GpuAttentionOptions {
+  readonly stream: CommandStream;
+  readonly records: WebGpuRecords;
+  readonly cacheKernels: WebGpuCacheKernels;
+  readonly attend: WebGpuAttention;
+  readonly config: ModelConfig;
+  readonly workspace: GPUBuffer;
+  readonly cosines: GPUBuffer;
+  readonly sines: GPUBuffer;
+}
+
+/** Attention of one layer for a chunk: rotates, appends, attends over the packed cache, adds up the mass. */
+export class GpuAttention {
+  readonly #o: GpuAttentionOptions;
+  readonly #queries: GPUBuffer;
+  #scratch: { partials: GPUBuffer; scores: GPUBuffer; softmax: GPUBuffer };
+  #groups: { cache: GPUBuffer; attend: AttendGroups; append: Map<string, GPUBindGroup> } | undefined;
+
+  constructor(options: GpuAttentionOptions) {
+    this.#o = options;
+    const { heads, headDim } = options.config;
+    this.#queries = this.#buffer('queries', 128 * heads * headDim * 4);
+    this.#scratch = {
+      partials: this.#buffer('partials', 16),
+      scores: this.#buffer('scores', 16),
+      softmax: this.#buffer('softmax', 16),
+    };
+  }
+
+  run(
+    cache: KvCache,
+    layer: number,
+    rows: number,
+    { q, k, v, out }: { readonly q: Place; readonly k: Place; readonly v: Place; readonly out: Place },
+  ): void {
+    const { stream, records, cacheKernels, attend, config } = this.#o;
+    const { kvHeads, heads, headDim } = config;
+    for (const run of cache.runs(layer, rows)) {
+      const slot = cache.begin(layer, run);
+      const exact = cache.exactRef(layer);
+      const place = { exact: exact.ptr, capacity: exact.capacity, exactBits: exact.bits };
+      const gpu = records.memory.gpu;
+      stream.reserve(TABLES_BYTES);
+      const table = stream.table(
+        appendTable(
+          Array.from({ length: run.rows }, (_, r) => ({ ...place, slot: slot + r, angle: run.from + r, row: run.from + r })),
+        ),
+      );
+      const group = this.#appendGroup(gpu, q, k, v);
+      cacheKernels.dispatchAppend(stream.pass('append'), group, table, run.rows);
+      const segments = cache.segmentPtrs(layer);
+      const { mass } = cache.massOf(run);
+      for (let done = 0; done < run.rows; done += TILE_ROWS) {
+        const count = Math.min(TILE_ROWS, run.rows - done);
+        const from = run.from + done;
+        const plan = planAttend(
+          [
+            {
+              ...{ ...place, segments, visible: slot + 1 + done, position: cache.position + from },
+              q: from * heads * headDim,
+              out: out.at / 4 + from * heads * headDim,
+            },
+          ],
+          count,
+          SEGMENTS_PER_SPLIT,
+        );
+        this.#grow(scratchBytes(plan, { heads, kvHeads, headDim }, mass > 0));
+        stream.reserve(TABLES_BYTES);
+        const at = {
+          params: stream.table(planParams(plan, config.attentionScale, mass)),
+          items: stream.table(plan.items),
+          splits: stream.table(plan.splits),
+          segments: stream.table(plan.segments),
+        };
+        attend.dispatch((label) => stream.pass(label), this.#attendGroups(gpu), at, plan, mass > 0);
+      }
+    }
+  }
+
+  /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. */
+  #bound(cache: GPUBuffer) {
+    if (this.#groups?.cache !== cache) {
+      const { stream, attend, workspace } = this.#o;
+      const groups = attend.bind({
+        ...{ tables: stream.tables, cache, queries: this.#queries, out: workspace, ...this.#scratch },
+      });
+      this.#groups = { cache, attend: groups, append: new Map() };
+    }
+    return this.#groups;
+  }
+  #attendGroups(cache: GPUBuffer): AttendGroups {
+    return this.#bound(cache).attend;
+  }
+  #appendGroup(cache: GPUBuffer, q: Place, k: Place, v: Place): GPUBindGroup {
+    const { append } = this.#bound(cache);
+    const key = `${q.at} ${k.at} ${v.at}`;
+    const found = append.get(key);
+    if (found) return found;
+    const { cacheKernels, stream, workspace, cosines, sines } = this.#o;
+    const part = ({ at, width }: Place): GPUBufferBinding => ({
+      ...{ buffer: workspace, offset: at, size: width * 128 * 4 },
+    });
+    const made = cacheKernels.bindAppend({
+      ...{ tables: stream.tables, cosines, sines, q: part(q), k: part(k), v: part(v) },
+      ...{ queries: this.#queries, cache },
+    });
+    append.set(key, made);
+    return made;
+  }
+
+  #grow(needed: { partials: number; scores: number; softmax: number }): void {
+    let grown = false;
+    const fit = (name: 'partials' | 'scores' | 'softmax'): GPUBuffer => {
+      const held = this.#scratch[name];
+      if (held.size >= needed[name]) return held;
+      grown = true;
+      this.#o.stream.retire(held);
+      return this.#buffer(name, Math.ceil((needed[name] * 1.5) / 256) * 256);
+    };
+    this.#scratch = { partials: fit('partials'), scores: fit('scores'), softmax: fit('softmax') };
+    if (grown) this.#groups = undefined;
+  }
+  #buffer(label: string, size: number): GPUBuffer {
+    return this.#o.stream.device.createBuffer({ label, size, usage: STORAGE });
+  }
+}

@@ -1,0 +1,192 @@
+import { UnsupportedModelError } from '../../core/errors.ts';
+import type { Kernel } from '../../kernels/webgpu.ts';
+import {
+  type DenseStep,
+  type Elementwise,
+  MANY_ROWS,
+  type WebGpuDense,
+  weightUnit,
+} from '../../kernels/webgpu-dense.ts';
+import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from '../../kernels/webgpu-stream.ts';
+import type { Program, Step } from '../program.ts';
+import type { GpuWeight } from './weights.ts';
+
+/** A step that works row by row, with its bindings made. */
+export type RowOp =
+  | { readonly kind: 'embed'; record(stream: CommandStream, ids: Uint32Array): void }
+  | { readonly kind: 'rows'; record(stream: CommandStream, rows: number): void }
+  /** The last product, of `count` rows from `first` on; its output lies at logitsAt. */
+  | { readonly kind: 'logits'; record(stream: CommandStream, first: number, count: number): void };
+
+export interface RowsOptions {
+  readonly program: Program;
+  readonly weights: ReadonlyMap<string, GpuWeight>;
+  readonly dense: WebGpuDense;
+  readonly workspace: GPUBuffer;
+  readonly tables: GPUBuffer;
+  /** Byte offset of the logits in the workspace. */
+  readonly logitsAt: number;
+  readonly maxRows: number;
+}
+
+/** Makes every step but the attentions ready to be recorded: where its operands lie does not change from chunk to chunk. */
+export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
+  const { program, dense, workspace } = options;
+  const ops = new Map<number, RowOp>();
+  const steps: DenseStep[] = [];
+  const units: number[] = [];
+  const makers: ((stepBuffer: GPUBuffer) => void)[] = [];
+  const add = (unit: number, ...more: DenseStep[]): number => {
+    for (const step of more) {
+      steps.push(step);
+      units.push(unit);
+    }
+    return (steps.length - more.length) * TABLE_ALIGNMENT;
+  };
+  const at = (name: string): number => program.offset.get(name)! / 16;
+  const widthOf = (name: string): number => {
+    const width = program.width.get(name)!;
+    if (width % 4 !== 0)
+      throw new UnsupportedModelError(
+        `value ${name} has ${width} columns: the WebGPU kernels want a multiple of 4; use the wasm backend`,
+      );
+    return width / 4;
+  };
+  const weightOf = (step: Step, input: number): GpuWeight => {
+    const weight = options.weights.get(step.inputs[input]!);
+    if (!weight) throw new UnsupportedModelError(`node ${step.node.name}: no weight ${step.inputs[input]}`);
+    return weight;
+  };
+  const put = (
+    stream: CommandStream,
+    label: string,
+    { pipeline }: Kernel,
+    group: GPUBindGroup,
+    offsets: readonly number[],
+    x: number,
+    y: number,
+  ): void => {
+    const pass = stream.pass(label);
+    pass.setPipeline(pipeline);
+    pass.setBindGroup(0, group, offsets);
+    pass.dispatchWorkgroups(x, y);
+  };
+  const anyWeight = [...options.weights.values()][0]!;
+
+  for (const [index, step] of program.steps.entries()) {
+    const { op, inputs, output } = step;
+    const base = { x: 0, ldX: 0, out: 0, ldOut: 0, weight: 0, k: 0, other: 0, epsilon: 0 };
+    switch (op) {
+      case 'GroupQueryAttention':
+        break;
+      case 'Gather': {
+        const table = weightOf(step, 0);
+        const kernel = dense.embed(table.form);
+        const offset = add(weightUnit(table.form), {
+          ...{ ...base, out: at(output), ldOut: widthOf(output), weight: table.at, k: table.shape[1]! },
+        });
+        makers.push((stepBuffer) => {
+          const ids = { buffer: options.tables, size: TABLE_WINDOW };
+          const group = dense.bind(kernel, stepBuffer, table.buffer, workspace, ids);
+          ops.set(index, {
+            kind: 'embed',
+            record(stream, tokens) {
+              stream.reserve(TABLE_ALIGNMENT * 4);
+              put(stream, 'embed', kernel, group, [offset, stream.table(tokens)], tokens.length, 1);
+            },
+          });
+        });
+        break;
+      }
+      case 'SimplifiedLayerNormalization': {
+        const weight = weightOf(step, 1);
+        const kernel = dense.rmsNorm();
+        const offset = add(16, {
+          ...{
+            ...base,
+            x: at(inputs[0]!),
+            ldX: widthOf(inputs[0]!),
+            out: at(output),
+            ldOut: widthOf(output),
+          },
+          ...{ weight: weight.at, k: weight.shape[0]!, epsilon: step.node.attributes.epsilon as number },
+        });
+        makers.push((stepBuffer) => {
+          const group = dense.bind(kernel, stepBuffer, weight.buffer, workspace);
+          ops.set(index, {
+            kind: 'rows',
+            record: (stream, rows) => put(stream, 'rms-norm', kernel, group, [offset], rows, 1),
+          });
+        });
+        break;
+      }
+      case 'MatMul':
+      case 'MatMulNBits': {
+        const weight = weightOf(step, 1);
+        const [n, k] = weight.shape as [number, number];
+        const quads = Math.ceil(n / 4);
+        const one = dense.matmul(weight.form, 1, false);
+        const many = dense.matmul(weight.form, MANY_ROWS, false);
+        const label = `matmul ${weight.form}`;
+        const x = at(inputs[0]!);
+        const ldX = widthOf(inputs[0]!);
+        const common = { ...base, ldX, ldOut: quads, weight: weight.at, k };
+        const isLogits = !program.offset.has(output);
+        const unit = weightUnit(weight.form);
+        const offset = isLogits
+          ? add(
+              unit,
+              ...Array.from({ length: options.maxRows }, (_, row) => ({
+                ...{ ...common, x: x + row * ldX, out: options.logitsAt / 16 },
+              })),
+            )
+          : add(unit, { ...common, x, out: at(output), ldOut: widthOf(output) });
+        makers.push((stepBuffer) => {
+          const group = dense.bind(one, stepBuffer, weight.buffer, workspace);
+          const groupMany = dense.bind(many, stepBuffer, weight.buffer, workspace);
+          const record = (stream: CommandStream, name: string, place: number, rows: number): void => {
+            if (rows === 1) put(stream, name, one, group, [place], quads, 1);
+            else put(stream, name, many, groupMany, [place], quads, Math.ceil(rows / MANY_ROWS));
+          };
+          ops.set(
+            index,
+            isLogits
+              ? {
+                  kind: 'logits',
+                  record: (stream, first, count) =>
+                    record(stream, 'logits', offset + first * TABLE_ALIGNMENT, count),
+                }
+              : { kind: 'rows', record: (stream, rows) => record(stream, label, offset, rows) },
+          );
+        });
+        break;
+      }
+      case 'Sigmoid':
+      case 'Add':
+      case 'Mul':
+      case 'SiluMul': {
+        const kernel = dense.elementwise(op satisfies Elementwise);
+        const width = widthOf(output);
+        const offset = add(16, {
+          ...{ ...base, x: at(inputs[0]!), ldX: width, out: at(output), ldOut: width, k: width * 4 },
+          other: at(inputs[1] ?? inputs[0]!),
+        });
+        makers.push((stepBuffer) => {
+          const group = dense.bind(kernel, stepBuffer, anyWeight.buffer, workspace);
+          ops.set(index, {
+            kind: 'rows',
+            record: (stream, rows) => put(stream, op, kernel, group, [offset], Math.ceil(width / 64), rows),
+          });
+        });
+        break;
+      }
+      default:
+        throw new UnsupportedModelError(
+          `the WebGPU backend has no kernel for ${op} (node ${step.node.name}); use the wasm backend`,
+        );
+    }
+  }
+  const buffer = dense.steps(steps, (i) => units[i]!);
+  for (const make of makers) make(buffer);
+  return ops;
+}
