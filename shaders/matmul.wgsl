@@ -26,16 +26,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   // each $h
   sums[$hu * 64u + lane] = sum$h;
   // end
-  for (var half = 32u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    for (var i = lane; i < half * ROWS; i += 64u) {
-      let at = i / half * 64u + i % half;
-      sums[at] += sums[at + half];
-    }
+  workgroupBarrier();
+  // Eight sums of eight lanes, then the sum of those.
+  var part = vec4<f32>();
+  if (lane < 8u * ROWS) {
+    let at = lane * 8u;
+    for (var i = 0u; i < 8u; i++) { part += sums[at + i]; }
   }
   workgroupBarrier();
+  if (lane < 8u * ROWS) { sums[lane] = part; }
+  workgroupBarrier();
   if (lane < ROWS) {
-    var y = sums[lane * 64u];
+    var y = sums[lane * 8u];
+    for (var i = 1u; i < 8u; i++) { y += sums[lane * 8u + i]; }
     let row = (first + lane) * step.ldOut + id.x;
     if (ADDS) { y = values[step.other + row] + y; }
     values[step.out + row] = y;

@@ -12,12 +12,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     sum += dot(x, x);
   }
   sums[thread] = sum;
-  for (var half = 32u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (thread < half) { sums[thread] += sums[thread + half]; }
-  }
   workgroupBarrier();
-  let factor = 1.0 / sqrt(sums[0] / f32(step.k) + step.epsilon);
+  // Every thread adds up all 64, in order.
+  var total = 0.0;
+  for (var i = 0u; i < 64u; i++) { total += sums[i]; }
+  let factor = 1.0 / sqrt(total / f32(step.k) + step.epsilon);
   let to = step.out + id.x * step.ldOut;
   for (var c = thread; c < step.k / 4u; c += 64u) { values[to + c] = values[from_ + c] * factor * weights[step.weight + c]; }
 }

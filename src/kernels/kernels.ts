@@ -140,6 +140,8 @@ export type RecordKernels = Pick<
   | 'copyBytes'
   | 'hostWrote'
 > & {
+  /** Where the host reads records itself. */
+  readonly decodeRecord?: Kernels['decodeRecord'];
   /** Brings bytes that lie elsewhere into the arena's buffer; absent where the arena's buffer is the only place. */
   fetch?(ranges: readonly { readonly at: Ptr; readonly bytes: number }[]): Promise<void>;
 };
