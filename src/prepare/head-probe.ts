@@ -42,6 +42,7 @@ export class HeadProbe {
     const { kernels, model } = cache.context;
     const { headDim } = model;
     const { arena } = kernels;
+    if (!kernels.decodeRecord) throw new Error('a probe wants kernels in host memory');
     for (const [s, { id }] of cache.blocks[layer]!.entries()) {
       const { tokens } = cache.spans[s]!;
       const reader = cache.reader({ id, version: 0 });
