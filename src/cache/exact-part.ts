@@ -16,7 +16,11 @@ export class ExactPart {
   /** Bytes held now. */
   bytes = 0;
 
-  constructor(kernels: Pick<RecordKernels, 'arena' | 'copyBytes'>, layers: number, shape: Omit<ExactLayout, 'capacity'>) {
+  constructor(
+    kernels: Pick<RecordKernels, 'arena' | 'copyBytes'>,
+    layers: number,
+    shape: Omit<ExactLayout, 'capacity'>,
+  ) {
     this.#arena = kernels.arena;
     this.#kernels = kernels;
     this.#shape = shape;

@@ -6,6 +6,7 @@ import { measureShares } from '../bench/shares.ts';
 import { MEASURED_TOKENS, measure, type SpeedResult } from '../bench/speed.ts';
 import { measureSteps } from '../bench/steps.ts';
 import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
+import { measureWebGpu } from '../bench/webgpu-model.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
@@ -13,7 +14,7 @@ import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
-import { loadCliEngineParts, loadWasmKernels, wasmFolder } from './load-engine.ts';
+import { loadCliEngineParts, loadWasmKernels, loadWebGpuCliEngine } from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
   context?: number[];
@@ -108,6 +109,13 @@ export function benchCommand(program: Command): void {
         return;
       }
       const config = cacheConfig(options);
+      if (options.backend === 'webgpu') {
+        const engine = await loadWebGpuCliEngine(options);
+        for (const context of options.context ?? [128, 512])
+          process.stdout.write(`${JSON.stringify(await measureWebGpu(engine, config, context))}\n`);
+        engine.forward.device.destroy();
+        return;
+      }
       const { engine, kernels, host } = await loadCliEngineParts(options);
       const calibrator = await calibratorFor(kernels);
       const limit = engine.model.contextLength - (options.steps ?? MEASURED_TOKENS);

@@ -5,7 +5,7 @@ import { InvalidInputError } from '../core/errors.ts';
 
 /** What `score`, `generate`, `bench` and `chat` take alike. */
 export interface EngineOptions {
-  backend: 'wasm' | 'reference';
+  backend: 'wasm' | 'reference' | 'webgpu';
   policy: string;
   ratio?: number;
   bytes?: number;
@@ -30,7 +30,9 @@ export const natural = number('a whole number', (n) => Number.isInteger(n) && n 
 
 export function addEngineOptions(command: Command, policy = DEFAULT_CACHE.policy): Command {
   return command
-    .addOption(new Option('--backend <name>', 'kernels').choices(['wasm', 'reference']).default('wasm'))
+    .addOption(
+      new Option('--backend <name>', 'kernels').choices(['wasm', 'reference', 'webgpu']).default('wasm'),
+    )
     .addOption(
       new Option('--policy <name>', 'how the cache is compressed')
         .choices(Object.keys(POLICIES))

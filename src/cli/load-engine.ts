@@ -4,10 +4,13 @@ import { join } from 'node:path';
 import { SingleBar } from 'cli-progress';
 import type { ModelEngine } from '../engine/engine.ts';
 import { loadEngine } from '../engine/load.ts';
+import { loadWebGpuEngine, type WebGpuEngine } from '../engine/load-webgpu.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import { createReferenceKernels } from '../kernels/reference.ts';
 import { selectKernels } from '../kernels/select.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
+import { shadersFrom } from '../kernels/webgpu-files.ts';
+import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { foreignFromBundle } from '../runtime/foreign.ts';
 import { createOrtRunner } from '../runtime/ort.ts';
@@ -80,6 +83,25 @@ export async function loadCliEngineParts(
   return { engine, kernels, host };
 }
 
+/**
+ * The embedded model on this machine's GPU; says on standard error which adapter was taken.
+ * @throws UnsupportedModelError without an adapter: who asks for a GPU by name is not served by something else
+ */
+export async function loadWebGpuCliEngine(options: Pick<EngineOptions, 'exact'>): Promise<WebGpuEngine> {
+  const device = await openWebGpuInNode();
+  const { vendor, architecture, description } = device.adapterInfo;
+  process.stderr.write(
+    `webgpu: ${[vendor, architecture, description].filter((part) => part !== '').join(', ')}\n`,
+  );
+  return loadWebGpuEngine({
+    device,
+    source: folderSource(await bundleFolder(options.exact ? 'exact' : 'compact')),
+    shaders: shadersFrom(join(PROJECT_ROOT, 'shaders')),
+    maxBytes: CLI_KERNEL_BYTES,
+  });
+}
+
 export const loadCliEngine = async (
   options: Pick<EngineOptions, 'backend' | 'exact'>,
-): Promise<ModelEngine> => (await loadCliEngineParts(options)).engine;
+): Promise<ModelEngine> =>
+  options.backend === 'webgpu' ? loadWebGpuCliEngine(options) : (await loadCliEngineParts(options)).engine;

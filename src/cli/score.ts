@@ -50,6 +50,7 @@ export function scoreCommand(program: Command): void {
             { chunk: options.chunk, yield: async () => progress(cache.position, ids.length) },
           );
           // What the text takes once everything outside the window is compressed.
+          await cache.fetchMass();
           cache.finish();
           return { nll, top, cache: cacheFields(cache.report()) };
         } finally {

@@ -1,5 +1,5 @@
 import { resolve } from 'node:path';
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { parseKeys } from '../http/auth.ts';
 import { servedModel } from '../http/models.ts';
@@ -16,6 +16,7 @@ interface ServeOptions {
   data: string;
   memory?: boolean;
   exact?: boolean;
+  backend: 'wasm' | 'webgpu';
 }
 
 const port = (text: string): number => {
@@ -32,13 +33,17 @@ export function serveCommand(program: Command): void {
     .option('--port <n>', '0 takes a free one', port, 8787)
     .option('--data <folder>', 'one SQLite file a conversation', SESSIONS_FOLDER)
     .option('--memory', 'keep conversations in memory alone')
+    .addOption(new Option('--backend <name>', 'kernels').choices(['wasm', 'webgpu']).default('wasm'))
     .option('--exact', 'weights as stored, float32 arithmetic')
     .action(async (options: ServeOptions) => {
       const auth = { keys: process.env.ADKVC_KEYS, anonymous: true };
       // Malformed keys are told before the weights are loaded.
       parseKeys(auth.keys ?? '');
       const folder = options.memory ? undefined : resolve(options.data);
-      const engine = await loadCliEngine({ backend: 'wasm', ...(options.exact ? { exact: true } : {}) });
+      const engine = await loadCliEngine({
+        backend: options.backend,
+        ...(options.exact ? { exact: true } : {}),
+      });
       const source = folderSource(await bundleFolder(options.exact ? 'exact' : 'compact'));
       const host = await localSessions(engine, folder);
       const server = await startNodeServer({

@@ -58,6 +58,8 @@ export interface EngineCache extends PersistableCache {
   report(): CacheReport;
   /** Bytes of kernel memory held now. */
   readonly bytes: number;
+  /** Awaited before the state is read (`hot`, `block`): brings what lies on a GPU. */
+  settle?(): Promise<void>;
   /** Frees the kernel memory. */
   dispose(): void;
 }

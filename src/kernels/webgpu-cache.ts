@@ -86,7 +86,9 @@ const MAX_DECAY_GROUPS = 64;
 
 const APPEND_ROW_BYTES = 24;
 export const appendTable = (rows: readonly AppendRow[]): Uint32Array<ArrayBuffer> =>
-  Uint32Array.from(rows.flatMap((r, i) => [r.exact / 16, r.capacity, r.exactBits, r.slot, r.angle, r.row ?? i]));
+  Uint32Array.from(
+    rows.flatMap((r, i) => [r.exact / 16, r.capacity, r.exactBits, r.slot, r.angle, r.row ?? i]),
+  );
 
 /** What changes the packed cache on a GPU: shaders/append.wgsl, encode.wgsl and decay.wgsl. */
 export function createWebGpuCacheKernels(

@@ -8,10 +8,10 @@ import {
   exactVAt,
   massBytes,
   RECORD_HEADER_BYTES,
+  type RecordParts,
   recordCounts,
   recordParts,
   recordTiers,
-  type RecordParts,
   TIERS,
 } from './layout.ts';
 import type { CopyRun, DecayRange, EncodeJob, WebGpuCacheKernels } from './webgpu-cache.ts';
@@ -66,7 +66,8 @@ export function createWebGpuRecords({
     const counts = countTiers(ids);
     const parts = recordParts(tokens, counts, headDim);
     if (parts.bytes === 0) return parts;
-    if (parts.plain) throw new UnsupportedModelError('the WebGPU kernels have no plain tiers; use the wasm backend');
+    if (parts.plain)
+      throw new UnsupportedModelError('the WebGPU kernels have no plain tiers; use the wasm backend');
     let present = 0;
     let at = out + RECORD_HEADER_BYTES;
     for (let id = 0; id < TIERS.length; id++)
@@ -84,7 +85,11 @@ export function createWebGpuRecords({
     }
     return parts;
   };
-  const record = (job: EncodeJob, parts: RecordParts, reads: readonly { at: number; bytes: number }[]): number => {
+  const record = (
+    job: EncodeJob,
+    parts: RecordParts,
+    reads: readonly { at: number; bytes: number }[],
+  ): number => {
     const writes = [{ at: job.target, bytes: parts.bytes }];
     if (job.massTo) writes.push({ at: job.massTo, bytes: massBytes(parts.cells) });
     memory.change('encode', reads, writes, job);
@@ -144,7 +149,15 @@ export function createWebGpuRecords({
       const massFrom = massOut ? mass : 0;
       const reads = [{ at: from, bytes: before.bytes }];
       if (massFrom) reads.push({ at: massFrom, bytes: massBytes(before.cells) });
-      const job = { source: from, values: 0, bits: 0 as const, tiers: ids, target: out, massFrom, massTo: massOut };
+      const job = {
+        source: from,
+        values: 0,
+        bits: 0 as const,
+        tiers: ids,
+        target: out,
+        massFrom,
+        massTo: massOut,
+      };
       return record(job, parts, reads);
     },
 

@@ -77,6 +77,12 @@ export class CommandStream {
     this.#retired.push(buffer);
   }
 
+  /** Until the device has done all that was recorded. */
+  async done(): Promise<void> {
+    this.submit();
+    await awake(this.device.queue.onSubmittedWorkDone());
+  }
+
   submit(): void {
     this.#end();
     if (this.#used > 0) this.device.queue.writeBuffer(this.tables, 0, this.#bytes, 0, this.#used);
@@ -100,7 +106,7 @@ export class CommandStream {
       at += r.bytes;
     }
     this.submit();
-    await to.mapAsync(MAP_MODE_READ);
+    await awake(to.mapAsync(MAP_MODE_READ));
     const all = new Uint8Array(to.getMappedRange());
     at = 0;
     const pieces = ranges.map(({ bytes }) => all.slice(at, (at += bytes)));
@@ -133,6 +139,16 @@ export class CommandStream {
   }
 }
 
+/** Dawn's promises alone do not keep Node's event loop turning. */
+async function awake<T>(promise: Promise<T>): Promise<T> {
+  const timer = setInterval(() => {}, 1000);
+  try {
+    return await promise;
+  } finally {
+    clearInterval(timer);
+  }
+}
+
 class KernelTimer {
   readonly #device: GPUDevice;
   readonly #queries: GPUQuerySet;
@@ -159,7 +175,7 @@ class KernelTimer {
   async read(): Promise<Record<string, number>> {
     const sums: Record<string, number> = {};
     if (this.#result) {
-      await this.#result.mapAsync(MAP_MODE_READ);
+      await awake(this.#result.mapAsync(MAP_MODE_READ));
       const times = new BigUint64Array(this.#result.getMappedRange());
       this.#labels.forEach((label, i) => {
         sums[label] = (sums[label] ?? 0) + Number(times[2 * i + 1]! - times[2 * i]!) / 1e6;

@@ -257,6 +257,7 @@ export class Turn {
         : [],
     };
     this.clean = false;
+    await cache.settle?.();
     const result = commit(store, next, cache, stored, this.#setup.pinned());
     await store.sync();
     this.#setup.lease.check();

@@ -65,7 +65,12 @@ export class GpuAttention {
       stream.reserve(TABLES_BYTES);
       const table = stream.table(
         appendTable(
-          Array.from({ length: run.rows }, (_, r) => ({ ...place, slot: slot + r, angle: run.from + r, row: run.from + r })),
+          Array.from({ length: run.rows }, (_, r) => ({
+            ...place,
+            slot: slot + r,
+            angle: run.from + r,
+            row: run.from + r,
+          })),
         ),
       );
       const group = this.#appendGroup(gpu, q, k, v);
@@ -132,14 +137,14 @@ export class GpuAttention {
 
   #grow(needed: { partials: number; scores: number; softmax: number }): void {
     let grown = false;
-    const fit = (name: 'partials' | 'scores' | 'softmax'): GPUBuffer => {
+    const atLeast = (name: 'partials' | 'scores' | 'softmax'): GPUBuffer => {
       const held = this.#scratch[name];
       if (held.size >= needed[name]) return held;
       grown = true;
       this.#o.stream.retire(held);
       return this.#buffer(name, Math.ceil((needed[name] * 1.5) / 256) * 256);
     };
-    this.#scratch = { partials: fit('partials'), scores: fit('scores'), softmax: fit('softmax') };
+    this.#scratch = { partials: atLeast('partials'), scores: atLeast('scores'), softmax: atLeast('softmax') };
     if (grown) this.#groups = undefined;
   }
   #buffer(label: string, size: number): GPUBuffer {

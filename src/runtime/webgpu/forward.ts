@@ -131,7 +131,7 @@ export class GpuForward implements ForwardPass {
     this.stream.submit();
     // Plans are made of the attention mass, which only the device has.
     if (rows === cache.room) await cache.fetchMass();
-    else if (wanted.length === 0) await this.device.queue.onSubmittedWorkDone();
+    else if (wanted.length === 0) await this.stream.done();
     cache.advance(rows);
     await options.yield?.();
   }

@@ -1,0 +1,80 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { snapshot } from '../../src/bench/snapshot.ts';
+import { type CacheConfig, DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { uniform01 } from '../../src/core/random.ts';
+import { loadWebGpuEngine, type WebGpuEngine } from '../../src/engine/load-webgpu.ts';
+import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
+import { writeBundle } from '../../src/prepare/bundle.ts';
+import { folderSource } from '../../src/prepare/folder-source.ts';
+import { openModel } from '../../src/prepare/open-model.ts';
+import { EXACT_FULL, golden, maxDifference, readNpy, score } from '../helpers/golden.ts';
+import { describeShared, sharedPath } from '../helpers/shared.ts';
+import { writeTinyGguf } from '../helpers/tiny-gguf.ts';
+import { shaders } from '../helpers/webgpu.ts';
+
+// Without an adapter this fails: what is expected to be there must not be skipped.
+const alive = setInterval(() => {}, 1000);
+const device = await openWebGpuInNode();
+const errors: string[] = [];
+device.onuncapturederror = ({ error }) => void errors.push(error.message);
+const folder = mkdtempSync(join(tmpdir(), 'adkvc-webgpu-'));
+afterAll(() => {
+  device.destroy();
+  clearInterval(alive);
+  rmSync(folder, { recursive: true, force: true });
+  expect(errors).toEqual([]);
+});
+
+async function engineOf(path: string, name: string, form: 'exact' | 'compact'): Promise<WebGpuEngine> {
+  const model = await openModel(path);
+  await writeBundle(model, join(folder, name), { form });
+  await model.close();
+  const source = folderSource(join(folder, name));
+  return loadWebGpuEngine({ device, source, shaders: shaders(), maxBytes: 64e6 });
+}
+
+describeShared('the model on a GPU: stories260K', () => {
+  it('every logit within 1e-4 of the float golden', async () => {
+    const engine = await engineOf(
+      sharedPath('models', 'stories260K-onnx', 'fp32-head8')!,
+      'stories',
+      'exact',
+    );
+    const prompts: { ids: number[]; logits_file: string }[] = golden('stories260K.json').prompts;
+    const short = prompts.filter(({ ids }) => ids.length < 10);
+    expect(short.length).toBeGreaterThan(2);
+    for (const { ids, logits_file } of short) {
+      const expected = readNpy(logits_file);
+      const { logits } = await score(engine, EXACT_FULL, ids, [...ids.keys()]);
+      const apart = ids.map((_, i) =>
+        maxDifference(logits.get(i)!, expected.subarray(i * 512, (i + 1) * 512)),
+      );
+      expect(Math.max(...apart), logits_file).toBeLessThan(1e-4);
+    }
+  });
+});
+
+describe.each(['exact', 'compact'] as const)('a tiny model in its %s form under adkvc', (form) => {
+  const config: CacheConfig = { ...DEFAULT_CACHE, ratio: 2, arithmetic: 'float' };
+  const ids = (engine: WebGpuEngine): number[] =>
+    Array.from({ length: 150 }, (_, i) => Math.floor(uniform01(77, i) ** 2 * engine.model.vocab));
+
+  it('goes on from its stored state with the same bits as without a break', async () => {
+    const gguf = writeTinyGguf(join(folder, `${form}.gguf`), { layers: 1 });
+    const engine = await engineOf(gguf, form, form);
+    const all = ids(engine);
+    const whole = engine.createCache(config);
+    const before = await engine.feed(whole, all.slice(0, 140), 'last');
+    expect(before.every(Number.isFinite)).toBe(true);
+    await whole.settle();
+    const { reader } = snapshot(whole);
+    const expected = await engine.feed(whole, all.slice(140), 'last');
+    const resumed = engine.restoreCache(reader);
+    expect(await engine.feed(resumed, all.slice(140), 'last')).toEqual(expected);
+    whole.dispose();
+    resumed.dispose();
+  });
+});
