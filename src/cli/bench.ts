@@ -14,7 +14,7 @@ import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
-import { loadCliEngineParts, loadWasmKernels, loadWebGpuCliEngine } from './load-engine.ts';
+import { loadCliEngineParts, loadWasmKernels, loadWebGpuCliEngine, wasmFolder } from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
   context?: number[];
