@@ -1,5 +1,8 @@
-import { tierScratchBytes } from '../cache/cache.ts';
+import { type KvCache, tierScratchBytes } from '../cache/cache.ts';
+import type { CacheStateReader } from '../cache/persist.ts';
+import type { CacheConfig } from '../cache/policy.ts';
 import { parseProfile } from '../cache/profile.ts';
+import { UnsupportedModelError } from '../core/errors.ts';
 import type { ShaderSources } from '../kernels/webgpu.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
 import { readManifest } from '../runtime/model.ts';
@@ -40,7 +43,18 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
     loaded: { manifest, config: manifest.model, kernels, weightBytes: weights.bytes, tierScratch },
     ...{ forward, tokenizer, template, profile },
   });
+  // What no shader reads is refused when a cache is made, not at its first epoch.
+  const readable = (cache: KvCache): KvCache => {
+    if (cache.rotated && cache.policy.needs.mass?.mode !== 'max') return cache;
+    cache.dispose();
+    throw new UnsupportedModelError(
+      `the WebGPU backend does not run policy ${cache.config.policy}; use the wasm backend`,
+    );
+  };
+  const { createCache, restoreCache } = engine;
   return Object.assign(engine, {
+    createCache: (config: CacheConfig) => readable(createCache(config)),
+    restoreCache: (reader: CacheStateReader) => readable(restoreCache(reader) as KvCache),
     forward,
     ledger: () => ({
       ...{ weights: weights.bytes, workspace: forward.workspaceBytes, kernelStatic: 0 },
