@@ -4,6 +4,7 @@ import { EPOCH, type ModelConfig } from '../../src/core/config.ts';
 import { AbortedError, CorruptDataError, MemoryLimitError } from '../../src/core/errors.ts';
 import { TokenOrder } from '../../src/engine/token-order.ts';
 import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer } from '../../src/engine/types.ts';
+import { LAYOUT_VERSION } from '../../src/kernels/layout.ts';
 
 /**
  * An engine without a model, whose cache obeys the contracts of the real one: its state is a pure function of the ids before its
@@ -28,7 +29,6 @@ export interface FakeOptions {
 const WINDOW = 64;
 /** Blocks shrink slowly, so that plans go on changing old ones. */
 const LAST_LEVEL = 30;
-const LAYOUT = 1;
 
 const mix = (h: number, x: number): number => {
   let y = Math.imul(h ^ x, 0x9e3779b1);
@@ -86,7 +86,7 @@ export class FakeCache implements EngineCache {
   }
   get header(): CacheHeader {
     return {
-      layoutVersion: LAYOUT,
+      layoutVersion: LAYOUT_VERSION,
       numerics: this.engine.numerics,
       model: this.engine.fingerprint,
       config: this.config,
@@ -296,7 +296,7 @@ export class FakeEngine implements Engine {
   restoreCache(reader: CacheStateReader): FakeCache {
     const { header } = reader;
     if (
-      header.layoutVersion !== LAYOUT ||
+      header.layoutVersion !== LAYOUT_VERSION ||
       header.numerics !== this.numerics ||
       header.model !== this.fingerprint
     )

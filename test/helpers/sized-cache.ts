@@ -2,6 +2,7 @@ import type { CacheHeader, PlanJournalEntry } from '../../src/cache/persist.ts';
 import { type CacheConfig, type CacheReport, DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { EPOCH } from '../../src/core/config.ts';
 import type { EngineCache } from '../../src/engine/types.ts';
+import { LAYOUT_VERSION } from '../../src/kernels/layout.ts';
 
 /**
  * A cache that has the sizes and versions of a real one and no arithmetic: for measuring how much commits write.
@@ -41,7 +42,7 @@ export class SizedCache implements EngineCache {
 
   get header(): CacheHeader {
     return {
-      layoutVersion: 1,
+      layoutVersion: LAYOUT_VERSION,
       numerics: 'sized',
       model: 'sized',
       config: this.config,
