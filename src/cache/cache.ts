@@ -13,6 +13,7 @@ import {
 } from '../kernels/layout.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
+import { Gaps, withoutSegments } from './gaps.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import { DEFAULT_RATIO } from './policies/adkvc.ts';
@@ -62,6 +63,7 @@ export class KvCache {
   /** [layer][segment] */
   readonly blocks: SegmentBlock[][];
   readonly exact: ExactPart;
+  readonly gaps: Gaps;
   /** Upper bound of the bytes held at any moment so far, a function of the position: see #endEpoch. */
   peakBytes = 0;
   recodes = 0;
@@ -80,6 +82,7 @@ export class KvCache {
     const { layers, kvHeads, headDim } = context.model;
     this.blocks = Array.from({ length: layers }, () => []);
     const shape = { kvHeads, headDim, bits: config.exactBits, mass: this.tracksMass };
+    this.gaps = new Gaps(context.model, config);
     this.exact = new ExactPart(context.kernels, layers, shape);
   }
 
@@ -126,7 +129,10 @@ export class KvCache {
     if (this.config.bytes !== undefined) return this.config.bytes;
     if (this.config.policy === 'full') return Number.POSITIVE_INFINITY;
     const ratio = this.config.ratio ?? DEFAULT_RATIO;
-    return (Math.max(position, MIN_BUDGET_TOKENS) * fp16BytesPerToken(this.context.model)) / ratio;
+    // No more tokens than the trained length are ever held.
+    const { model } = this.context;
+    const tokens = Math.max(Math.min(position, model.contextLength), MIN_BUDGET_TOKENS);
+    return (tokens * fp16BytesPerToken(model)) / ratio;
   }
 
   /** Tokens that may be appended before the epoch must end. */
@@ -230,9 +236,19 @@ export class KvCache {
   exactRef(layer: number): ExactRef {
     return this.exact.ref(layer);
   }
-  /** Addresses of the layer's segment blocks, in order. */
+  /** The epoch whose plan the layer waits for. */
+  #awaited(layer: number): number | undefined {
+    return this.#pending?.isWaiting(layer) ? this.#pending.epoch : undefined;
+  }
+  /** Addresses of the layer's open segment blocks, in order. */
   segmentPtrs(layer: number): Ptr[] {
-    return this.blocks[layer]!.map((b) => this.#arena.ptr(b.id));
+    const awaited = this.#awaited(layer);
+    const open = this.blocks[layer]!.filter((_, s) => !this.gaps.has(s, awaited));
+    return open.map((b) => this.#arena.ptr(b.id));
+  }
+  /** How far the positions of these segments, and of the sinks, have moved towards the present; undefined: not at all. */
+  offsets(layer: number): { segments: number[]; sinks: number } | undefined {
+    return this.gaps.offsets(this.spans, this.blocks[layer]!.length, this.#awaited(layer));
   }
 
   /** All layers hold `rows` more tokens. Ends the epoch when it is full; else a part of the pending plan is made. */
@@ -366,6 +382,7 @@ export class KvCache {
       ...(this.policy.profile === undefined ? {} : { profile: this.policy.profile }),
       position: this.position,
       segments: this.spans.length,
+      ...(this.gaps.count === 0 ? {} : { closed: this.gaps.order }),
       peakBytes: this.peakBytes,
       recodes: this.recodes,
     };
@@ -485,8 +502,11 @@ export class KvCache {
     if (this.spans.length > 0) {
       const view = snapshot(this, fresh);
       const kept = sinks + this.position - end;
-      const budget = { recordBytes: this.budgetAt(this.position) - this.layers * this.exact.bytesFor(kept) };
-      this.#pending = PendingPlan.make(this.position, view, this.#steps(view, budget));
+      const headers = this.gaps.count * segmentHeaderBytes(this.context.model.kvHeads);
+      const others = this.layers * (this.exact.bytesFor(kept) + headers);
+      const budget = { recordBytes: this.budgetAt(this.position) - others };
+      const open = withoutSegments(view, this.gaps.close(view));
+      this.#pending = PendingPlan.make(this.position, view, this.spans, this.#steps(open, budget));
     }
     this.#decay();
   }

@@ -33,8 +33,9 @@ export function encodePlan(view: CacheView, plan: Plan): Uint8Array {
   const out = new Uint8Array(bytes);
   let at = 0;
   for (const [layer, s] of changed) {
-    const count = view.kvHeads * view.segments[s]!.tokens;
-    out.set([layer & 255, layer >> 8, s & 255, s >> 8], at);
+    const { index, tokens } = view.segments[s]!;
+    const count = view.kvHeads * tokens;
+    out.set([layer & 255, layer >> 8, index & 255, index >> 8], at);
     out.set(plan.tiers[s]!.subarray(layer * count, (layer + 1) * count), at + HEADER);
     at += HEADER + count;
   }

@@ -7,7 +7,14 @@ import type { SegmentSpan } from './segments.ts';
 /** The plan of the newest epoch until every layer has it: first being made, in steps, then being applied. */
 export class PendingPlan {
   readonly epoch: number;
-  #making: { readonly view: CacheView; readonly steps: Generator<number, Plan>; done: number } | undefined;
+  #making:
+    | {
+        readonly view: CacheView;
+        readonly spans: readonly SegmentSpan[];
+        readonly steps: Generator<number, Plan>;
+        done: number;
+      }
+    | undefined;
   #changes: Change[][] = [];
   #entry: PlanJournalEntry | undefined;
   readonly #waiting: boolean[];
@@ -18,9 +25,14 @@ export class PendingPlan {
   }
 
   /** @param steps yields the share of its work that is done, 0 to 1 */
-  static make(epoch: number, view: CacheView, steps: Generator<number, Plan>): PendingPlan {
+  static make(
+    epoch: number,
+    view: CacheView,
+    spans: readonly SegmentSpan[],
+    steps: Generator<number, Plan>,
+  ): PendingPlan {
     const pending = new PendingPlan(epoch, new Array<boolean>(view.layers).fill(true));
-    pending.#making = { view, steps, done: 0 };
+    pending.#making = { view, spans, steps, done: 0 };
     return pending;
   }
 
@@ -48,7 +60,7 @@ export class PendingPlan {
       }
       this.#making = undefined;
       const entry: PlanJournalEntry = { position: this.epoch, bytes: encodePlan(making.view, step.value) };
-      this.#changes = parseEntry(entry, making.view.segments, making.view.layers, making.view.kvHeads);
+      this.#changes = parseEntry(entry, making.spans, making.view.layers, making.view.kvHeads);
       this.#entry = entry;
       return entry;
     }

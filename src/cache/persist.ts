@@ -20,6 +20,8 @@ export interface CacheHeader {
   readonly position: number;
   /** Made by the epochs so far; the newest may not have reached every layer. */
   readonly segments: number;
+  /** Segments that were closed since the conversation passed the trained length, in that order (gaps.ts); absent: none. */
+  readonly closed?: readonly number[];
   readonly peakBytes: number;
   /** Tiers assigned after the first, summed over token-heads: for the report. */
   readonly recodes: number;

@@ -140,6 +140,7 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       throw new CorruptDataError(
         `${header.segments} segments at position ${header.position}, expected ${cache.spans.length}`,
       );
+    cache.gaps.restore(header.closed ?? [], header.position, header.config);
     for (let layer = 0; layer < model.layers; layer++) {
       const held = segmentsHeld(header.position, header.config, layer, model.layers);
       for (let segment = 0; segment < held; segment++) {

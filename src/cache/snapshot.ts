@@ -13,6 +13,8 @@ export interface Snapped {
   readonly spans: readonly SegmentSpan[];
   readonly blocks: readonly (readonly SegmentBlock[])[];
   readonly exact: ExactPart;
+  /** Closed segments hold nothing: plans do not see them. */
+  readonly gaps: { has(segment: number): boolean };
   reader(block: SegmentBlock): SegmentReader;
 }
 
@@ -22,7 +24,8 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
   const { arena } = cache.context.kernels;
   const heads = layers * kvHeads;
   const held = fresh ? cache.spans.slice(0, -1) : cache.spans;
-  const segments = held.map((span, index) => {
+  const segments = held.flatMap((span, index) => {
+    if (cache.gaps.has(index)) return [];
     const tiers = new Uint8Array(heads * span.tokens);
     const mass = cache.tracksMass ? new Uint32Array(tiers.length) : undefined;
     const cells = new Int32Array(span.tokens);
@@ -55,7 +58,7 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
             ),
             (layer * kvHeads + h) * fresh.tokens,
           );
-    segments.push({ index: segments.length, ...fresh, tiers, mass });
+    segments.push({ index: held.length, ...fresh, tiers, mass });
   }
   return { layers, kvHeads, headDim, position: cache.position, segments, seed: cache.config.seed };
 }

@@ -45,10 +45,11 @@ export function generateCommand(program: Command): void {
           engine.tokenizer.encode(engine.template.render(line.messages!, { addGenerationPrompt: true }), {
             specials: true,
           });
-        if (prompt.length >= engine.model.contextLength)
+        const limit = engine.positionLimit(config);
+        if (prompt.length >= limit)
           throw new ContextLengthError(
-            `${prompt.length} prompt tokens exceed the model's context of ${engine.model.contextLength}`,
-            { tokens: prompt.length, limit: engine.model.contextLength },
+            `${prompt.length} prompt tokens; under policy ${config.policy} a conversation may have ${limit}`,
+            { tokens: prompt.length, limit },
             line.ids ? 'ids' : 'messages',
           );
         const cache = engine.createCache(config);

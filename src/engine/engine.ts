@@ -1,4 +1,5 @@
 import { KvCache } from '../cache/cache.ts';
+import { positionLimit } from '../cache/gaps.ts';
 import type { HeadProfile } from '../cache/profile.ts';
 import { restoreCache } from '../cache/restore.ts';
 import { worstCaseBytes } from '../cache/worst-case.ts';
@@ -79,10 +80,14 @@ export function createEngine(parts: EngineParts): ModelEngine {
     options: RunOptions & { chunk?: number } = {},
   ): Promise<void> {
     const cache = engineCache as KvCache;
-    if (cache.position + ids.length > model.contextLength)
+    const tokens = cache.position + ids.length;
+    const limit = positionLimit(model, cache.config);
+    if (tokens > limit)
       throw new ContextLengthError(
-        `${cache.position + ids.length} tokens exceed the model's context of ${model.contextLength}`,
-        { tokens: cache.position + ids.length, limit: model.contextLength },
+        limit > model.contextLength
+          ? `${tokens} tokens exceed the ${limit} that a conversation may have`
+          : `${tokens} tokens exceed the model's context of ${limit}`,
+        { tokens, limit },
       );
     for (const [i, id] of ids.entries())
       if (!Number.isInteger(id) || id < 0 || id >= model.vocab)
@@ -120,6 +125,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
     eosIds: manifest.eosIds,
     createCache: (config) => new KvCache(context, config),
     restoreCache: (reader) => restoreCache(context, reader),
+    positionLimit: (config) => positionLimit(model, config),
     worstCaseBytes: (config, tokens) => worstCaseBytes({ model }, config, tokens),
     get availableBytes() {
       return kernels.arena.availableBytes;

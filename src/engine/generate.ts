@@ -30,10 +30,10 @@ export async function* generate(
     throw new InvalidInputError(
       `${ids.length} prompt tokens, ${cache.position} of them fed: nothing is left to answer`,
     );
-  const limit = engine.model.contextLength;
+  const limit = engine.positionLimit(cache.header.config);
   if (ids.length >= limit)
     throw new ContextLengthError(
-      `the conversation has ${ids.length} tokens, the model's context holds ${limit}: shorten it to at most ${limit - 1}`,
+      `the conversation has ${ids.length} tokens, under its cache policy it may have ${limit} with the answer: shorten it to at most ${limit - 1}`,
       { tokens: ids.length, limit },
     );
   // One row for the whole answer: 200 kB of garbage with each token would count against an isolate's memory.

@@ -87,6 +87,8 @@ export interface Engine {
    * included: what a scheduler admits by.
    */
   worstCaseBytes(config: CacheConfig, tokens: number): number;
+  /** Tokens that a conversation may have under this configuration: the trained length where nothing is ever evicted, far more elsewhere. */
+  positionLimit(config: CacheConfig): number;
   /** Kernel bytes that are still free for caches. */
   readonly availableBytes: number;
   /**

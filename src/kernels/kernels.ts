@@ -177,6 +177,9 @@ export interface AttendArgs {
    * For segments whose keys were rotated at other positions than they have now.
    */
   segmentQueries?: Ptr;
+  /** The queries to use for the exact slots before `sinks`, rows as in q; 0 or absent: q. */
+  sinkQueries?: Ptr;
+  sinks?: number;
   exact: ExactRef;
   visible: number;
   /** f32 [rows, heads, headDim], rows ldOut elements apart; still rotated. */

@@ -26,6 +26,9 @@ interface Piece {
   readonly n: number;
   /** Address of the queries that it is scored by. */
   readonly q: Ptr;
+  /** The first cells may be scored by others. */
+  readonly first?: number;
+  readonly firstQ?: Ptr | undefined;
   /** Float keys [n][headDim], or integer levels with a scale a cell. */
   readonly k: Float32Array;
   readonly kScale: Float32Array | undefined;
@@ -97,6 +100,7 @@ export function referenceAttend({
     }
     const exactAt = at;
     const slots = a.visible + a.rows - 1;
+    const sinks = a.sinkQueries ? (a.sinks ?? 0) : 0;
     for (let slot = 0; slot < slots; slot += PIECE) {
       const n = Math.min(PIECE, slots - slot);
       const offset = (slot * headDim * exact.bits) / 8;
@@ -106,6 +110,8 @@ export function referenceAttend({
         n4: (n + 3) & ~3,
         n,
         q: a.q,
+        first: Math.max(0, sinks - slot),
+        firstQ: a.sinkQueries,
         k: read(exactKAt(exact, kvHead)),
         v: read(exactVAt(exact, kvHead)),
         kScale: undefined,
@@ -149,6 +155,7 @@ export function referenceAttend({
           scores.fill(-Infinity);
           for (const p of pieces) {
             const { q, qi, qStep } = queryAt(p.q, offset, headDim, scale);
+            const before = p.first && p.firstQ ? queryAt(p.firstQ, offset, headDim, scale).q : q;
             const qMean = p.mean ? dot(q, p.mean) : 0;
             for (let i = 0; i < p.n && p.at + i < cells; i++) {
               let sum = 0;
@@ -157,7 +164,7 @@ export function referenceAttend({
                 for (let c = 0; c < headDim; c++) sum += qi[c]! * x[c]!;
                 scores[p.at + i] = f(f(f(f(sum) * p.kScale[i]!) * qStep) + qMean);
               } else {
-                scores[p.at + i] = dot(x, q);
+                scores[p.at + i] = dot(x, i < (p.first ?? 0) ? before : q);
               }
             }
           }

@@ -1,8 +1,9 @@
 import type { KvCache } from '../cache/cache.ts';
-import { align, type Ptr } from '../core/arena.ts';
+import { offsetQueryBytes, openSegments } from '../cache/gaps.ts';
+import { align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
-import { activationKind } from '../kernels/kernels.ts';
+import { type AttendArgs, activationKind } from '../kernels/kernels.ts';
 import type { LoadedModel } from './model.ts';
 import type { Stage } from './partition.ts';
 import { compile, type Program, type Step } from './program.ts';
@@ -68,6 +69,8 @@ export class Forward implements ForwardPass {
   readonly #ids: Ptr;
   readonly #rope: Ptr;
   readonly #frequencies: Float64Array;
+  /** Queries for closed gaps, while a chunk that has some is computed. */
+  #rotated: BlockId | undefined;
   readonly workspaceBytes: number;
 
   constructor(
@@ -125,7 +128,27 @@ export class Forward implements ForwardPass {
     const { kernels, config } = this.#model;
     const rows = ids.length;
     if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
-    cache.reserve(rows);
+    const { arena } = kernels;
+    if (cache.gaps.tokens > 0)
+      this.#rotated = arena.alloc(offsetQueryBytes(config, rows), 'queries of a long conversation');
+    try {
+      cache.reserve(rows);
+      await this.#chunk(cache, ids, wanted, sink, options);
+    } finally {
+      if (this.#rotated !== undefined) arena.free(this.#rotated);
+      this.#rotated = undefined;
+    }
+  }
+
+  async #chunk(
+    cache: KvCache,
+    ids: readonly number[],
+    wanted: readonly number[],
+    sink: (row: number, logits: Float32Array) => void,
+    options: ForwardOptions,
+  ): Promise<void> {
+    const { kernels, config } = this.#model;
+    const rows = ids.length;
     new Uint32Array(kernels.arena.memory.buffer, this.#ids, rows).set(ids);
     this.#fillRope(cache.position, rows);
 
@@ -221,37 +244,94 @@ export class Forward implements ForwardPass {
     kernels.rope(q, ldQ, rows, heads, headDim, cos, sin, 0);
     kernels.rope(k, ldK, rows, kvHeads, headDim, cos, sin, 0);
     if (cache.rotated) {
-      kernels.hadamard(q, ldQ, rows, heads, headDim);
+      // Where gaps were closed, queries still have to be rotated for them.
+      if (this.#rotated === undefined) kernels.hadamard(q, ldQ, rows, heads, headDim);
       kernels.hadamard(k, ldK, rows, kvHeads, headDim);
       kernels.hadamard(v, ldK, rows, kvHeads, headDim);
     }
+    const out = this.#at(step.output);
     for (const run of cache.runs(layer, rows)) {
       const slot = cache.begin(layer, run);
       const exact = cache.exactRef(layer);
       kernels.appendExact(exact, slot, run.rows, k + run.from * ldK * 4, v + run.from * ldK * 4, ldK);
       const segments = cache.segmentPtrs(layer);
       new Uint32Array(kernels.arena.memory.buffer, this.#segments, segments.length).set(segments);
-      kernels.attend({
-        q: q + run.from * ldQ * 4,
-        ldQ,
-        rows: run.rows,
-        heads,
-        headDim,
-        scale: config.attentionScale,
-        segments: this.#segments,
-        segmentCount: segments.length,
-        exact,
-        visible: slot + 1,
-        out: this.#at(step.output) + run.from * ldQ * 4,
-        ldOut: ldQ,
-        ...cache.massOf(run),
-        position: cache.position + run.from,
-        arithmetic: cache.config.arithmetic,
-        workspace: this.#attend,
-        workspaceBytes: this.#attendBytes,
-      });
+      const gaps = this.#rotated === undefined ? undefined : this.#gapQueries(cache, layer);
+      const most = gaps?.rows ?? run.rows;
+      for (let first = 0; first < run.rows; first += most) {
+        const from = run.from + first;
+        const count = Math.min(most, run.rows - first);
+        const queries = gaps?.rotate(q + from * ldQ * 4, count);
+        kernels.attend({
+          q: q + from * ldQ * 4,
+          ...queries,
+          ldQ,
+          rows: count,
+          heads,
+          headDim,
+          scale: config.attentionScale,
+          segments: this.#segments,
+          segmentCount: segments.length,
+          exact,
+          visible: slot + first + 1,
+          out: out + from * ldQ * 4,
+          ldOut: ldQ,
+          ...cache.massOf(run),
+          position: cache.position + from,
+          arithmetic: cache.config.arithmetic,
+          workspace: this.#attend,
+          workspaceBytes: this.#attendBytes,
+        });
+      }
     }
-    if (cache.rotated) kernels.hadamard(this.#at(step.output), ldQ, rows, heads, headDim);
+    if (cache.rotated) kernels.hadamard(out, ldQ, rows, heads, headDim);
+  }
+
+  /** How a layer's queries are rotated where gaps may have been closed, and for how many rows at a time. */
+  #gapQueries(
+    cache: KvCache,
+    layer: number,
+  ): {
+    rows: number;
+    rotate(q: Ptr, rows: number): Pick<AttendArgs, 'q' | 'segmentQueries' | 'sinkQueries' | 'sinks'>;
+  } {
+    const { kernels, config } = this.#model;
+    const { heads, headDim } = config;
+    const { arena } = kernels;
+    const width = heads * headDim;
+    const offsets = cache.offsets(layer);
+    const distinct = offsets ? [...new Set([0, offsets.sinks, ...offsets.segments])] : [0];
+    const table = arena.ptr(this.#rotated!);
+    const angles = table + align(openSegments(config) * 4);
+    const queries = angles + align(headDim * 4);
+    const room = table + arena.size(this.#rotated!) - queries;
+    return {
+      rows: Math.max(1, Math.floor(room / (distinct.length * width * 4))),
+      rotate: (q, rows) => {
+        const { buffer } = arena.memory;
+        const at = (offset: number): Ptr => queries + distinct.indexOf(offset) * rows * width * 4;
+        const half = headDim / 2;
+        const cos = new Float32Array(buffer, angles, half);
+        const sin = new Float32Array(buffer, angles + half * 4, half);
+        for (const offset of distinct) {
+          const to = at(offset);
+          new Uint8Array(buffer).copyWithin(to, q, q + rows * width * 4);
+          if (offset > 0) {
+            // From position t back to t - offset, the same for all rows.
+            for (let i = 0; i < half; i++) {
+              cos[i] = Math.cos(offset * this.#frequencies[i]!);
+              sin[i] = -Math.sin(offset * this.#frequencies[i]!);
+            }
+            kernels.rope(to, width, 1, rows * heads, headDim, angles, angles + half * 4, 0);
+          }
+          if (cache.rotated) kernels.hadamard(to, width, rows, heads, headDim);
+        }
+        if (!offsets) return { q: at(0) };
+        new Uint32Array(buffer, table, offsets.segments.length).set(offsets.segments.map(at));
+        const { sinks } = cache.config;
+        return { q: at(0), segmentQueries: table, sinkQueries: at(offsets.sinks), sinks };
+      },
+    };
   }
 
   /** Moves the wanted rows of every live value to its front. */
@@ -303,10 +383,11 @@ export class Forward implements ForwardPass {
 
   #fillRope(position: number, rows: number): void {
     const half = this.#frequencies.length;
+    const { contextLength } = this.#model.config;
     const buffer = this.#model.kernels.arena.memory.buffer;
     const cosines = new Float32Array(buffer, this.#rope, rows * half);
     const sines = new Float32Array(buffer, this.#rope + MAX_ROWS * half * 4, rows * half);
-    ropeTables(this.#frequencies, position, rows, cosines, sines);
+    ropeTables(this.#frequencies, position, rows, cosines, sines, contextLength);
   }
 
   #at(name: string): Ptr {

@@ -350,7 +350,7 @@ export class Session implements Tenant {
     const identity = identityOf(engine);
     const sameModel = head.engine?.fingerprint === identity.fingerprint;
     const prompt = joinPrompt(engine, head.log, request, sameModel);
-    const tokens = Math.min(prompt.ids.length + request.maxTokens, engine.model.contextLength);
+    const tokens = Math.min(prompt.ids.length + request.maxTokens, engine.positionLimit(head.cacheConfig));
     const bytes = this.#checkFits(engine, head.cacheConfig, prompt.ids.length, tokens);
     if (signal.aborted) throw new AbortedError();
 
@@ -427,11 +427,11 @@ export class Session implements Tenant {
 
   /** The bytes to be admitted by. @throws ContextLengthError naming the tokens that would fit */
   #checkFits(engine: Engine, config: CacheConfig, promptTokens: number, tokens: number): number {
-    const { contextLength } = engine.model;
-    if (promptTokens >= contextLength)
+    const limit = engine.positionLimit(config);
+    if (promptTokens >= limit)
       throw new ContextLengthError(
-        `messages take ${promptTokens} tokens, ${contextLength - 1} fit before an answer: shorten them or start a new session`,
-        { tokens: promptTokens, limit: contextLength - 1 },
+        `messages take ${promptTokens} tokens, ${limit - 1} fit before an answer: shorten them or start a new session`,
+        { tokens: promptTokens, limit: limit - 1 },
       );
     const bytes = engine.worstCaseBytes(config, tokens);
     const capacity = this.#services.scheduler.capacity(engine);

@@ -62,6 +62,7 @@ const stateSchema = v.strictObject({
       config: configSchema,
       position: uint,
       segments: uint,
+      closed: v.exactOptional(v.array(uint)),
       peakBytes: uint,
       recodes: uint,
     },

@@ -321,6 +321,10 @@ export class FakeEngine implements Engine {
     return cache;
   }
 
+  positionLimit(): number {
+    return this.model.contextLength;
+  }
+
   worstCaseBytes(_config: CacheConfig, tokens: number): number {
     return this.layers * (16 + tokens * (this.tokenBytes + 4) + (EPOCH + WINDOW) * this.tokenBytes * 3);
   }

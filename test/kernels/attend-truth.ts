@@ -19,6 +19,8 @@ export function runAttend(
     mass?: boolean;
     massMode?: 'sum' | 'max';
     segmentQueries?: number;
+    sinkQueries?: number;
+    sinks?: number;
     from?: number;
     rows?: number;
     workspaceBytes?: number;
@@ -54,6 +56,8 @@ export function runAttend(
     massMode: options.massMode ?? 'sum',
     position: 1000 + from,
     segmentQueries: options.segmentQueries ?? 0,
+    sinkQueries: options.sinkQueries ?? 0,
+    sinks: options.sinks ?? 0,
     arithmetic: options.arithmetic,
     workspace: arena.ptr(work),
     workspaceBytes,

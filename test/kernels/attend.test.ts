@@ -168,6 +168,29 @@ describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
     }
   });
 
+  it('scores the first exact slots by their own queries', () => {
+    const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
+    const { arena, kernels, built } = setUp(make, c);
+    const width = c.rows * c.heads * c.headDim;
+    const others = put(arena, normals(width, 77, 1.2));
+    const same = put(arena, new Float32Array(arena.memory.buffer, built.q, width).slice());
+    const run = (sinkQueries: number, sinks: number) =>
+      runAttend(kernels, arena, c, built, { arithmetic: 'integer', sinkQueries, sinks });
+    const plain = run(0, 0);
+    const four = run(others, 4);
+    expect(run(0, 4)).toEqual(plain);
+    expect(run(others, 0)).toEqual(plain);
+    for (const sinks of [1, 3, 4, 7]) expect(run(same, sinks)).toEqual(plain);
+    expect(four).not.toEqual(plain);
+    expect(run(others, 3)).not.toEqual(four);
+    // Sinks alone, scored by the others: what these queries alone give.
+    const none = { ...built, segmentCount: 0 };
+    const few: CacheCase = { ...c, visible: 3, rows: 1 };
+    const asked = (options: { sinkQueries?: number; sinks?: number }, q: number) =>
+      runAttend(kernels, arena, few, { ...none, q }, { arithmetic: 'integer', ...options });
+    expect(asked({ sinkQueries: others, sinks: 3 }, built.q)).toEqual(asked({}, others));
+  });
+
   it('gives the same bits whatever the tile', () => {
     const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
     const { arena, kernels, built } = setUp(make, c);

@@ -68,6 +68,8 @@ export function attend(
   segments: usize,
   segmentCount: i32,
   segmentQueries: usize,
+  sinkQueries: usize,
+  sinks: i32,
   exact: usize,
   exactBits: i32,
   exactHalf: usize,
@@ -149,8 +151,15 @@ export function attend(
         for (let g = 0; g < found; g++) scoreGroup(groupAt(GROUPS, g), cell);
         cell += count;
       }
+      let before = 0;
+      if (sinkQueries && sinks > 0) {
+        before = min(sinks, slots);
+        if (loaded != sinkQueries) loadQueries(sinkQueries + headAt, ldQ, group, first, scale);
+        loaded = sinkQueries;
+        scoreFloats(exactBits, keys, before, cell);
+      }
       if (loaded != q) loadQueries(q + headAt, ldQ, group, first, scale);
-      scoreFloats(exactBits, keys, slots, cell);
+      scoreFloats(exactBits, keys + <usize>before * slotBytes, slots - before, cell + before);
 
       // Softmax, unnormalised.
       for (let i = 0; i < tile; i++) {
