@@ -11,12 +11,12 @@ import {
   splitRecord,
   TIERS,
 } from '../kernels/layout.ts';
+import { byteBudget } from './byte-budget.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
 import { Gaps, withoutSegments } from './gaps.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
-import { DEFAULT_RATIO } from './policies/adkvc.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
@@ -44,8 +44,6 @@ export interface CacheContext {
 }
 export const tierScratchBytes = (model: ModelConfig): number => align(model.kvHeads * SEGMENT_TOKENS);
 
-/** The budget never asks for less than what this many tokens would get: short conversations are hardly compressed. */
-export const MIN_BUDGET_TOKENS = 1024;
 /**
  * The compressed cache of one conversation. Its state after `position` tokens is a pure function of these tokens and the configuration: plans
  * are made from the state at multiples of 128 positions (which no appended chunk crosses) and take effect at the positions that schedule.ts
@@ -126,13 +124,9 @@ export class KvCache {
 
   /** Bytes the cache may hold once the plan of `position` is applied; Infinity for policies without a budget. */
   budgetAt(position: number): number {
-    if (this.config.bytes !== undefined) return this.config.bytes;
-    if (this.config.policy === 'full') return Number.POSITIVE_INFINITY;
-    const ratio = this.config.ratio ?? DEFAULT_RATIO;
-    // No more tokens than the trained length are ever held.
-    const { model } = this.context;
-    const tokens = Math.max(Math.min(position, model.contextLength), MIN_BUDGET_TOKENS);
-    return (tokens * fp16BytesPerToken(model)) / ratio;
+    const { config, context } = this;
+    const isFull = config.policy === 'full' && config.bytes === undefined;
+    return isFull ? Number.POSITIVE_INFINITY : byteBudget(config, context.model, position);
   }
 
   /** Tokens that may be appended before the epoch must end. */
@@ -243,8 +237,7 @@ export class KvCache {
   /** Addresses of the layer's open segment blocks, in order. */
   segmentPtrs(layer: number): Ptr[] {
     const awaited = this.#awaited(layer);
-    const open = this.blocks[layer]!.filter((_, s) => !this.gaps.has(s, awaited));
-    return open.map((b) => this.#arena.ptr(b.id));
+    return this.blocks[layer]!.flatMap((b, s) => (this.gaps.has(s, awaited) ? [] : this.#arena.ptr(b.id)));
   }
   /** How far the positions of these segments, and of the sinks, have moved towards the present; undefined: not at all. */
   offsets(layer: number): { segments: number[]; sinks: number } | undefined {
@@ -502,8 +495,8 @@ export class KvCache {
     if (this.spans.length > 0) {
       const view = snapshot(this, fresh);
       const kept = sinks + this.position - end;
-      const headers = this.gaps.count * segmentHeaderBytes(this.context.model.kvHeads);
-      const others = this.layers * (this.exact.bytesFor(kept) + headers);
+      const closed = this.gaps.count * segmentHeaderBytes(this.context.model.kvHeads);
+      const others = this.layers * (this.exact.bytesFor(kept) + closed);
       const budget = { recordBytes: this.budgetAt(this.position) - others };
       const open = withoutSegments(view, this.gaps.close(view));
       this.#pending = PendingPlan.make(this.position, view, this.spans, this.#steps(open, budget));

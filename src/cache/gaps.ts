@@ -1,4 +1,3 @@
-import { align } from '../core/arena.ts';
 import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import { DROP } from '../kernels/layout.ts';
@@ -35,15 +34,6 @@ export const positionLimit = (model: Pick<ModelConfig, 'contextLength'>, config:
 /** Segments that may be open at a time. */
 export const openSegments = (model: Pick<ModelConfig, 'contextLength'>): number =>
   Math.ceil(model.contextLength / EPOCH) + 4;
-
-/** Queries of a chunk that are rotated for its gaps at a time: a chunk with many gaps is attended in several runs of rows. */
-const QUERY_BYTES = 600_000;
-/** Bytes that a chunk of `rows` takes for rotated queries while it is computed: their addresses, an angle's cosines, and the queries. */
-export function offsetQueryBytes(model: ModelConfig, rows: number): number {
-  const open = openSegments(model);
-  const row = (open + 2) * model.heads * model.headDim * 4;
-  return align(open * 4) + align(model.headDim * 4) + Math.max(row, Math.min(rows * row, QUERY_BYTES));
-}
 
 /** Which segments are closed, and since which epoch's plan. */
 export class Gaps {

@@ -1,11 +1,10 @@
 import { align } from '../core/arena.ts';
-import { EPOCH, fp16BytesPerToken } from '../core/config.ts';
+import { EPOCH } from '../core/config.ts';
 import { type ExactLayout, exactBytes, SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
 import { planBytes } from './allocate.ts';
-import { type CacheContext, MIN_BUDGET_TOKENS } from './cache.ts';
+import { byteBudget } from './byte-budget.ts';
+import type { CacheContext } from './cache.ts';
 import { EXACT_STEP } from './exact-part.ts';
-import { offsetQueryBytes } from './gaps.ts';
-import { DEFAULT_RATIO } from './policies/adkvc.ts';
 import type { CacheConfig } from './policy.ts';
 import { createPolicy } from './registry.ts';
 import { SETTLE_POSITIONS } from './schedule.ts';
@@ -32,14 +31,10 @@ export function worstCaseBytes(
   // the exact tokens it came from.
   const chunk = { ...layout, capacity: capacity + EPOCH };
   const exact = model.layers * align(exactBytes(layout)) + align(exactBytes(chunk));
-  // Past the trained length segments are closed: their headers stay, and queries are rotated for the gaps.
+  // Past the trained length segments are closed: their headers stay.
   const past = config.policy === 'full' ? 0 : Math.max(0, tokens - model.contextLength);
   const held = past > 0 ? model.contextLength + waiting : tokens;
-  const gaps =
-    past > 0
-      ? Math.ceil(past / SEGMENT_TOKENS + 3) * model.layers * segmentHeaderBytes(model.kvHeads) +
-        offsetQueryBytes(model, EPOCH)
-      : 0;
+  const headers = Math.ceil(past / SEGMENT_TOKENS + 3) * model.layers * segmentHeaderBytes(model.kvHeads);
   const deep = Math.max(0, held - config.sinks - config.window);
   const segments = Math.ceil(deep / SEGMENT_TOKENS) + 1;
   const finest = config.exactBits === 32 ? 0 : 1;
@@ -47,7 +42,7 @@ export function worstCaseBytes(
     const n = Math.min(SEGMENT_TOKENS, Math.max(deep - index * SEGMENT_TOKENS, 0));
     return { index, start: 0, tokens: n, tiers: new Uint8Array(0), mass: undefined };
   });
-  const unbudgeted = planBytes(
+  const records = planBytes(
     {
       layers: model.layers,
       kvHeads: model.kvHeads,
@@ -59,14 +54,11 @@ export function worstCaseBytes(
     { tiers: spans.map((s) => new Uint8Array(model.layers * model.kvHeads * s.tokens).fill(finest)) },
     mass,
   );
-  const segmentTransient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
-  if (config.policy === 'full' || policy.bounded === false)
-    return exact + unbudgeted + segmentTransient + gaps;
-  const budget =
-    config.bytes ??
-    (Math.max(Math.min(tokens, model.contextLength), MIN_BUDGET_TOKENS) * fp16BytesPerToken(model)) /
-      (config.ratio ?? DEFAULT_RATIO);
+  const unbudgeted = records + (past > 0 ? headers : 0);
+  const transient = 2 * model.kvHeads * SEGMENT_TOKENS * (model.headDim * 4 + 16);
+  if (config.policy === 'full' || policy.bounded === false) return exact + unbudgeted + transient;
+  const budget = byteBudget(config, model, tokens);
   // uniform's budget is reached deep in the cache only: its early segments may stand above it.
   const slack = config.policy === 'uniform' ? unbudgeted / 4 : 0;
-  return Math.ceil(Math.min(exact + unbudgeted, exact + budget + slack) + segmentTransient + gaps);
+  return Math.ceil(Math.min(exact + unbudgeted, exact + budget + slack) + transient);
 }

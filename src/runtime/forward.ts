@@ -1,7 +1,7 @@
 import type { KvCache } from '../cache/cache.ts';
-import { offsetQueryBytes, openSegments } from '../cache/gaps.ts';
-import { align, type BlockId, type Ptr } from '../core/arena.ts';
-import { EPOCH } from '../core/config.ts';
+import { openSegments } from '../cache/gaps.ts';
+import { align, type Ptr } from '../core/arena.ts';
+import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { type AttendArgs, activationKind } from '../kernels/kernels.ts';
 import type { LoadedModel } from './model.ts';
@@ -18,6 +18,12 @@ const LOGIT_ROWS = 16;
 const SLICE_MACS = 5e8;
 /** Segments that the table of addresses holds: far past any trained length. */
 const MAX_SEGMENTS = 4096;
+
+/** Queries of a chunk that are rotated for its gaps at a time: a chunk with many gaps is attended in several runs of rows. */
+const QUERY_BYTES = 600_000;
+/** The table of the segments' queries, and the cosines and sines of an angle, before the queries themselves. */
+const gapTableBytes = (config: ModelConfig): number =>
+  align(openSegments(config) * 4) + align(config.headDim * 4);
 
 /** Runs a stage that no kernel claimed. Values are f32 [rows, width] copies. */
 export type ForeignStage = (
@@ -69,8 +75,8 @@ export class Forward implements ForwardPass {
   readonly #ids: Ptr;
   readonly #rope: Ptr;
   readonly #frequencies: Float64Array;
-  /** Queries for closed gaps, while a chunk that has some is computed. */
-  #rotated: BlockId | undefined;
+  /** Bytes of the attention's workspace that hold queries while a conversation has gaps. */
+  readonly #queryBytes: number;
   readonly workspaceBytes: number;
 
   constructor(
@@ -103,13 +109,19 @@ export class Forward implements ForwardPass {
     this.#activation = arena.allocStatic(align(activationBytes));
     this.#logitRows = logitRows;
     this.#logits = arena.allocStatic(logitRows * config.vocab * 4);
-    this.#attendBytes = kernels.attendWorkspaceBytes({
-      rows: MAX_ROWS,
-      heads: config.heads,
-      kvHeads: config.kvHeads,
-      headDim: config.headDim,
-      cells: config.contextLength + 2 * EPOCH + MAX_SEGMENTS,
-    });
+    const attendBytes = (rows: number): number =>
+      kernels.attendWorkspaceBytes({
+        rows,
+        heads: config.heads,
+        kvHeads: config.kvHeads,
+        headDim: config.headDim,
+        cells: config.contextLength + 2 * EPOCH + MAX_SEGMENTS,
+      });
+    // What attention needs at least, and a row's queries for as many gaps as there may be.
+    const least = attendBytes(1);
+    const queries = gapTableBytes(config) + (openSegments(config) + 2) * config.heads * config.headDim * 4;
+    this.#attendBytes = align(Math.max(attendBytes(MAX_ROWS), align(least) + queries));
+    this.#queryBytes = Math.max(queries, Math.min(QUERY_BYTES, this.#attendBytes - align(least)) & ~15);
     this.#attend = arena.allocStatic(this.#attendBytes);
     this.#segments = arena.allocStatic(MAX_SEGMENTS * 4);
     this.#ids = arena.allocStatic(MAX_ROWS * 4);
@@ -128,27 +140,7 @@ export class Forward implements ForwardPass {
     const { kernels, config } = this.#model;
     const rows = ids.length;
     if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
-    const { arena } = kernels;
-    if (cache.gaps.tokens > 0)
-      this.#rotated = arena.alloc(offsetQueryBytes(config, rows), 'queries of a long conversation');
-    try {
-      cache.reserve(rows);
-      await this.#chunk(cache, ids, wanted, sink, options);
-    } finally {
-      if (this.#rotated !== undefined) arena.free(this.#rotated);
-      this.#rotated = undefined;
-    }
-  }
-
-  async #chunk(
-    cache: KvCache,
-    ids: readonly number[],
-    wanted: readonly number[],
-    sink: (row: number, logits: Float32Array) => void,
-    options: ForwardOptions,
-  ): Promise<void> {
-    const { kernels, config } = this.#model;
-    const rows = ids.length;
+    cache.reserve(rows);
     new Uint32Array(kernels.arena.memory.buffer, this.#ids, rows).set(ids);
     this.#fillRope(cache.position, rows);
 
@@ -238,6 +230,7 @@ export class Forward implements ForwardPass {
     const layer = step.node.attributes.layer as number;
     const [q, k, v] = step.inputs.slice(0, 3).map((name) => this.#at(name)) as [Ptr, Ptr, Ptr];
     const ldQ = heads * headDim;
+    const gapped = cache.gaps.tokens > 0;
     const ldK = kvHeads * headDim;
     const cos = this.#rope;
     const sin = this.#rope + MAX_ROWS * (headDim / 2) * 4;
@@ -245,18 +238,19 @@ export class Forward implements ForwardPass {
     kernels.rope(k, ldK, rows, kvHeads, headDim, cos, sin, 0);
     if (cache.rotated) {
       // Where gaps were closed, queries still have to be rotated for them.
-      if (this.#rotated === undefined) kernels.hadamard(q, ldQ, rows, heads, headDim);
+      if (!gapped) kernels.hadamard(q, ldQ, rows, heads, headDim);
       kernels.hadamard(k, ldK, rows, kvHeads, headDim);
       kernels.hadamard(v, ldK, rows, kvHeads, headDim);
     }
     const out = this.#at(step.output);
+    const workspaceBytes = gapped ? this.#attendBytes - this.#queryBytes : this.#attendBytes;
     for (const run of cache.runs(layer, rows)) {
       const slot = cache.begin(layer, run);
       const exact = cache.exactRef(layer);
       kernels.appendExact(exact, slot, run.rows, k + run.from * ldK * 4, v + run.from * ldK * 4, ldK);
       const segments = cache.segmentPtrs(layer);
       new Uint32Array(kernels.arena.memory.buffer, this.#segments, segments.length).set(segments);
-      const gaps = this.#rotated === undefined ? undefined : this.#gapQueries(cache, layer);
+      const gaps = gapped ? this.#gapQueries(cache, layer) : undefined;
       const most = gaps?.rows ?? run.rows;
       for (let first = 0; first < run.rows; first += most) {
         const from = run.from + first;
@@ -280,7 +274,7 @@ export class Forward implements ForwardPass {
           position: cache.position + from,
           arithmetic: cache.config.arithmetic,
           workspace: this.#attend,
-          workspaceBytes: this.#attendBytes,
+          workspaceBytes,
         });
       }
     }
@@ -301,10 +295,10 @@ export class Forward implements ForwardPass {
     const width = heads * headDim;
     const offsets = cache.offsets(layer);
     const distinct = offsets ? [...new Set([0, offsets.sinks, ...offsets.segments])] : [0];
-    const table = arena.ptr(this.#rotated!);
+    const table = this.#attend + this.#attendBytes - this.#queryBytes;
     const angles = table + align(openSegments(config) * 4);
-    const queries = angles + align(headDim * 4);
-    const room = table + arena.size(this.#rotated!) - queries;
+    const queries = table + gapTableBytes(config);
+    const room = this.#queryBytes - gapTableBytes(config);
     return {
       rows: Math.max(1, Math.floor(room / (distinct.length * width * 4))),
       rotate: (q, rows) => {

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { MIN_BUDGET_TOKENS } from '../../src/cache/cache.ts';
+import { MIN_BUDGET_TOKENS } from '../../src/cache/byte-budget.ts';
 import { worstCaseBytes } from '../../src/cache/worst-case.ts';
 import { fp16BytesPerToken, type ModelConfig } from '../../src/core/config.ts';
 import { cacheDriver, finishedBytes, SHAPE } from '../helpers/cache-driver.ts';
