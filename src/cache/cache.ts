@@ -531,7 +531,7 @@ export class KvCache {
     for (const { segment, tiers, from } of pending.changesOf(layer)) {
       const span = this.spans[segment]!;
       if (segment < this.blocks[layer]!.length) {
-        this.recodes += this.#moves(layer, segment, tiers, from);
+        this.recodes += this.reader(this.blocks[layer]![segment]!).moves(tiers, from);
         this.recode(layer, segment, tiers, from, version);
         continue;
       }
@@ -542,18 +542,6 @@ export class KvCache {
       if (used > left) kernels.moveExact(this.exactRef(layer), left, sinks, used - left);
       this.exact.resize(layer, used - span.tokens, stepped(used - span.tokens), true);
     }
-  }
-
-  /** Tokens of a segment that a plan moves to another tier. */
-  #moves(layer: number, segment: number, tiers: Uint8Array, from: number): number {
-    const reader = this.reader(this.blocks[layer]![segment]!);
-    const held = new Uint8Array(reader.tokens);
-    let moved = 0;
-    for (let h = 0; h < reader.kvHeads; h++) {
-      reader.tiers(h, held, 0);
-      for (let i = 0; i < held.length; i++) if (held[i] !== tiers[from + h * held.length + i]) moved++;
-    }
-    return moved;
   }
 
   #encode(layer: number, span: SegmentSpan, tiers: Uint8Array, from: number, version: number): void {

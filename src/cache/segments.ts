@@ -70,6 +70,16 @@ export class SegmentReader {
     if (record === 0) out.fill(DROP, at, at + this.tokens);
     else recordTiers(this.#bytes, record, this.tokens, this.headDim, out, at);
   }
+  /** Tokens that are to move to another tier: [kvHeads][tokens] ids at `from`. */
+  moves(tiers: Uint8Array, from: number): number {
+    const held = new Uint8Array(this.tokens);
+    let moved = 0;
+    for (let h = 0; h < this.kvHeads; h++) {
+      this.tiers(h, held, 0);
+      for (let i = 0; i < held.length; i++) if (held[i] !== tiers[from + h * held.length + i]) moved++;
+    }
+    return moved;
+  }
   /** Where the kvHead's mass section begins, from the block's start. */
   massAt(kvHead: number): number {
     let at = this.storedBytes;

@@ -23,6 +23,8 @@ export interface EngineParts {
   readonly numerics?: string;
   /** Bytes of onnxruntime's heap: 0 unless a node was left to it. */
   readonly ortHeapBytes?: (() => number) | undefined;
+  /** The forward pass has no queries for closed gaps: conversations end at the trained length. */
+  readonly endsAtTrainedLength?: boolean;
 }
 
 /** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
@@ -54,6 +56,8 @@ export function createEngine(parts: EngineParts): ModelEngine {
     tierScratch: loaded.tierScratch,
     profile: parts.profile,
   };
+  const limitOf = (config: KvCache['config']): number =>
+    parts.endsAtTrainedLength ? model.contextLength : positionLimit(model, config);
   /** Chunks that want the workspace, the one that has it first. */
   const queue: symbol[] = [];
 
@@ -81,7 +85,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
   ): Promise<void> {
     const cache = engineCache as KvCache;
     const tokens = cache.position + ids.length;
-    const limit = positionLimit(model, cache.config);
+    const limit = limitOf(cache.config);
     if (tokens > limit)
       throw new ContextLengthError(
         limit > model.contextLength
@@ -125,7 +129,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
     eosIds: manifest.eosIds,
     createCache: (config) => new KvCache(context, config),
     restoreCache: (reader) => restoreCache(context, reader),
-    positionLimit: (config) => positionLimit(model, config),
+    positionLimit: limitOf,
     worstCaseBytes: (config, tokens) => worstCaseBytes({ model }, config, tokens),
     get availableBytes() {
       return kernels.arena.availableBytes;

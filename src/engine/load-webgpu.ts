@@ -42,6 +42,7 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
   const engine = createEngine({
     loaded: { manifest, config: manifest.model, kernels, weightBytes: weights.bytes, tierScratch },
     ...{ forward, tokenizer, template, profile },
+    endsAtTrainedLength: true,
   });
   // What no shader reads is refused when a cache is made, not at its first epoch.
   const readable = (cache: KvCache): KvCache => {
