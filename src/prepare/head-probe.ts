@@ -2,7 +2,7 @@ import type { KvCache } from '../cache/cache.ts';
 import type { BlockId } from '../core/arena.ts';
 import { floatToHalf } from '../core/half.ts';
 import { tierGroups } from '../kernels/cache-math.ts';
-import { SEGMENT_TOKENS, TIER_IDS, tierNamed } from '../kernels/layout.ts';
+import { recordCounts, SEGMENT_HEADER_BYTES, SEGMENT_TOKENS, tierNamed } from '../kernels/layout.ts';
 
 /** What a probe does to one head's old tokens. Keys and values are taken from the coarsest tier that codes them with 2 bits. */
 export type Harm = 'keys' | 'values' | 'drop';
@@ -48,19 +48,24 @@ export class HeadProbe {
       const reader = cache.reader({ id, version: 0 });
       const at = reader.recordAt(kvHead);
       const end = kvHead + 1 < model.kvHeads ? reader.recordAt(kvHead + 1) : reader.storedBytes;
-      this.#saved.push({ block: id, at, bytes: arena.bytes(id).slice(at, end) });
+      const save = (from: number, to: number): void => {
+        this.#saved.push({ block: id, at: from, bytes: arena.bytes(id).slice(from, to) });
+      };
       if (harm === 'drop') {
-        // Readers go by the counts: a record that counts nothing has no visible cell.
-        arena.bytes(id).fill(0, at, at + TIER_IDS);
+        // A head whose record lies nowhere has no cell.
+        const place = SEGMENT_HEADER_BYTES + kvHead * 4;
+        save(place, place + 4);
+        arena.bytes(id).fill(0, place, place + 4);
         continue;
       }
+      save(at, end);
       const record = arena.ptr(id) + at;
       const scratch = arena.ptr(this.#scratch);
       const memory = (): ArrayBuffer => arena.memory.buffer;
       new Uint8Array(memory(), scratch + this.#tiersAt, tokens).fill(COARSE);
       kernels.recodeRecord(record, tokens, headDim, scratch + this.#tiersAt, scratch, 0, 0);
       kernels.decodeRecord(scratch, tokens, headDim, scratch + this.#keysAt, scratch + this.#valuesAt);
-      const group = tierGroups(new Uint8Array(memory(), record, TIER_IDS), tokens, headDim)[0]!;
+      const group = tierGroups(recordCounts(new Uint8Array(memory()), record), tokens, headDim)[0]!;
       if (group.id !== FINE) throw new Error('a probe wants records in f16');
       const from = scratch + (harm === 'keys' ? this.#keysAt : this.#valuesAt);
       const decoded = new Float32Array(memory(), from, tokens * headDim);
