@@ -6,6 +6,7 @@ import { bundleFolder } from '../src/cli/bundle-folder.ts';
 import { layAssets } from '../src/cli/lay-assets.ts';
 import { freePort, spawnWrangler, type WranglerOptions, waitForHealth } from '../src/cli/wrangler-dev.ts';
 import { buildWasm } from './build-wasm.ts';
+import { eventsOf } from './event-stream.ts';
 
 /** What the benches over HTTP share: the embedded model in workerd on loopback, and one streamed answer timed from outside. */
 
@@ -81,21 +82,13 @@ export async function ask(url: string, body: object, signal?: AbortSignal): Prom
     throw new Refused(response.status, error.code, wait === null ? undefined : Number(wait));
   }
   const at: number[] = [];
-  let rest = '';
   let usage: Usage | undefined;
   let own: Own | undefined;
-  for await (const piece of response.body!.pipeThrough(new TextDecoderStream())) {
-    rest += piece;
-    const lines = rest.split('\n');
-    rest = lines.pop()!;
-    for (const line of lines) {
-      if (!line.startsWith('data: {')) continue;
-      const chunk = JSON.parse(line.slice(6));
-      if (chunk.error) throw new Refused(200, chunk.error.code, chunk.error.data?.retryAfter);
-      if (chunk.choices[0]?.delta.content) at.push(performance.now());
-      usage = chunk.usage ?? usage;
-      own = chunk.adkvc ?? own;
-    }
+  for await (const chunk of eventsOf(response)) {
+    if (chunk.error) throw new Refused(200, chunk.error.code, chunk.error.data?.retryAfter);
+    if (chunk.choices[0]?.delta.content) at.push(performance.now());
+    usage = chunk.usage ?? usage;
+    own = chunk.adkvc ?? own;
   }
   if (!usage || !own || at.length < 1) throw new Error('the answer was cut short');
   return {

@@ -48,7 +48,5 @@ export function segmentsHeld(
   layer: number,
   layers: number,
 ): number {
-  const made = spansAt(position, config).length;
-  const before = spansAt(epochOf(position) - 1, config).length;
-  return isWaiting(position, layer, layers) ? before : made;
+  return spansAt(isWaiting(position, layer, layers) ? epochOf(position) - 1 : position, config).length;
 }

@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { eventsOf } from '../../scripts/event-stream.ts';
 import { startServer, type TestServer } from '../helpers/server.ts';
 import { storedState } from '../helpers/stored-state.ts';
 import { type TinyServed, tinyServed } from '../helpers/tiny-bundle.ts';
@@ -52,19 +53,11 @@ async function turn(server: TestServer, n: number, onText?: (text: string) => vo
   if (!response.ok) throw new Error(`${response.status} ${await response.text()}`);
   let text = '';
   let usage: { prompt_tokens_details: { cached_tokens: number }; total_tokens: number } | undefined;
-  let rest = '';
-  for await (const piece of response.body!.pipeThrough(new TextDecoderStream())) {
-    rest += piece;
-    const lines = rest.split('\n');
-    rest = lines.pop()!;
-    for (const line of lines) {
-      if (!line.startsWith('data: {')) continue;
-      const chunk = JSON.parse(line.slice(6));
-      if (chunk.error) throw new Error(chunk.error.message);
-      text += chunk.choices[0]?.delta.content ?? '';
-      usage = chunk.usage ?? usage;
-      if (text !== '') onText?.(text);
-    }
+  for await (const chunk of eventsOf(response)) {
+    if (chunk.error) throw new Error(chunk.error.message);
+    text += chunk.choices[0]?.delta.content ?? '';
+    usage = chunk.usage ?? usage;
+    if (text !== '') onText?.(text);
   }
   if (!usage) throw new Error('the stream ended early');
   return { text, cached: usage.prompt_tokens_details.cached_tokens, total: usage.total_tokens };
