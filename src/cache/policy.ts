@@ -109,7 +109,7 @@ export interface CacheConfig {
   readonly high?: number;
   readonly mid?: number;
 }
-export const TRACKER_NAMES = ['ema', 'mean', 'sum', 'last-window'] as const;
+export const TRACKER_NAMES = ['ema', 'last-window', 'max', 'mean', 'sum'] as const;
 export type TrackerName = (typeof TRACKER_NAMES)[number];
 export const DEFAULT_CACHE: CacheConfig = {
   policy: 'adkvc',

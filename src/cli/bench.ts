@@ -12,6 +12,7 @@ import type { Kernels } from '../kernels/kernels.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
 import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
+import { benchTokenBytes, benchTrackers } from './bench-methods.ts';
 import { PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
 import { loadCliEngineParts, loadWasmKernels, loadWebGpuCliEngine, wasmFolder } from './load-engine.ts';
@@ -22,6 +23,9 @@ interface BenchOptions extends EngineOptions {
   shares?: boolean;
   steps?: number;
   kernels?: boolean;
+  trackers?: boolean;
+  tokenBytes?: number[];
+  text?: string;
   webgpuAttention?: boolean;
   conversations: number;
 }
@@ -31,6 +35,13 @@ const contexts = (text: string): number[] =>
     const n = Number(part);
     if (!Number.isInteger(n) || n < 1)
       throw new InvalidArgumentError('expected token counts, as in 128,512,4096');
+    return n;
+  });
+
+const ratioList = (text: string): number[] =>
+  text.split(',').map((part) => {
+    const n = Number(part);
+    if (!(n >= 1) || part.trim() === '') throw new InvalidArgumentError('expected ratios, as in 2,4,8');
     return n;
   });
 
@@ -95,6 +106,13 @@ export function benchCommand(program: Command): void {
     .option('--shares', 'where the time goes instead: the share of each kernel in prefill and decoding')
     .option('--kernels', 'GMAC/s and GB/s of every product, relaxed and plain SIMD, beside the calibration')
     .option('--steps <n>', 'how evenly that many decoding steps come: the slowest beside the median', count)
+    .option('--trackers', 'what keeping attention history costs, tracker by tracker (context 1024)')
+    .option(
+      '--token-bytes <ratios>',
+      'where the bytes of a token-head go at these ratios (context 4096)',
+      ratioList,
+    )
+    .option('--text <file>', 'with --token-bytes: what is read; seeded noise without')
     .option(
       '--webgpu-attention',
       'attention alone on a GPU, many conversations in one dispatch: packed against f16 and a copy kernel',
@@ -102,6 +120,9 @@ export function benchCommand(program: Command): void {
     .option('--conversations <n>', 'with --webgpu-attention: conversations in one dispatch', Number, 64)
     .action(async (options: BenchOptions) => {
       if (options.webgpuAttention) return benchAttention(options);
+      if (options.trackers) return benchTrackers(options, options.context?.at(-1) ?? 1024);
+      if (options.tokenBytes)
+        return benchTokenBytes(options, options.tokenBytes, options.context?.at(-1) ?? 4096);
       if (options.kernels) {
         const folder = await wasmFolder();
         for (const variant of ['relaxed', 'plain'] as const)

@@ -88,6 +88,7 @@ describe('fields of a configuration', () => {
       lastQueries: 8,
       unit: 512,
     });
+    expect(needs({ tracker: 'max' })).toEqual({ decay: 1, unit: 65535, mode: 'max' });
     const early = (tracker: 'sum' | 'mean'): number[] => [
       ...adkvcOptions(config({ tracker }))
         .tracker.read(view(() => 1))[0]!

@@ -1,5 +1,5 @@
 import { beforeAll, describe, expect, it } from 'vitest';
-import { type CacheConfig, DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { type CacheConfig, DEFAULT_CACHE, TRACKER_NAMES } from '../../src/cache/policy.ts';
 import { POLICIES } from '../../src/cache/registry.ts';
 import { uniform01 } from '../../src/core/random.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
@@ -30,6 +30,10 @@ const CONFIGS: [string, Partial<CacheConfig>][] = [
   ...Object.keys(POLICIES).map((policy): [string, Partial<CacheConfig>] => [
     policy,
     policy === 'full' ? { policy } : { policy, ratio: 2 },
+  ]),
+  ...TRACKER_NAMES.filter((tracker) => tracker !== 'ema').map((tracker): [string, Partial<CacheConfig>] => [
+    `adkvc, tracker ${tracker}`,
+    { policy: 'adkvc', ratio: 2, tracker },
   ]),
   ['full, exact', { policy: 'full', exactBits: 32, arithmetic: 'float' }],
   ['adkvc, exact', { policy: 'adkvc', ratio: 2, arithmetic: 'float' }],

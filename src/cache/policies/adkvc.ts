@@ -9,14 +9,10 @@ import {
   type Plan,
   type Policy,
   TRACKER_NAMES,
-  type TrackerName,
 } from '../policy.ts';
 import type { HeadProfile } from '../profile.ts';
 import { blockMean, byHead, headSteps, maxPool, overMean } from '../relevance.ts';
-import { emaTracker } from '../trackers/ema.ts';
-import { lastWindowTracker } from '../trackers/last-window.ts';
-import { meanTracker } from '../trackers/mean.ts';
-import { sumTracker } from '../trackers/sum.ts';
+import { TRACKERS } from '../trackers/registry.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
 /** Few tiers do as well as ten (README, "The method"), and each costs padding in every record that uses it. */
@@ -119,16 +115,11 @@ export function adkvcOptions(config: CacheConfig): Omit<AdkvcOptions, 'name'> {
   check('pool', whole(pool, 127) && pool % 2 === 1, 'an odd number from 1 to 127');
   check('block', whole(block, EPOCH), `a whole number from 1 to ${EPOCH}`);
   check('floor', Number.isFinite(floor) && floor >= 0, 'a number from 0');
-  const trackers: Record<TrackerName, () => Tracker> = {
-    ema: () => emaTracker(decay),
-    mean: meanTracker,
-    sum: sumTracker,
-    'last-window': () => lastWindowTracker(lastQueries),
-  };
   const name = config.tracker ?? 'ema';
-  check('tracker', Object.hasOwn(trackers, name), `one of ${TRACKER_NAMES.join(', ')}`);
+  check('tracker', Object.hasOwn(TRACKERS, name), `one of ${TRACKER_NAMES.join(', ')}`);
   const tiers = config.tiers === undefined ? LADDER : tiersNamed(config.tiers);
-  return { tiers, tracker: trackers[name](), pool, block, floor, estimate: config.estimate ?? false };
+  const tracker = TRACKERS[name]({ decay, lastQueries });
+  return { tiers, tracker, pool, block, floor, estimate: config.estimate ?? false };
 }
 
 function tiersNamed(text: string): number[] {
