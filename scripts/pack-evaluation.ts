@@ -10,9 +10,10 @@ import type { BundleForm } from '../src/prepare/forms.ts';
 import { buildWasm } from './build-wasm.ts';
 
 /**
- * `npm run pack:evaluation -- --out FOLDER [--forms exact,compact] [--tasks pg19,needle-essay] [--data DIR] [--with FILE,...] [--part-mib 60]`:
- * the evaluation for a machine without network and without this checkout. Writes FOLDER/part-1.tar, ...: unpacked into one folder on that machine,
- * `node dist/eval/main.js evaluate --data data ...` and `... calibrate` run there; only Node has to be there (or to come along, --with).
+ * `npm run pack:evaluation -- --out FOLDER [--forms exact,compact] [--tasks pg19,needle-essay] [--data DIR] [--webgpu] [--with FILE,...] [--part-mib 60]`:
+ * the program for a machine without network and without this checkout. Writes FOLDER/part-1.tar, ...: unpacked into one folder on that machine,
+ * `node dist/eval/main.js evaluate --data data ...`, `... calibrate`, `... bench` and so on run there; only Node has to be there (or to come along, --with).
+ * --webgpu takes along what `--backend webgpu` needs (21 MB, of x86-64 Linux); a Vulkan driver has to be there.
  */
 const { values } = parseArgs({
   options: {
@@ -20,6 +21,7 @@ const { values } = parseArgs({
     forms: { type: 'string', default: 'exact' },
     tasks: { type: 'string', default: 'pg19,needle-essay' },
     data: { type: 'string', default: join(PROJECT_ROOT, '../shared/evaldata') },
+    webgpu: { type: 'boolean', default: false },
     with: { type: 'string', default: '' },
     'part-mib': { type: 'string', default: '60' },
   },
@@ -56,10 +58,15 @@ await build({
 });
 await buildWasm();
 cpSync(join(PROJECT_ROOT, 'wasm/build'), join(tree, 'wasm/build'), { recursive: true });
+if (values.webgpu) {
+  cpSync(join(PROJECT_ROOT, 'shaders'), join(tree, 'shaders'), { recursive: true });
+  for (const file of ['index.js', 'package.json', 'LICENSE.md', 'dist/linux-x64/dawn.node'])
+    put(join(PROJECT_ROOT, 'node_modules/webgpu', file), `node_modules/webgpu/${file}`);
+}
 writeFileSync(join(tree, 'package.json'), '{"type":"module"}\n');
 const git = (...args: string[]): string =>
   execFileSync('git', args, { cwd: PROJECT_ROOT, encoding: 'utf8' }).trim();
-const changed = git('status', '--porcelain', '--', 'src', 'wasm') === '' ? '' : '+';
+const changed = git('status', '--porcelain', '--', 'src', 'wasm', 'shaders') === '' ? '' : '+';
 writeFileSync(join(tree, 'commit'), `${git('rev-parse', '--short=12', 'HEAD')}${changed}\n`);
 
 for (const name of list(values.tasks)) {

@@ -262,10 +262,10 @@ export class KvCache {
    */
   finish(): void {
     if (this.position % EPOCH !== 0) {
-      this.#applyNow();
+      this.applyNow();
       this.#endEpoch();
     }
-    this.#applyNow();
+    this.applyNow();
     for (let layer = 0; layer < this.layers; layer++) {
       const used = this.exactCount(layer);
       this.exact.resize(layer, used, used, true);
@@ -359,7 +359,7 @@ export class KvCache {
 
   // ---- what persistence does (restore.ts) ---------------------------------------------------------------------
 
-  /** Before an epoch is fed to its end, or `finish`: plans are made of the attention mass, which may lie on a GPU. */
+  /** Before an epoch is fed to its end: plans are made of the attention mass, which may lie on a GPU. */
   fetchMass(): Promise<void> {
     return fetchMass(this);
   }
@@ -515,7 +515,7 @@ export class KvCache {
   }
 
   /** Applies the pending plan to every layer that waits for it. */
-  #applyNow(): void {
+  applyNow(): void {
     this.#advancePlan(1);
     for (let layer = 0; layer < this.layers; layer++)
       if (this.#pending?.isWaiting(layer)) this.#settle(layer, 0);

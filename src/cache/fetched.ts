@@ -23,6 +23,13 @@ export async function fetchMass(cache: Fetchable): Promise<void> {
   if (cache.tracksMass) await kernels.fetch?.(massRanges(cache));
 }
 
+/** `cache.finish()`, wherever the attention mass lies: what a waiting plan moves is moved before it is fetched. */
+export async function fetchAndFinish(cache: Fetchable & { applyNow(): void; finish(): void }): Promise<void> {
+  cache.applyNow();
+  await fetchMass(cache);
+  cache.finish();
+}
+
 /**
  * Before a state is read (`hot`, `block`): brings what has changed since it was last brought.
  * @param held blocks whose stored bytes the host has; added to

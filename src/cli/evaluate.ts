@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DEFAULT_CACHE } from '../cache/policy.ts';
 import { POLICIES } from '../cache/registry.ts';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
@@ -25,13 +25,13 @@ interface EvaluateOptions {
   sinks: number;
   exact?: boolean;
   profile: boolean;
-  backend: 'wasm' | 'reference';
+  backend: 'wasm' | 'reference' | 'webgpu';
   bundle?: string;
   data: string;
   out: string;
   report?: string;
   reportOnly?: boolean;
-  workers: number;
+  workers?: number;
   minutes?: number;
   memory: number;
   list?: boolean;
@@ -77,13 +77,19 @@ export function evaluateCommand(program: Command): void {
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
     .option('--exact', 'weights as stored, float arithmetic')
     .option('--no-profile', "plan without the model's measured head profile")
-    .option('--backend <name>', 'kernels: wasm or reference', 'wasm')
+    .addOption(
+      new Option('--backend <name>', 'kernels').choices(['wasm', 'reference', 'webgpu']).default('wasm'),
+    )
     .option('--bundle <dir>', 'a prepared model (default: the embedded one)')
     .option('--data <dir>', "the evaluation's texts", join(PROJECT_ROOT, '../shared/evaldata'))
     .option('--out <file>', 'results as JSON lines; finished ones are not made again', 'evaluation.jsonl')
     .option('--report <dir>', 'writes report.md and report.html over all rows of --out')
     .option('--report-only', 'runs nothing, only writes the report')
-    .option('--workers <n>', 'cores to use; 0: none beside this one', natural, availableParallelism())
+    .option(
+      '--workers <n>',
+      'threads to use (default: one a core), with webgpu processes that share the GPU (default 1); 0: none beside this one',
+      natural,
+    )
     .option(
       '--minutes <n>',
       'begins nothing new after so long, puts aside what is under way, and says what is left',
@@ -114,8 +120,6 @@ export function evaluateCommand(program: Command): void {
 }
 
 async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
-  if (options.backend !== 'wasm' && options.backend !== 'reference')
-    throw new InvalidInputError(`--backend is wasm or reference, not ${options.backend}`, '--backend');
   const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
   const methods = [...new Map(named.map((m) => [JSON.stringify(m), m])).values()];
   const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
@@ -144,7 +148,7 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
     sinks: options.sinks,
     exact: options.exact ?? false,
     useProfile: options.profile,
-    workers: options.workers,
+    workers: options.workers ?? (options.backend === 'webgpu' ? 1 : availableParallelism()),
     commit: commit(),
     onProgress: progressLine(),
     onNote: (note) => process.stderr.write(`${note}\n`),
@@ -224,7 +228,7 @@ function commit(): string {
   try {
     return (
       git('rev-parse', '--short=12', 'HEAD') +
-      (git('status', '--porcelain', '--', 'src', 'wasm') === '' ? '' : '+')
+      (git('status', '--porcelain', '--', 'src', 'wasm', 'shaders') === '' ? '' : '+')
     );
   } catch {
     return 'unknown';

@@ -13,6 +13,7 @@ import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { foreignFromBundle } from '../runtime/foreign.ts';
+import type { BundleSource } from '../runtime/manifest.ts';
 import { createOrtRunner } from '../runtime/ort.ts';
 import { ortWasmInNode } from '../runtime/ort-node.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
@@ -87,7 +88,11 @@ export async function loadCliEngineParts(
  * The embedded model on this machine's GPU; says on standard error which adapter was taken.
  * @throws UnsupportedModelError without an adapter: who asks for a GPU by name is not served by something else
  */
-export async function loadWebGpuCliEngine(options: Pick<EngineOptions, 'exact'>): Promise<WebGpuEngine> {
+export const loadWebGpuCliEngine = async (options: Pick<EngineOptions, 'exact'>): Promise<WebGpuEngine> =>
+  loadWebGpuInNode(folderSource(await bundleFolder(options.exact ? 'exact' : 'compact')), CLI_KERNEL_BYTES);
+
+/** As loadWebGpuCliEngine, of any bundle. */
+export async function loadWebGpuInNode(source: BundleSource, maxBytes: number): Promise<WebGpuEngine> {
   const device = await openWebGpuInNode();
   const { vendor, architecture, description } = device.adapterInfo;
   process.stderr.write(
@@ -95,9 +100,9 @@ export async function loadWebGpuCliEngine(options: Pick<EngineOptions, 'exact'>)
   );
   return loadWebGpuEngine({
     device,
-    source: folderSource(await bundleFolder(options.exact ? 'exact' : 'compact')),
+    source,
     shaders: shadersFrom(join(PROJECT_ROOT, 'shaders')),
-    maxBytes: CLI_KERNEL_BYTES,
+    maxBytes,
   });
 }
 

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import * as v from 'valibot';
+import { fetchAndFinish } from '../cache/fetched.ts';
 import type { CacheReport } from '../cache/policy.ts';
 import { logSumExp, topK } from '../engine/sampler.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
@@ -50,8 +51,7 @@ export function scoreCommand(program: Command): void {
             { chunk: options.chunk, yield: async () => progress(cache.position, ids.length) },
           );
           // What the text takes once everything outside the window is compressed.
-          await cache.fetchMass();
-          cache.finish();
+          await fetchAndFinish(cache);
           return { nll, top, cache: cacheFields(cache.report()) };
         } finally {
           cache.dispose();

@@ -1,4 +1,4 @@
-import { loadWasmKernels } from '../cli/load-engine.ts';
+import { loadWasmKernels, loadWebGpuInNode } from '../cli/load-engine.ts';
 import { AdkvcError } from '../core/errors.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import { loadEngine } from '../engine/load.ts';
@@ -6,6 +6,7 @@ import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import { createReferenceKernels } from '../kernels/reference.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { foreignFromBundle } from '../runtime/foreign.ts';
+import type { BundleSource } from '../runtime/manifest.ts';
 import { readManifest } from '../runtime/model.ts';
 import { createOrtRunner } from '../runtime/ort.ts';
 import { ortWasmInNode } from '../runtime/ort-node.ts';
@@ -18,7 +19,7 @@ export interface LoadOptions {
   /** Folder of a prepared model. */
   readonly bundle: string;
   readonly data: string;
-  readonly backend: 'wasm' | 'reference';
+  readonly backend: 'wasm' | 'reference' | 'webgpu';
   /** Most bytes of one worker's kernel memory. */
   readonly maxBytes: number;
   /** Folder for work that is put aside. */
@@ -61,15 +62,26 @@ export interface Loaded {
   run(job: Job, emit: (result: JobResult) => void, onTokens: (tokens: number) => void): Promise<void>;
 }
 
+async function loadOnCpu(
+  source: BundleSource,
+  backend: 'wasm' | 'reference',
+  maxBytes: number,
+): Promise<ModelEngine> {
+  const kernels =
+    backend === 'reference' ? createReferenceKernels({ maxBytes }) : await loadWasmKernels(maxBytes);
+  const ort = createOrtRunner({ wasm: ortWasmInNode });
+  return loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
+}
+
 /** Loads the model once; jobs follow one another on it. */
 export async function loadJobs(options: LoadOptions): Promise<Loaded> {
   const { bundle, backend, maxBytes } = options;
   const source = folderSource(bundle);
   const manifest = await readManifest(source);
-  const kernels =
-    backend === 'reference' ? createReferenceKernels({ maxBytes }) : await loadWasmKernels(maxBytes);
-  const ort = createOrtRunner({ wasm: ortWasmInNode });
-  const engine = await loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
+  const engine =
+    backend === 'webgpu'
+      ? await loadWebGpuInNode(source, maxBytes)
+      : await loadOnCpu(source, backend, maxBytes);
   const data = new DataFolder(options.data);
   const stopping = (): boolean => Atomics.load(options.stop, 0) !== 0;
   const { fingerprint, numerics } = engine;

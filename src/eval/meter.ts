@@ -1,5 +1,6 @@
 import { snapshot } from '../bench/snapshot.ts';
 import type { KvCache } from '../cache/cache.ts';
+import { fetchAndFinish } from '../cache/fetched.ts';
 import type { CacheStateReader } from '../cache/persist.ts';
 import type { CacheConfig } from '../cache/policy.ts';
 import type { ModelEngine } from '../engine/engine.ts';
@@ -78,10 +79,10 @@ export class Meter {
   }
 
   /** Compresses now, wherever the clock stands. */
-  finish(): void {
+  async finish(): Promise<void> {
     this.figures();
     const start = performance.now();
-    this.cache.finish();
+    await fetchAndFinish(this.cache);
     this.#ms += performance.now() - start;
   }
 
@@ -104,7 +105,8 @@ export class Meter {
   }
 
   /** Copies the state as a session stores it, with the instruments' readings: for `restore`, in this process or the next. */
-  save(): Saved {
+  async save(): Promise<Saved> {
+    await this.cache.settle();
     const peak = this.figures().peakBytes;
     const { reader } = snapshot(this.cache);
     const { header, journal } = reader;

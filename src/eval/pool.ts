@@ -1,5 +1,5 @@
-import { Worker } from 'node:worker_threads';
 import { wasmFolder } from '../cli/load-engine.ts';
+import { type Hand, startHand } from './hand.ts';
 import { type Identity, type Job, type JobResult, type LoadOptions, loadJobs } from './job.ts';
 
 /** Jobs that one worker does in a row: what the first computes, the next may reuse. */
@@ -85,14 +85,13 @@ async function inThread(options: LoadOptions): Promise<Pool> {
 const workerModule = (): URL => new URL(`./worker${import.meta.url.slice(-3)}`, import.meta.url);
 
 async function inWorkers(options: LoadOptions, count: number, entry: URL): Promise<Pool> {
-  const start = async (): Promise<{ worker: Worker; identity: Identity }> => {
-    const worker = new Worker(entry, { workerData: options });
+  const start = async (): Promise<{ worker: Hand; identity: Identity }> => {
+    // One that dies between two jobs is found out by the next one.
+    const worker = startHand(entry, options);
     live.add(worker);
-    // A worker that dies between two jobs is found out by the next one; without a listener its error would end the process.
-    worker.on('error', () => {});
     return { worker, identity: await ready(worker) };
   };
-  const live = new Set<Worker>();
+  const live = new Set<Hand>();
   const close = async (): Promise<void> => {
     await Promise.all([...live].map((w) => w.terminate()));
   };
@@ -144,7 +143,10 @@ async function inWorkers(options: LoadOptions, count: number, entry: URL): Promi
           }),
         );
       },
-      stop: () => setStop(options),
+      stop() {
+        setStop(options);
+        for (const worker of live) worker.stop();
+      },
       close,
     };
   } catch (error) {
@@ -153,13 +155,13 @@ async function inWorkers(options: LoadOptions, count: number, entry: URL): Promi
   }
 }
 
-const ready = (worker: Worker): Promise<Identity> =>
+const ready = (worker: Hand): Promise<Identity> =>
   conversation(worker, (message, done) => {
     if (message.type === 'ready') done(message.identity);
   });
 
 const answer = (
-  worker: Worker,
+  worker: Hand,
   job: Job,
   listener: Pick<JobListener, 'onResult' | 'onTokens'>,
 ): Promise<void> => {
@@ -168,18 +170,18 @@ const answer = (
     else if (message.type === 'tokens') listener.onTokens(job, message.tokens);
     else if (message.type === 'done') done();
   });
-  worker.postMessage(job);
+  worker.post(job);
   return finished;
 };
 
 /** Listens until `done`; a worker that fails or leaves ends it with an error. */
 function conversation<T>(
-  worker: Worker,
+  worker: Hand,
   listen: (message: Message, done: (value: T) => void) => void,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     const stop = (): void => {
-      worker.off('message', onMessage).off('error', onError).off('exit', onExit);
+      worker.events.off('message', onMessage).off('error', onError).off('exit', onExit);
     };
     const onMessage = (message: Message): void =>
       listen(message, (value) => {
@@ -190,12 +192,12 @@ function conversation<T>(
       stop();
       reject(error);
     };
-    const onExit = (code: number): void => {
+    const onExit = (code: number | null): void => {
       stop();
       reject(new Error(`an evaluation worker ended with code ${code}`));
     };
-    worker.on('message', onMessage).on('error', onError).on('exit', onExit);
+    worker.events.on('message', onMessage).on('error', onError).on('exit', onExit);
     // Gone before anybody listened.
-    if (worker.threadId < 0) onExit(-1);
+    if (worker.gone) onExit(-1);
   });
 }

@@ -66,11 +66,11 @@ async function answer(
   const meter = new Meter(engine, once ? { ...method.config, oneShot: prompt.ids.length } : method.config);
   try {
     const logits = await prefill(context, meter, once ? { ...prompt, shared: 0 } : prompt);
-    if (once) meter.finish();
+    if (once) await meter.finish();
     const prefillMs = meter.takeMs();
     const cache = meter.figures();
     // A cache that was compressed off the clock cannot be stored.
-    const restoreMs = once ? 0 : meter.restore(meter.save());
+    const restoreMs = once ? 0 : meter.restore(await meter.save());
     const decoded = await decode(meter, logits, prompt);
     return {
       scores: score(decoded.text, prompt),
@@ -105,7 +105,7 @@ async function prefill(
   const end = Math.floor(shared / EPOCH) * EPOCH;
   if (end > meter.cache.position) {
     await meter.feed(ids.slice(meter.cache.position, end));
-    prefix.last = { config, ids: ids.slice(0, end), saved: meter.save() };
+    prefix.last = { config, ids: ids.slice(0, end), saved: await meter.save() };
   }
   return meter.last(ids.slice(meter.cache.position));
 }

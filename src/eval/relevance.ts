@@ -21,11 +21,12 @@ export function queriesSeen(position: number, now: number, decay: number): numbe
 
 /**
  * What attention has paid to each compressed token so far: mass a query that could see it, over the head's mean.
- * @throws when the cache's policy tracks no mass
+ * Rejects when the cache's policy tracks no mass
  */
-export function relevanceOf(cache: KvCache): RelevanceMap {
+export async function relevanceOf(cache: KvCache): Promise<RelevanceMap> {
   const decay = cache.policy.needs.mass?.decay;
   if (decay === undefined) throw new Error(`policy ${cache.policy.name} tracks no attention mass`);
+  await cache.fetchMass();
   const { arena } = cache.context.kernels;
   const { kvHeads } = cache.context.model;
   if (cache.pendingSince !== undefined) throw new Error('a plan has not reached every layer yet');

@@ -64,7 +64,7 @@ export async function runDialogue(
       prefillMs += ms;
       fed += prompt.length;
       const position = meter.cache.position;
-      const saved = meter.save();
+      const saved = await meter.save();
       const decoded = await decode(meter, logits, { maxTokens: dialogue.maxTokens });
       if (stepsPerSecond(decoded) > 0) {
         steps += decoded.ids.length - 1;

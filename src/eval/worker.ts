@@ -1,15 +1,15 @@
-import { parentPort, workerData } from 'node:worker_threads';
-import { type Job, type LoadOptions, loadJobs } from './job.ts';
+import { handSide } from './hand.ts';
+import { loadJobs } from './job.ts';
 
-/** One core's share of an evaluation: loads the model, then answers jobs one at a time (pool.ts). */
-const port = parentPort!;
-const loaded = await loadJobs(workerData as LoadOptions);
-port.on('message', async (job: Job) => {
+/** One worker's share of an evaluation: loads the model, then answers jobs one at a time (pool.ts). */
+const side = await handSide();
+const loaded = await loadJobs(side.options);
+side.onJob(async (job) => {
   await loaded.run(
     job,
-    (result) => port.postMessage({ type: 'result', result }),
-    (tokens) => port.postMessage({ type: 'tokens', tokens }),
+    (result) => side.answer({ type: 'result', result }),
+    (tokens) => side.answer({ type: 'tokens', tokens }),
   );
-  port.postMessage({ type: 'done' });
+  side.answer({ type: 'done' });
 });
-port.postMessage({ type: 'ready', identity: loaded.identity });
+side.answer({ type: 'ready', identity: loaded.identity });

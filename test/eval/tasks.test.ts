@@ -260,7 +260,7 @@ describe('analyses', () => {
       engine.tokenizer.encode('a b c d e f g h i j k '.repeat(40)).slice(0, 512 + SETTLE_POSITIONS),
       'none',
     );
-    const { start, values } = relevanceOf(cache);
+    const { start, values } = await relevanceOf(cache);
     expect(start).toBe(4);
     for (const heads of values)
       for (const head of heads) {
@@ -269,7 +269,7 @@ describe('analyses', () => {
       }
     cache.dispose();
     const plain = engine.createCache(FULL.config);
-    expect(() => relevanceOf(plain)).toThrow(/tracks no attention mass/);
+    await expect(relevanceOf(plain)).rejects.toThrow(/tracks no attention mass/);
     plain.dispose();
   });
   test('leaving a block out drops exactly its positions, in one layer', async () => {

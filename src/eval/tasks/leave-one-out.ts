@@ -54,8 +54,8 @@ export const leaveOneOut: Task = {
         const before = await meter.last(ids.slice(0, end));
         const ms = meter.takeMs();
         const cache = meter.figures();
-        const { start, values } = relevanceOf(meter.cache);
-        const saved = meter.save();
+        const { start, values } = await relevanceOf(meter.cache);
+        const saved = await meter.save();
         const lossNow = async (): Promise<number> => {
           let sum = lossOf(distribution(before), probe[0]!);
           await meter.feed(

@@ -52,7 +52,7 @@ export const needleRelevance: Task = {
       try {
         await meter.feed(prompt.ids.slice(0, end));
         const ms = meter.takeMs();
-        const { start, values } = relevanceOf(meter.cache);
+        const { start, values } = await relevanceOf(meter.cache);
         const from = prompt.needle.start - start;
         const to = prompt.needle.end - start;
         if (from < 0 || to > values[0]![0]!.length) {

@@ -139,7 +139,9 @@ async function together(
       const stopping = context.stopping() && at > (paused?.at ?? 0);
       if (stopping || performance.now() - put > PUT_ASIDE_MS) {
         const now: Paused = { at, own: own.entries, sums: sums.map((s) => s.entries), ms };
-        aside.put(name, [now, ...meters.map((meter) => meter.save())]);
+        const states: Saved[] = [];
+        for (const meter of meters) states.push(await meter.save());
+        aside.put(name, [now, ...states]);
         if (stopping) return false;
         put = performance.now();
       }
@@ -172,10 +174,11 @@ async function together(
       }
       at += n;
     }
-    const outcome = (meter: Meter, scores: Record<string, number>, spent: number): Outcome => {
+    const outcome = async (meter: Meter, scores: Record<string, number>, spent: number): Promise<Outcome> => {
       // What the text takes once everything outside the window is compressed; the cache is not continued.
-      const saved = meter.save();
-      meter.cache.finish();
+      const saved = await meter.save();
+      await meter.finish();
+      meter.takeMs();
       const cache = meter.figures();
       return {
         scores,
@@ -190,10 +193,9 @@ async function together(
       };
     };
     const same = { lossDelta: 0, lossDeltaLast: 0, kl: 0, klLast: 0, top1: 1, top1Last: 1 };
-    if (methods.includes(full)) emit(full, outcome(reference, { ...own.means(), ...same }, ms[0]!));
-    compressed.forEach((m, i) => {
-      emit(m, outcome(meters[i + 1]!, sums[i]!.means(), ms[i + 1]!));
-    });
+    if (methods.includes(full)) emit(full, await outcome(reference, { ...own.means(), ...same }, ms[0]!));
+    for (const [i, m] of compressed.entries())
+      emit(m, await outcome(meters[i + 1]!, sums[i]!.means(), ms[i + 1]!));
     aside.drop(name);
     return true;
   } finally {

@@ -1,0 +1,42 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { Row } from '../../src/eval/rows.ts';
+import { runCli } from '../helpers/cli.ts';
+import { evalFixture } from '../helpers/eval-fixture.ts';
+
+// Without an adapter this fails: what is expected to be there must not be skipped.
+let fixture: Awaited<ReturnType<typeof evalFixture>>;
+beforeAll(async () => {
+  fixture = await evalFixture({ context: 512, layers: 1 });
+});
+afterAll(() => fixture.remove());
+
+async function evaluated(backend: string, workers: number): Promise<Row[]> {
+  const out = join(fixture.folder, `${backend}-${workers}.jsonl`);
+  const { lines } = await runCli([
+    ...['evaluate', '--bundle', fixture.bundle, '--data', fixture.data, '--tasks', 'pg19'],
+    ...['--lengths', '140', '--samples', '1', '--policies', 'adkvc@3', '--backend', backend],
+    ...['--out', out, '--workers', String(workers)],
+  ]);
+  expect(lines).toEqual([{ out, rows: 2, failed: 0, left: 0, leftByTask: {} }]);
+  const rows = readFileSync(out, 'utf8')
+    .split('\n')
+    .slice(0, -1)
+    .map((line) => JSON.parse(line) as Row);
+  return rows.sort((a, b) => (a.policy < b.policy ? -1 : 1));
+}
+
+test('an evaluation on a GPU, in a process of its own: caches as large as on WebAssembly, losses within 1 %', async () => {
+  const [gpu, wasm] = [await evaluated('webgpu', 1), await evaluated('wasm', 0)];
+  for (const [i, row] of gpu.entries()) {
+    expect(row.numerics).toMatch(/^webgpu/);
+    expect(row.key).not.toBe(wasm[i]!.key);
+    const { averageBytes, peakBytes, bytes } = wasm[i]!.cache!;
+    expect(row.cache).toMatchObject({ averageBytes, peakBytes, bytes });
+    // The latter multiplies activations of 8 bits.
+    const apart = Math.abs(row.scores!.loss! / wasm[i]!.scores!.loss! - 1);
+    expect(apart).toBeGreaterThan(0);
+    expect(apart).toBeLessThan(0.01);
+  }
+});
