@@ -22,10 +22,26 @@ export const headersFile = (): string =>
     .join('\n')}\n`;
 
 const FOLDER = fileURLToPath(new URL('./page/', import.meta.url));
-const SCRIPTS = ['page', 'api', 'view'];
+const SCRIPTS = [
+  'page',
+  'api',
+  'cache-report',
+  'cache-view',
+  'composer',
+  'conversation',
+  'dialogs',
+  'dom',
+  'errors',
+  'heat-map',
+  'message-view',
+  'sidebar',
+];
 const STATIC = [
   ['index.html', 'text/html; charset=utf-8'],
   ['page.css', 'text/css; charset=utf-8'],
+  ['sidebar.css', 'text/css; charset=utf-8'],
+  ['chat.css', 'text/css; charset=utf-8'],
+  ['cache-view.css', 'text/css; charset=utf-8'],
   ['icon.svg', 'image/svg+xml'],
 ] as const;
 

@@ -60,6 +60,7 @@ export const cacheMapObject = (map: SessionCacheMap) => ({
     [map.exactFrom, map.position - map.exactFrom],
   ],
   evicted: map.evicted,
+  closed: map.closed,
   text: map.text,
   messages: map.messages,
   cache: map.report && cacheObject(map.report),

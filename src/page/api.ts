@@ -12,18 +12,72 @@ export interface Cache {
   readonly fp16_bytes: number;
   readonly ratio: number;
   readonly peak_bytes: number;
+  /** Tokens, counted in every layer and key/value head, and their bytes, by tier. */
+  readonly token_heads: Readonly<Record<string, number>>;
+  readonly bytes_by_tier: Readonly<Record<string, number>>;
 }
 
-export interface Turn {
+export interface Session {
+  readonly id: string;
+  readonly title: string;
+  readonly turns: number;
+  readonly tokens: number;
+  /** Seconds since 1970. */
+  readonly last_used_at: number;
+  readonly expires_at: number | null;
+  readonly stored_bytes: number;
+  readonly cache: Cache | null;
+}
+
+export interface SessionPage {
+  readonly data: readonly Session[];
+  readonly has_more: boolean;
+  readonly last_id: string | null;
+  readonly total: number;
+}
+
+export interface Tier {
+  readonly id: number;
+  readonly name: string;
+  readonly key_bits: number;
+  readonly value_bits: number;
+}
+
+export interface CacheMap {
+  readonly layers: number;
+  readonly kv_heads: number;
+  readonly tokens: number;
+  /** [first, count]. */
+  readonly exact: readonly (readonly [number, number])[];
+  readonly evicted: readonly (readonly [number, number])[];
+  /** Their gaps are closed: what follows is read as if they had never been. Their segments are left out of `data`. */
+  readonly closed: readonly (readonly [number, number])[];
+  readonly text: readonly string[];
+  readonly messages: readonly { readonly role: Message['role']; readonly end: number }[];
+  readonly cache: Cache | null;
+  readonly tiers: readonly Tier[];
+  readonly data: readonly {
+    readonly layer: number;
+    readonly segments: readonly {
+      readonly start: number;
+      readonly tokens: number;
+      /** Base64 of kv_heads * tokens bytes, head by head. */
+      readonly tiers: string;
+      readonly relevance: string | null;
+    }[];
+  }[];
+}
+
+export interface Answer {
   readonly cache: Cache;
   readonly recovered?: { readonly reason: string; readonly replayed: number };
   readonly timing: { readonly prefill_ms: number; readonly decode_ms: number; readonly restore_ms: number };
-}
-
-export interface Usage {
-  readonly prompt_tokens: number;
-  readonly completion_tokens: number;
-  readonly prompt_tokens_details: { readonly cached_tokens: number };
+  readonly usage: {
+    readonly prompt_tokens: number;
+    readonly completion_tokens: number;
+    readonly prompt_tokens_details: { readonly cached_tokens: number };
+  };
+  readonly reason: string;
 }
 
 export interface Handlers {
@@ -32,107 +86,128 @@ export interface Handlers {
   text(piece: string): void;
 }
 
-export interface Answer {
-  readonly turn: Turn;
-  readonly usage: Usage;
-  readonly reason: string;
-}
-
+/** What the server refused, or a stream that broke off. */
 export class ApiError extends Error {
   readonly status: number;
   readonly code: string;
-  constructor(status: number, code: string, message: string) {
+  /** Seconds that the server asks to wait. */
+  readonly retryAfter: number | undefined;
+  constructor(status: number, code: string, message: string, retryAfter?: number) {
     super(message);
     this.status = status;
     this.code = code;
+    this.retryAfter = retryAfter;
   }
 }
 
+/** Kept until the tab is closed. */
 const KEY = 'adkvc-key';
-export const setKey = (key: string): void => sessionStorage.setItem(KEY, key);
+export const getKey = (): string | null => sessionStorage.getItem(KEY);
+export const hasKey = (): boolean => getKey() !== null;
+export const setKey = (key: string | null): void =>
+  key === null ? sessionStorage.removeItem(KEY) : sessionStorage.setItem(KEY, key);
 
 async function call(path: string, init: RequestInit = {}): Promise<Response> {
-  const key = sessionStorage.getItem(KEY);
+  const key = getKey();
   const headers = new Headers(init.headers);
   if (key) headers.set('authorization', `Bearer ${key}`);
-  if (init.body) headers.set('content-type', 'application/json');
+  if (init.body)
+    headers.set('content-type', init.body instanceof Blob ? 'application/octet-stream' : 'application/json');
   const response = await fetch(path, { ...init, headers });
   if (response.ok) return response;
   const body = (await response.json().catch(() => null)) as {
     error?: { code: string; message: string };
   } | null;
+  const wait = Number(response.headers.get('retry-after'));
   throw new ApiError(
     response.status,
     body?.error?.code ?? 'unknown',
     body?.error?.message ?? `The server answered with status ${response.status}.`,
+    response.headers.has('retry-after') && Number.isFinite(wait) ? wait : undefined,
   );
 }
+
+const json = async <T>(path: string, init?: RequestInit): Promise<T> => (await call(path, init)).json();
+const session = (id: string): string => `/v1/sessions/${encodeURIComponent(id)}`;
 
 export interface Model {
   readonly id: string;
   readonly context_length: number;
 }
-export async function model(): Promise<Model> {
-  const { data } = (await (await call('/v1/models')).json()) as { data: Model[] };
-  return data[0]!;
+export const loadModel = async (): Promise<Model> => (await json<{ data: [Model] }>('/v1/models')).data[0];
+
+export const listSessions = (limit: number, after?: string | null): Promise<SessionPage> =>
+  json(`/v1/sessions?limit=${limit}${after ? `&after=${encodeURIComponent(after)}` : ''}`);
+export const loadMessages = async (id: string): Promise<Message[]> =>
+  (await json<{ data: Message[] }>(`${session(id)}/messages`)).data;
+export const loadSession = (id: string): Promise<Session> => json(session(id));
+export const loadCacheMap = (id: string): Promise<CacheMap> => json(`${session(id)}/cache`);
+export const deleteSession = async (id: string): Promise<void> => {
+  await call(session(id), { method: 'DELETE' });
+};
+/** @param messages how many of the conversation's messages the copy keeps */
+export const forkSession = (from: string, id: string, messages: number): Promise<Session> =>
+  json(`${session(from)}/fork`, { method: 'POST', body: JSON.stringify({ id, messages }) });
+/** The conversation and its cache as one file. */
+export const exportSession = async (id: string): Promise<Blob> =>
+  (await call(`${session(id)}/export`)).blob();
+/** @param file what `exportSession` gave, here or on another server with the same model */
+export const importSession = (file: Blob, id: string): Promise<Session> =>
+  json(`/v1/sessions/import?id=${encodeURIComponent(id)}`, { method: 'POST', body: file });
+
+export interface TurnRequest {
+  readonly model: string;
+  readonly sessionId: string;
+  readonly messages: readonly Message[];
+  /** 'append': messages are what is new. 'whole': they are the conversation, and what the session holds beyond them is cut. */
+  readonly mode: 'append' | 'whole';
+  readonly seed?: number | undefined;
+  readonly maxTokens?: number | undefined;
 }
 
-/** undefined: there is no such session (yet). */
-export async function history(id: string): Promise<{ messages: Message[]; cache: Cache | null } | undefined> {
-  try {
-    const { data } = (await (await call(`/v1/sessions/${id}/messages`)).json()) as { data: Message[] };
-    const { cache } = (await (await call(`/v1/sessions/${id}`)).json()) as { cache: Cache | null };
-    return { messages: data, cache };
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 404) return undefined;
-    throw error;
-  }
-}
-
-/** Sends what is new to the session, and hands out the answer piece by piece. */
-export async function send(
-  sessionId: string,
-  modelId: string,
-  message: Message,
-  first: boolean,
-  handlers: Handlers,
-  signal: AbortSignal,
-): Promise<Answer> {
+/** One turn, its answer piece by piece. @throws ApiError; TypeError where the server cannot be reached */
+export async function runTurn(turn: TurnRequest, handlers: Handlers, signal: AbortSignal): Promise<Answer> {
+  const { model, sessionId, messages, mode, seed, maxTokens } = turn;
   const response = await call('/v1/chat/completions', {
     method: 'POST',
     signal,
     body: JSON.stringify({
-      model: modelId,
-      messages: [message],
+      model,
+      messages,
       session_id: sessionId,
-      session_append: !first,
+      ...(mode === 'append' ? { session_append: true } : { session_overwrite: true }),
       stream: true,
       stream_options: { include_usage: true },
+      seed,
+      max_completion_tokens: maxTokens,
     }),
   });
-  let turn: Turn | undefined;
-  let usage: Usage | undefined;
+  let told: Omit<Answer, 'usage' | 'reason'> | undefined;
+  let usage: Answer['usage'] | undefined;
   let reason = '';
+  let done = false;
   for await (const line of lines(response.body!)) {
     const progress = /^: prefill (\d+)\/(\d+)/.exec(line);
     if (progress) handlers.progress(Number(progress[1]), Number(progress[2]));
     if (!line.startsWith('data: ')) continue;
-    if (line === 'data: [DONE]') break;
+    done = line === 'data: [DONE]';
+    if (done) break;
     const event = JSON.parse(line.slice(6)) as {
       error?: { code: string; message: string };
       choices: { delta: { content?: string }; finish_reason: string | null }[];
-      usage?: Usage | null;
-      adkvc?: Turn;
+      usage?: Answer['usage'] | null;
+      adkvc?: Omit<Answer, 'usage' | 'reason'>;
     };
+    // No header can tell how long to wait once the answer has begun.
     if (event.error) throw new ApiError(response.status, event.error.code, event.error.message);
     const choice = event.choices[0];
     if (choice?.delta.content) handlers.text(choice.delta.content);
     if (choice?.finish_reason) reason = choice.finish_reason;
-    turn = event.adkvc ?? turn;
+    told = event.adkvc ?? told;
     usage = event.usage ?? usage;
   }
-  if (!turn || !usage) throw new ApiError(0, 'broken_off', 'The answer broke off. Send the message again.');
-  return { turn, usage, reason };
+  if (!done || !told || !usage) throw new ApiError(0, 'broken_off', 'The answer broke off.');
+  return { ...told, usage, reason };
 }
 
 async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {

@@ -129,6 +129,9 @@ export interface SessionCacheMap {
   readonly messages: readonly { readonly role: ChatMessage['role']; readonly end: number }[];
   /** Positions between that no head of the layers shown holds any more, as [first, count]. */
   readonly evicted: readonly (readonly [number, number])[];
+  /** Positions whose gaps are closed, likewise: what follows is read as if they had never been. */
+  readonly closed: readonly (readonly [number, number])[];
+  /** Without the closed segments of which nothing is held any more: past the trained length most are. */
   readonly shown: readonly {
     readonly layer: number;
     readonly segments: readonly {

@@ -1,6 +1,9 @@
 import { evictedPositions, type LayerMap, readLayerMap } from '../cache/map.ts';
+import type { CacheHeader } from '../cache/persist.ts';
+import { spansAt } from '../cache/schedule.ts';
 import type { ModelConfig } from '../core/config.ts';
 import type { Tokenizer } from '../engine/types.ts';
+import { DROP } from '../kernels/layout.ts';
 import type { SessionCacheMap } from './api.ts';
 import type { Head } from './head.ts';
 import { isDamage, StoredState } from './recover.ts';
@@ -20,6 +23,9 @@ export function cacheMap(
   const found = readNewest(store, head, model, wanted);
   const position = found?.record.header.position ?? 0;
   const stream = tokenizer.stream();
+  const closed = found ? closedSpans(found.record.header) : [];
+  const isGone = (start: number, tiers: Uint8Array): boolean =>
+    closed.some(([first]) => first === start) && tiers.every((tier) => tier === DROP);
   // The newest segment may not have reached every layer yet.
   const ends = (found?.maps ?? []).map(({ segments }) => {
     const last = segments.at(-1);
@@ -36,14 +42,17 @@ export function cacheMap(
     text: head.log.ids.slice(0, position).map((id) => stream.push(id)),
     messages: head.log.messages.map(({ role, end }) => ({ role, end })),
     evicted: ranges(evictedPositions(found?.maps ?? [])),
+    closed: merged(closed),
     shown: (found?.maps ?? []).map((map) => ({
       layer: map.layer,
-      segments: map.segments.map(({ start, tokens, tiers, relevance }) => ({
-        start,
-        tokens,
-        tiers: base64(tiers),
-        relevance: relevance ? base64(relevance) : null,
-      })),
+      segments: map.segments
+        .filter(({ start, tiers }) => !isGone(start, tiers))
+        .map(({ start, tokens, tiers, relevance }) => ({
+          start,
+          tokens,
+          tiers: base64(tiers),
+          relevance: relevance ? base64(relevance) : null,
+        })),
     })),
   };
 }
@@ -64,6 +73,15 @@ function readNewest(
     }
   return undefined;
 }
+
+/** [first, count] of each closed segment, in the order of the text. */
+function closedSpans({ closed = [], position, config }: CacheHeader): [number, number][] {
+  const spans = spansAt(position, config);
+  return closed.toSorted((a, b) => a - b).map((segment) => [spans[segment]!.start, spans[segment]!.tokens]);
+}
+
+const merged = (spans: readonly (readonly [number, number])[]): [number, number][] =>
+  ranges(spans.flatMap(([first, count]) => Array.from({ length: count }, (_, i) => first + i)));
 
 function ranges(positions: readonly number[]): [number, number][] {
   const found: [number, number][] = [];

@@ -105,6 +105,7 @@ export class FakeSessionHost implements SessionHost {
       text: ['a', ' b', ' c', ' d', ' e', ' f', ' g', ' h', ' i'],
       messages: [{ role: 'user', end: 9 }],
       evicted: [[5, 2]],
+      closed: [],
       shown: shown.map((at) => ({
         layer: at,
         segments: [{ start: 4, tokens: 3, tiers: btoa('\x02\x0f\x0f'), relevance: btoa('\xff\0\0') }],

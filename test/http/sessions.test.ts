@@ -166,6 +166,7 @@ test('the cache is told layer by layer, with a legend', async () => {
       [7, 2],
     ],
     evicted: [[5, 2]],
+    closed: [],
   });
   expect(map.data.map((one: any) => one.layer)).toEqual([0, 1]);
   expect(map.tiers.at(-1)).toEqual({ id: 15, name: 'drop', key_bits: 0, value_bits: 0 });

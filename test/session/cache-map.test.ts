@@ -129,3 +129,49 @@ test('a cache whose newest state is damaged: the newest that can be read; none, 
   expect(map.position).toBeLessThanOrEqual(before + 100);
   host.close();
 });
+
+test('past the trained length: gaps are told, and what is left of the text lies where it was said', async () => {
+  const short = await tinyEngine('wasm', { context: 768 });
+  const store = new MemoryStore();
+  const services = { loadEngine: async () => short, generate, scheduler: new Scheduler({ pause }) };
+  const host = new LocalHost(services, () => store);
+  const said = prose(1_500);
+  await read(
+    await host.turn('k', 'k', request([user(said)], { cache: { policy: 'adkvc', ratio: 3 } }), never),
+  );
+  const { head } = readHead(store)!;
+  const restored = restoreNewest(store, short, head.states, Number.POSITIVE_INFINITY).residence!
+    .cache as KvCache;
+  const map = await host.cacheMap('k');
+  const { kvHeads, layers } = short.model;
+  const gaps = new Set(restored.gaps.order);
+  expect(gaps.size).toBeGreaterThan(3);
+  expect(map.closed.reduce((sum, [, count]) => sum + count, 0)).toBe(restored.gaps.tokens);
+  const isClosed = (position: number) =>
+    map.closed.some(([first, count]) => position >= first && position < first + count);
+  for (const { layer, segments } of map.shown) {
+    // Every segment is told, or closed and of no more bytes.
+    const starts = new Map(segments.map((segment) => [segment.start, segment]));
+    for (const [s, { start, tokens }] of restored.spans.slice(0, restored.blocks[layer]!.length).entries()) {
+      expect(isClosed(start)).toBe(gaps.has(s));
+      const expected = new Uint8Array(kvHeads * tokens);
+      const reader = restored.reader(restored.blocks[layer]![s]!);
+      for (let h = 0; h < kvHeads; h++) reader.tiers(h, expected, h * tokens);
+      const told = starts.get(start);
+      if (told) expect(bytes(told.tiers)).toEqual(expected);
+      else {
+        expect(isClosed(start)).toBe(true);
+        expect(expected.every((tier) => tier === DROP)).toBe(true);
+      }
+    }
+    expect(starts.size).toBeLessThanOrEqual(restored.spans.length - gaps.size + 1);
+  }
+  expect(map.shown).toHaveLength(layers);
+  // What no head holds includes the gaps; text and positions are those of the whole conversation.
+  for (const [first, count] of map.closed)
+    for (const position of [first, first + count - 1])
+      expect(map.evicted.some(([from, n]) => position >= from && position < from + n)).toBe(true);
+  expect(map.text.join('')).toContain(said);
+  restored.dispose();
+  host.close();
+});
