@@ -101,7 +101,8 @@ export const allocate = (input: AllocationInput): Plan => lastOf(allocateSteps(i
 
 /**
  * Minimises the sum of relevance x distortion under a byte budget with one Lagrange multiplier over all layers and heads: the plan of
- * the smallest lambda, to half a percent, whose exact bytes fit. Never promotes. When even the largest lambda does not fit, that plan is returned.
+ * the smallest lambda, to half a percent, whose exact bytes fit; as many of the first layers as fit beside it take the next smaller one, since many
+ * tokens may lie at the same threshold. Never promotes. When even the largest lambda does not fit, that plan is returned.
  * Yields the share that is done, 0 to 1.
  */
 export function* allocateSteps(input: AllocationInput): Generator<number, Plan> {
@@ -116,7 +117,15 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
     done += (1 - done) / 8;
     return done;
   };
-  const fits = (lambda: number): boolean => allocation.bytesAt(lambda, 1) <= input.budgetBytes;
+  // By layer, at the last lambda that fitted and at the last that did not: in the end at `high` and at `low`.
+  const fitting = new Float64Array(input.view.layers);
+  const above = new Float64Array(input.view.layers);
+  const fits = (lambda: number): boolean => {
+    const byLayer = allocation.bytesAt(lambda, 1);
+    const right = sum(byLayer) <= input.budgetBytes;
+    (right ? fitting : above).set(byLayer);
+    return right;
+  };
   const guess = allocation.guess(input.budgetBytes);
   yield pass();
   let low: number;
@@ -129,7 +138,7 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
       low -= width;
       yield pass();
     }
-    if (low <= -LIMIT && fits(-LIMIT)) return allocation.planAt(-LIMIT);
+    if (low <= -LIMIT && fits(-LIMIT)) return allocation.planAt(-LIMIT, 0);
   } else {
     low = guess;
     high = guess + BRACKET;
@@ -138,7 +147,7 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
       high += width;
       yield pass();
     }
-    if (high >= LIMIT) return allocation.planAt(LIMIT);
+    if (high >= LIMIT) return allocation.planAt(LIMIT, 0);
   }
   while (high - low > 1) {
     yield pass();
@@ -147,7 +156,19 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
     else low = middle;
   }
   yield pass();
-  return allocation.planAt(high);
+  let left = input.budgetBytes - sum(fitting);
+  let lower = 0;
+  for (; lower < input.view.layers; lower++) {
+    left -= above[lower]! - fitting[lower]!;
+    if (left < 0) break;
+  }
+  return allocation.planAt(high, lower);
+}
+
+function sum(list: Float64Array): number {
+  let all = 0;
+  for (const x of list) all += x;
+  return all;
 }
 
 class Allocation {
@@ -164,11 +185,13 @@ class Allocation {
   /** Tokens of a record by option chosen and by first option allowed. */
   readonly #classes = new Uint8Array(MAX_OPTIONS * MAX_OPTIONS);
   readonly #counts = new Uint8Array(TIER_IDS);
+  readonly #byLayer: Float64Array;
 
   constructor(input: AllocationInput) {
     if (input.options.length > MAX_OPTIONS) throw new Error(`more than ${MAX_OPTIONS} options`);
     this.#input = input;
     this.#heads = input.view.layers * input.view.kvHeads;
+    this.#byLayer = new Float64Array(input.view.layers);
     this.#tierOf = Uint8Array.from(input.options, (o) => o.tier);
     this.#thresholds = input.distortions.map((d) => hullThresholds(input.options, d));
   }
@@ -206,15 +229,16 @@ class Allocation {
     this.#option.fill(thresholds.length, 0, end);
   }
 
-  /** Bytes at lambda, of one token of `sample` each (1: exact). */
-  bytesAt(lambda: number, sample: number): number {
+  /** Bytes of each layer at lambda, of one token of `sample` each (1: exact). Overwritten by the next call. */
+  bytesAt(lambda: number, sample: number): Float64Array {
     const { view, mass } = this.#input;
-    let bytes = view.segments.length * view.layers * segmentHeaderBytes(view.kvHeads);
+    const byLayer = this.#byLayer.fill(view.segments.length * segmentHeaderBytes(view.kvHeads));
     // Whether a layer's masses end within the arena's step: each is a multiple of half of it.
     const uneven = new Uint8Array(view.segments.length);
     for (let head = 0; head < this.#heads; head++) {
       if (head % view.kvHeads === 0) uneven.fill(0);
       this.#lookUp(head, lambda);
+      let bytes = 0;
       for (const [s, { tokens }] of view.segments.entries()) {
         this.#classify(s, head * tokens, tokens, sample);
         if (sample === 1) fillGroups(this.#classes, this.#tierOf.length);
@@ -226,8 +250,9 @@ class Allocation {
         uneven[s]! ^= (cells >> 2) & 1;
         if (head % view.kvHeads === view.kvHeads - 1) bytes += uneven[s]! * 8;
       }
+      byLayer[Math.floor(head / view.kvHeads)]! += bytes;
     }
-    return bytes;
+    return byLayer;
   }
 
   #classify(s: number, from: number, tokens: number, sample: number): void {
@@ -258,21 +283,19 @@ class Allocation {
     let high = LIMIT;
     while (high - low > BRACKET) {
       const middle = Math.round((low + high) / 2);
-      if (this.bytesAt(middle, SAMPLE) <= budget) high = middle;
+      if (sum(this.bytesAt(middle, SAMPLE)) <= budget) high = middle;
       else low = middle;
     }
     return high;
   }
 
-  planAt(lambda: number): Plan {
+  /** The plan at lambda; its first `lower` layers as at the next smaller one. */
+  planAt(lambda: number, lower: number): Plan {
     const { view } = this.#input;
     const tiers = view.segments.map(({ tiers: old }) => new Uint8Array(old.length));
     const chosen = new Uint8Array(SEGMENT_TOKENS);
-    // Whether a layer's masses end within the arena's step: each is a multiple of half of it.
-    const uneven = new Uint8Array(view.segments.length);
     for (let head = 0; head < this.#heads; head++) {
-      if (head % view.kvHeads === 0) uneven.fill(0);
-      this.#lookUp(head, lambda);
+      this.#lookUp(head, head < lower * view.kvHeads ? lambda - 1 : lambda);
       for (const [s, { tokens, tiers: old }] of view.segments.entries()) {
         const from = head * tokens;
         const keys = this.#keys[s]!.subarray(from, from + tokens);

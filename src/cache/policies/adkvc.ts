@@ -39,10 +39,10 @@ const VALUE_DIVERGENCE: Readonly<Record<number, number>> = {
   16: 0,
   32: 0,
 };
-const KEY_WEIGHT = 0.6;
-const VALUE_WEIGHT = 0.33;
+/** One head that drops its past while all others keep theirs does more harm than where many drop (docs/evaluation.md, "Constants"). */
+const DROP_WEIGHT = 0.5;
 /** Dropping is never cheaper than this many times keys and values at 2 bits. */
-const LEAST_DROP = 1.5;
+const LEAST_DROP = 0.75;
 /** Weight of the loss on needle prompts, relative to that on text. */
 const NEEDLE_WEIGHT = 0.05;
 /** Means over the heads of SmolLM2-135M: every head counts alike where no profile was measured. */
@@ -52,7 +52,8 @@ const WITHOUT_PROFILE = { keys: 4.65e-4, values: 1.02e-4, drop: 2.68e-3 };
 export const RELEVANCE_FLOOR = 0.3;
 /** Attention mass decays by this factor an epoch. */
 export const MASS_DECAY = 0.8;
-export const POOL = 5;
+/** A decaying mass has smeared relevance over time already: neighbours add nothing (docs/evaluation.md, "Constants"). */
+export const POOL = 1;
 export const DEFAULT_RATIO = 4;
 
 /** Expected harm when all of a head's tokens are held in a tier: nats, per head and tier of `tiers`. */
@@ -67,9 +68,9 @@ export function distortions(
     const keys = (profile ? profile.keys[head]! : WITHOUT_PROFILE.keys) * factor;
     const values = (profile ? profile.values[head]! : WITHOUT_PROFILE.values) * factor;
     return Float64Array.from(tiers, (tier) => {
-      if (tier === DROP) return Math.max(drop * factor, LEAST_DROP * (keys + values));
+      if (tier === DROP) return Math.max(DROP_WEIGHT * drop * factor, LEAST_DROP * (keys + values));
       const { kBits, vBits } = TIERS[tier]!;
-      return KEY_WEIGHT * keys * KEY_DIVERGENCE[kBits]! + VALUE_WEIGHT * values * VALUE_DIVERGENCE[vBits]!;
+      return keys * KEY_DIVERGENCE[kBits]! + values * VALUE_DIVERGENCE[vBits]!;
     });
   });
 }
