@@ -8,7 +8,8 @@ import { EPOCH } from '../core/config.ts';
 import { hash32 } from '../core/random.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import type { Kernels } from '../kernels/kernels.ts';
-import { timeOf, wrapped } from './costs.ts';
+import { wrapped } from './costs.ts';
+import { median } from './steps.ts';
 
 /** What a tracker costs, under policy adkvc. */
 export interface TrackerCosts {
@@ -16,7 +17,7 @@ export interface TrackerCosts {
   /** Bytes of attention history a token-head that is held, padding included, and as a share of the cache. */
   readonly bytesPerCell: number;
   readonly bytesShare: number;
-  /** What keeping the history adds to attention: shares of its time over whole epochs, fed at once and token by token. */
+  /** What keeping the history adds to attention of queries that count: shares of its time, 32 queries at once and token by token. */
   readonly prefillShare: number;
   readonly decodeShare: number;
   /** Reading all of it once, at an epoch's end. */
@@ -28,8 +29,8 @@ export type GranularityCosts = Readonly<Record<string, number>>;
 
 const OPTIONS = { decay: 0.8, lastQueries: 32 };
 const REPEATS = 5;
-/** Epochs with and without history, in turn. */
-const PREFILL_PAIRS = 2;
+const PREFILL_EPOCHS = 6;
+const DECODE_EPOCHS = 2;
 
 const bestOf = (work: () => void): number => {
   let best = Number.POSITIVE_INFINITY;
@@ -76,32 +77,22 @@ export async function measureTrackers(
         );
       }
       await engine.feed(cache, ids(cache.position, cache.room), 'none');
-      const attention = (size: number): Promise<number> =>
-        timeOf(kernels, ['attend'], async () => {
-          for (let fed = 0; fed < EPOCH; fed += size)
-            await engine.feed(cache, ids(cache.position, size), 'none');
-        });
-      const without = (size: number): Promise<number> =>
-        wrapped(
-          kernels,
-          'attend',
-          (attend) => (run) => attend({ ...(run as object), mass: 0 }),
-          () => attention(size),
-        );
-      const share = async (size: number, pairs: number): Promise<number> => {
-        let [kept, none] = [0, 0];
-        for (let i = 0; i < pairs; i++) {
-          kept += await attention(size);
-          none += await without(size);
+      const share = async (size: number, epochs: number): Promise<number> => {
+        const times = new PairedTimes(engine.model.layers);
+        for (let epoch = 0; epoch < epochs; epoch++) {
+          // The queries that every tracker counts.
+          await engine.feed(cache, ids(cache.position, EPOCH - OPTIONS.lastQueries), 'none');
+          for (let fed = 0; fed < OPTIONS.lastQueries; fed += size)
+            await times.of(kernels, () => engine.feed(cache, ids(cache.position, size), 'none'));
         }
-        return kept / none - 1;
+        return times.share();
       };
       trackers.push({
         tracker,
         bytesPerCell,
         bytesShare,
-        prefillShare: await share(EPOCH, PREFILL_PAIRS),
-        decodeShare: await share(1, 1),
+        prefillShare: await share(OPTIONS.lastQueries, PREFILL_EPOCHS),
+        decodeShare: await share(1, DECODE_EPOCHS),
         readMs,
       });
     } finally {
@@ -109,6 +100,38 @@ export async function measureTrackers(
     }
   }
   return { trackers, granularity };
+}
+
+/** Attention of every second layer keeps no history, of the others in the next pass: what the machine does besides meets both alike. */
+class PairedTimes {
+  readonly #kept: number[][];
+  readonly #none: number[][];
+  #pass = 0;
+
+  constructor(layers: number) {
+    this.#kept = Array.from({ length: layers }, () => []);
+    this.#none = Array.from({ length: layers }, () => []);
+  }
+
+  of(kernels: Kernels, work: () => Promise<unknown>): Promise<unknown> {
+    const pass = this.#pass++;
+    let layer = 0;
+    const clocked =
+      (attend: (...args: unknown[]) => unknown) =>
+      (run: unknown): unknown => {
+        const keeps = (layer + pass) % 2 === 0;
+        const start = performance.now();
+        const result = attend(keeps ? run : { ...(run as object), mass: 0 });
+        (keeps ? this.#kept : this.#none)[layer++]!.push(performance.now() - start);
+        return result;
+      };
+    return wrapped(kernels, 'attend', clocked, work);
+  }
+
+  share(): number {
+    const sum = (times: readonly number[][]): number => times.reduce((all, t) => all + median(t), 0);
+    return sum(this.#kept) / sum(this.#none) - 1;
+  }
 }
 
 /** Bytes of mass that segments hold, by the ledger. */

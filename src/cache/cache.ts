@@ -1,16 +1,8 @@
 import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
-import { EPOCH, fp16BytesPerToken, type ModelConfig } from '../core/config.ts';
+import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
-import {
-  groupBytes,
-  LAYOUT_VERSION,
-  SEGMENT_TOKENS,
-  SPLIT_PARTS,
-  segmentHeaderBytes,
-  splitRecord,
-  TIERS,
-} from '../kernels/layout.ts';
+import { LAYOUT_VERSION, SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
 import { byteBudget } from './byte-budget.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
@@ -20,6 +12,7 @@ import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
+import { cacheReport } from './report.ts';
 import { dueAfter, PLAN_POSITIONS, shownFrom } from './schedule.ts';
 import {
   countTiers,
@@ -246,7 +239,8 @@ export class KvCache {
 
   /** All layers hold `rows` more tokens. Ends the epoch when it is full; else a part of the pending plan is made. */
   advance(rows: number): void {
-    if (rows > this.room) throw new Error(`a chunk of ${rows} tokens crosses an epoch at ${this.position}`);
+    if (rows > EPOCH - (this.position % EPOCH))
+      throw new Error(`a chunk of ${rows} tokens crosses an epoch at ${this.position}`);
     this.position += rows;
     if (this.#pending) {
       const since = this.position - this.#pending.epoch;
@@ -278,66 +272,7 @@ export class KvCache {
   }
 
   report(): CacheReport {
-    const { model } = this.context;
-    const tiers: Record<string, number> = {};
-    const tierBytes: Record<string, number> = {};
-    const parts = { codes: 0, scales: 0, map: 0, mean: 0, mass: 0, padding: 0, headers: 0, exact: 0 };
-    const count = (name: string, n: number, bytes: number): void => {
-      tiers[name] = (tiers[name] ?? 0) + n;
-      tierBytes[name] = (tierBytes[name] ?? 0) + bytes;
-    };
-    for (const blocks of this.blocks)
-      for (const [s, block] of blocks.entries()) {
-        const reader = this.reader(block);
-        let seen = 0;
-        // What no record holds: the segment's header, and what the arena rounds up by.
-        const header = segmentHeaderBytes(model.kvHeads);
-        let named = header;
-        parts.headers += header;
-        for (let h = 0; h < model.kvHeads; h++) {
-          const counts = reader.counts(h);
-          const split = splitRecord(this.spans[s]!.tokens, counts, model.headDim, this.tracksMass);
-          for (const name of SPLIT_PARTS) {
-            parts[name] += split[name];
-            named += split[name];
-          }
-          for (const tier of TIERS) {
-            const n = counts[tier.id]!;
-            if (n > 0) count(tier.name, n, groupBytes(tier.id, n, model.headDim));
-            seen += n;
-          }
-        }
-        const dropped = this.spans[s]!.tokens * model.kvHeads - seen;
-        if (dropped > 0) count('drop', dropped, 0);
-        parts.padding += this.#arena.size(block.id) - named;
-      }
-    parts.exact = this.exact.bytes;
-    let exact = 0;
-    for (let layer = 0; layer < this.layers; layer++) exact += this.exactCount(layer);
-    if (exact > 0) count('exact', exact * model.kvHeads, this.exact.bytes);
-    // Headers, maps, means, mass.
-    tierBytes.overhead = this.bytes - Object.values(tierBytes).reduce((sum, bytes) => sum + bytes, 0);
-    const fp16Bytes = this.position * fp16BytesPerToken(model);
-    return {
-      policy: this.config.policy,
-      tokens: this.position,
-      bytes: this.bytes,
-      fp16Bytes,
-      ratio: this.bytes === 0 ? 0 : fp16Bytes / this.bytes,
-      peakBytes: Math.max(this.peakBytes, this.bytes),
-      ...(this.policy.profile === undefined ? {} : { profile: this.policy.profile }),
-      meanRecodes: this.recodes / Math.max(1, this.#compressedCells()),
-      tiers,
-      tierBytes,
-      parts,
-    };
-  }
-
-  /** Token-heads in segments, dropped ones included. */
-  #compressedCells(): number {
-    let tokens = 0;
-    for (let layer = 0; layer < this.layers; layer++) tokens += this.compressedEnd(layer) - this.config.sinks;
-    return tokens * this.context.model.kvHeads;
+    return cacheReport(this);
   }
 
   reader(block: SegmentBlock): SegmentReader {

@@ -3,6 +3,7 @@ import { InvalidInputError } from '../core/errors.ts';
 import { adkvc } from './policies/adkvc.ts';
 import { adkvcAdapted, adkvcEvict, adkvcFixed, adkvcQuantize } from './policies/adkvc-forms.ts';
 import { dynamickv } from './policies/dynamickv.ts';
+import { fastkv } from './policies/fastkv.ts';
 import { full } from './policies/full.ts';
 import { h2o } from './policies/h2o.ts';
 import { oneShot } from './policies/one-shot.ts';
@@ -25,6 +26,7 @@ export const POLICIES: Readonly<Record<string, PolicyFactory>> = {
   'adkvc-fixed': adkvcFixed,
   'adkvc-quantize': adkvcQuantize,
   dynamickv,
+  fastkv,
   full,
   h2o,
   pyramidkv,
@@ -36,6 +38,13 @@ export const POLICIES: Readonly<Record<string, PolicyFactory>> = {
   'uniform-int8': uniformInt8,
   window,
 };
+
+/** Published for one compression after a prompt, and made for that alone: not for conversations. */
+export const ONE_SHOT_ONLY: ReadonlySet<string> = new Set(['fastkv']);
+/** What a conversation can be held under. */
+export const STREAMING_POLICIES: readonly string[] = Object.keys(POLICIES).filter(
+  (name) => !ONE_SHOT_ONLY.has(name),
+);
 
 export const MIN_RATIO = 1;
 export const MAX_RATIO = 64;

@@ -1,6 +1,6 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type CacheConfig, DEFAULT_CACHE } from '../cache/policy.ts';
-import { POLICIES } from '../cache/registry.ts';
+import { STREAMING_POLICIES } from '../cache/registry.ts';
 import { InvalidInputError } from '../core/errors.ts';
 
 /** What `score`, `generate`, `bench` and `chat` take alike. */
@@ -35,7 +35,7 @@ export function addEngineOptions(command: Command, policy = DEFAULT_CACHE.policy
     )
     .addOption(
       new Option('--policy <name>', 'how the cache is compressed')
-        .choices(Object.keys(POLICIES))
+        .choices(STREAMING_POLICIES)
         .default(policy),
     )
     .option('--ratio <r>', 'fp16 bytes over bytes held that the policy aims at', positive)

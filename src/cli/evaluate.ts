@@ -4,7 +4,7 @@ import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DEFAULT_CACHE } from '../cache/policy.ts';
-import { POLICIES } from '../cache/registry.ts';
+import { ONE_SHOT_ONLY, POLICIES } from '../cache/registry.ts';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { TASKS } from '../eval/registry.ts';
 import { writeReport } from '../eval/report.ts';
@@ -187,7 +187,7 @@ function methodsNamed(text: string, ratios: readonly number[]): MethodSpec[] {
   if (own !== undefined && !(ratio > 0))
     throw new InvalidInputError(`"${text}" names no ratio: write ${policy}@4`, '--policies');
   if (policy === 'full') return [];
-  const once = changes.includes('one-shot');
+  const once = changes.includes('one-shot') || ONE_SHOT_ONLY.has(policy);
   const config = Object.fromEntries(
     changes
       .filter((c) => c !== 'one-shot')

@@ -1,6 +1,8 @@
 import { KvCache } from '../cache/cache.ts';
 import { positionLimit } from '../cache/gaps.ts';
 import type { HeadProfile } from '../cache/profile.ts';
+import { PropagatingCache } from '../cache/propagating-cache.ts';
+import { ONE_SHOT_ONLY } from '../cache/registry.ts';
 import { restoreCache } from '../cache/restore.ts';
 import { worstCaseBytes } from '../cache/worst-case.ts';
 import { EPOCH } from '../core/config.ts';
@@ -127,7 +129,8 @@ export function createEngine(parts: EngineParts): ModelEngine {
     tokenizer,
     template,
     eosIds: manifest.eosIds,
-    createCache: (config) => new KvCache(context, config),
+    createCache: (config) =>
+      ONE_SHOT_ONLY.has(config.policy) ? new PropagatingCache(context, config) : new KvCache(context, config),
     restoreCache: (reader) => restoreCache(context, reader),
     positionLimit: limitOf,
     worstCaseBytes: (config, tokens) => worstCaseBytes({ model }, config, tokens),

@@ -2,6 +2,7 @@ import { type KvCache, tierScratchBytes } from '../cache/cache.ts';
 import type { CacheStateReader } from '../cache/persist.ts';
 import type { CacheConfig } from '../cache/policy.ts';
 import { parseProfile } from '../cache/profile.ts';
+import { ONE_SHOT_ONLY } from '../cache/registry.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import type { ShaderSources } from '../kernels/webgpu.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
@@ -46,10 +47,12 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
   });
   // What no shader reads is refused when a cache is made, not at its first epoch.
   const readable = (cache: KvCache): KvCache => {
-    if (cache.rotated && cache.policy.needs.mass?.mode !== 'max') return cache;
+    const { policy, config } = cache;
+    const whole = !ONE_SHOT_ONLY.has(config.policy);
+    if (whole && cache.rotated && policy.needs.mass?.mode !== 'max') return cache;
     cache.dispose();
     throw new UnsupportedModelError(
-      `the WebGPU backend does not run policy ${cache.config.policy}; use the wasm backend`,
+      `the WebGPU backend does not run policy ${config.policy} so; use the wasm backend`,
     );
   };
   const { createCache, restoreCache } = engine;

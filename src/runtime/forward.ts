@@ -1,12 +1,15 @@
 import type { KvCache } from '../cache/cache.ts';
 import { openSegments } from '../cache/gaps.ts';
+import { PropagatingCache } from '../cache/propagating-cache.ts';
 import { align, type Ptr } from '../core/arena.ts';
 import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { type AttendArgs, activationKind } from '../kernels/kernels.ts';
+import type { Chunk, ForwardOptions } from './chunk.ts';
 import type { LoadedModel } from './model.ts';
 import type { Stage } from './partition.ts';
 import { compile, type Program, type Step } from './program.ts';
+import { type PropagationParts, runPropagating } from './propagate.ts';
 import { type ResolvedStep, resolveSteps } from './resolve.ts';
 import { ropeFrequencies, ropeTables } from './rope.ts';
 
@@ -34,10 +37,6 @@ export type ForeignStage = (
     >
   >,
 ) => Promise<Record<string, Float32Array>>;
-
-export interface ForwardOptions {
-  readonly yield?: (() => Promise<void>) | undefined;
-}
 
 /** What executes a model for one chunk: `Forward` over kernels in linear memory, or the one on a GPU. */
 export interface ForwardPass {
@@ -78,6 +77,13 @@ export class Forward implements ForwardPass {
   /** Bytes of the attention's workspace that hold queries while a conversation has gaps. */
   readonly #queryBytes: number;
   readonly workspaceBytes: number;
+  readonly #propagation: PropagationParts = {
+    runSteps: (cache, chunk) => this.#runSteps(cache, chunk),
+    after: (layer) => this.#program.after(layer),
+    view: (value, rows) =>
+      new Float32Array(this.#model.kernels.arena.memory.buffer, this.#at(value), rows * this.#width(value)),
+    fillRope: (position, rows, at) => this.#fillRope(position, rows, at),
+  };
 
   constructor(
     model: LoadedModel,
@@ -137,18 +143,28 @@ export class Forward implements ForwardPass {
     sink: (row: number, logits: Float32Array) => void,
     options: ForwardOptions = {},
   ): Promise<void> {
-    const { kernels, config } = this.#model;
     const rows = ids.length;
     if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
     cache.reserve(rows);
-    new Uint32Array(kernels.arena.memory.buffer, this.#ids, rows).set(ids);
+    new Uint32Array(this.#model.kernels.arena.memory.buffer, this.#ids, rows).set(ids);
     this.#fillRope(cache.position, rows);
+    const chunk = { ids, rows, wanted, sink, options };
+    if (cache instanceof PropagatingCache) await runPropagating(this.#propagation, cache, chunk);
+    else await this.#runSteps(cache, chunk);
+    cache.advance(rows);
+  }
 
+  /** Steps `from` to `to` (not included) of a chunk whose rope tables are filled; the cache's first layer is the model's `base`. */
+  async #runSteps(
+    cache: KvCache,
+    { ids, rows, wanted, sink, options, from: first = 0, to = this.#steps.length, base = 0 }: Chunk,
+  ): Promise<void> {
+    const { kernels, config } = this.#model;
     const { lastAttention } = this.#program;
     const steps = this.#steps;
     let current = rows;
     let macs = 0;
-    for (let i = 0; i < steps.length; i++) {
+    for (let i = first; i < to; i++) {
       const step = steps[i]!;
       const { x, weight, out, width } = step;
       switch (step.op) {
@@ -194,7 +210,7 @@ export class Forward implements ForwardPass {
           break;
         }
         case 'GroupQueryAttention':
-          this.#attention(cache, step.step, rows);
+          this.#attention(cache, step.step, rows, base);
           macs += rows * (cache.position + rows) * config.headDim * 2 * config.heads;
           break;
         case 'Sigmoid':
@@ -221,13 +237,12 @@ export class Forward implements ForwardPass {
         await options.yield();
       }
     }
-    cache.advance(rows);
   }
 
-  #attention(cache: KvCache, step: Step, rows: number): void {
+  #attention(cache: KvCache, step: Step, rows: number, base: number): void {
     const { kernels, config } = this.#model;
     const { heads, kvHeads, headDim } = config;
-    const layer = step.node.attributes.layer as number;
+    const layer = (step.node.attributes.layer as number) - base;
     const [q, k, v] = step.inputs.slice(0, 3).map((name) => this.#at(name)) as [Ptr, Ptr, Ptr];
     const ldQ = heads * headDim;
     const gapped = cache.gaps.tokens > 0;
@@ -375,12 +390,13 @@ export class Forward implements ForwardPass {
     }
   }
 
-  #fillRope(position: number, rows: number): void {
+  /** The tables' rows `at` and following, for positions from `position` on. */
+  #fillRope(position: number, rows: number, at = 0): void {
     const half = this.#frequencies.length;
     const { contextLength } = this.#model.config;
     const buffer = this.#model.kernels.arena.memory.buffer;
-    const cosines = new Float32Array(buffer, this.#rope, rows * half);
-    const sines = new Float32Array(buffer, this.#rope + MAX_ROWS * half * 4, rows * half);
+    const cosines = new Float32Array(buffer, this.#rope + at * half * 4, rows * half);
+    const sines = new Float32Array(buffer, this.#rope + (MAX_ROWS + at) * half * 4, rows * half);
     ropeTables(this.#frequencies, position, rows, cosines, sines, contextLength);
   }
 

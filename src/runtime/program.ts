@@ -25,6 +25,8 @@ export interface Program {
   readonly workspaceBytes: number;
   /** Values alive after the given step, which a later step reads. */
   liveAfter(step: number): string[];
+  /** Where a layer's output alone goes on: the first step that reads it for the layer above, and its name. @throws UnsupportedModelError */
+  after(layer: number): { readonly step: number; readonly value: string };
   /** Index of the last attention step; -1 if none. Every later step is row-wise. */
   readonly lastAttention: number;
 }
@@ -129,16 +131,28 @@ export function compile(
     for (let j = live.length - 1; j >= 0; j--) if ((lastUse.get(live[j]!.name) ?? i) <= i) live.splice(j, 1);
   });
 
+  const liveAfter = (index: number): string[] =>
+    steps
+      .slice(0, index + 1)
+      .map((s) => s.output)
+      .filter((name) => (lastUse.get(name) ?? -1) > index && !outputs.includes(name));
+  const attentionOf = (layer: number): number =>
+    steps.findIndex((s) => s.op === 'GroupQueryAttention' && s.node.attributes.layer === layer);
   return {
     steps,
     width,
     offset,
     workspaceBytes,
     lastAttention: steps.findLastIndex((s) => s.op === 'GroupQueryAttention'),
-    liveAfter: (index) =>
-      steps
-        .slice(0, index + 1)
-        .map((s) => s.output)
-        .filter((name) => (lastUse.get(name) ?? -1) > index && !outputs.includes(name)),
+    liveAfter,
+    after(layer) {
+      const whole = (i: number): boolean => stages[steps[i]!.stage]!.kind === 'kernels';
+      for (let i = attentionOf(layer + 1) - 1; i > attentionOf(layer); i--) {
+        const [value, ...others] = liveAfter(i);
+        if (value !== undefined && others.length === 0 && whole(i) && whole(i + 1))
+          return { step: i + 1, value };
+      }
+      throw new UnsupportedModelError(`layers ${layer} and ${layer + 1} of this graph cannot be run apart`);
+    },
   };
 }

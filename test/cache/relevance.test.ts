@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { adkvcOptions, concentration, profiledPolicy } from '../../src/cache/policies/adkvc.ts';
 import { type CacheConfig, type CacheView, DEFAULT_CACHE, FRESH } from '../../src/cache/policy.ts';
-import { createPolicy, POLICIES } from '../../src/cache/registry.ts';
+import { createPolicy, ONE_SHOT_ONLY, POLICIES } from '../../src/cache/registry.ts';
 import { averagePool, blockMean, maxPool } from '../../src/cache/relevance.ts';
 import { DROP, tierNamed } from '../../src/kernels/layout.ts';
 import { SHAPE } from '../helpers/cache-driver.ts';
@@ -116,7 +116,9 @@ describe('fields of a configuration', () => {
   });
   it('every policy can be made from the default configuration', () => {
     for (const policy of Object.keys(POLICIES))
-      expect(createPolicy(config({ policy }), SHAPE).name).toBe(policy);
+      expect(
+        createPolicy(config({ policy, ...(ONE_SHOT_ONLY.has(policy) ? { oneShot: 500 } : {}) }), SHAPE).name,
+      ).toBe(policy);
   });
 });
 

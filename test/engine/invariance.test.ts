@@ -1,6 +1,6 @@
 import { beforeAll, describe, expect, it } from 'vitest';
 import { type CacheConfig, DEFAULT_CACHE, TRACKER_NAMES } from '../../src/cache/policy.ts';
-import { POLICIES } from '../../src/cache/registry.ts';
+import { STREAMING_POLICIES } from '../../src/cache/registry.ts';
 import { uniform01 } from '../../src/core/random.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { stateOf } from '../helpers/cache-driver.ts';
@@ -27,7 +27,7 @@ const logitsAndState = async (engine: ModelEngine, config: CacheConfig, chunk: n
 };
 
 const CONFIGS: [string, Partial<CacheConfig>][] = [
-  ...Object.keys(POLICIES).map((policy): [string, Partial<CacheConfig>] => [
+  ...STREAMING_POLICIES.map((policy): [string, Partial<CacheConfig>] => [
     policy,
     policy === 'full' ? { policy } : { policy, ratio: 2 },
   ]),
