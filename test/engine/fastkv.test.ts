@@ -138,10 +138,11 @@ describe('fastkv', () => {
     };
     await engine.feed(cache, ids.slice(PROMPT - 20), 'last');
     expect(seen.slice(0, 4)).toEqual([0, 1, 2, 3]);
-    expect(seen.slice(-64)).toEqual(Array.from({ length: 64 }, (_, i) => PROMPT - 64 + i));
+    const { window } = DEFAULT_CACHE;
+    expect(seen.slice(-window)).toEqual(Array.from({ length: window }, (_, i) => PROMPT - window + i));
     expect(seen.every((p, i) => i === 0 || p > seen[i - 1]!)).toBe(true);
     // Votes are shared by seven neighbours: what is kept between comes in runs.
-    const between = seen.slice(4, -64);
+    const between = seen.slice(4, -window);
     expect(between.filter((p) => seen.includes(p + 1)).length).toBeGreaterThan(between.length / 2);
     cache.dispose();
   });
