@@ -113,7 +113,7 @@ export const TRACKER_NAMES = ['ema', 'last-window', 'max', 'mean', 'sum'] as con
 export type TrackerName = (typeof TRACKER_NAMES)[number];
 export const DEFAULT_CACHE: CacheConfig = {
   policy: 'adkvc',
-  window: 32,
+  window: 16,
   sinks: 4,
   seed: 0,
   exactBits: 16,
