@@ -15,7 +15,7 @@ import { blockMean, byHead, headSteps, maxPool, overMean } from '../relevance.ts
 import { TRACKERS } from '../trackers/registry.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
-/** Few tiers do as well as ten (README, "The method"), and each costs padding in every record that uses it. */
+/** Few tiers do as well as ten (docs/evaluation.md, "Constants"), and each costs padding in every record that uses it. */
 const LADDER = ['8,8', '8,4', '4,4', '4,2', '3,2', '2,2', '2,1', 'drop'].map(tierNamed);
 
 /**
