@@ -84,6 +84,8 @@ export const turnObject = (sessionId: string | null, event: Finished) => ({
   cache: cacheObject(event.cache),
   ...(event.recovered ? { recovered: event.recovered } : {}),
   timing: {
+    load_ms: event.timing.loadMs,
+    wait_ms: event.timing.waitMs,
     prefill_ms: event.timing.prefillMs,
     decode_ms: event.timing.decodeMs,
     restore_ms: event.timing.restoreMs,
@@ -95,6 +97,7 @@ export const turnObject = (sessionId: string | null, event: Finished) => ({
 
 /** https://www.w3.org/TR/server-timing/ */
 export const serverTiming = (timing: Finished['timing']): string =>
+  `load;dur=${timing.loadMs.toFixed(1)}, wait;dur=${timing.waitMs.toFixed(1)}, ` +
   `restore;dur=${timing.restoreMs.toFixed(1)}, prefill;dur=${timing.prefillMs.toFixed(1)}, ` +
   `decode;dur=${timing.decodeMs.toFixed(1)}, commit;dur=${timing.commitMs.toFixed(1)}`;
 

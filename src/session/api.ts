@@ -64,6 +64,10 @@ export type TurnEvent =
       /** Set when stored state was damaged, foreign or cut: where it stood and what was recomputed. */
       readonly recovered?: { readonly reason: string; readonly from: number; readonly replayed: number };
       readonly timing: {
+        /** Until the engine was there: the whole load for the first turn of an isolate, nothing later. */
+        readonly loadMs: number;
+        /** In the queue for the isolate's memory. */
+        readonly waitMs: number;
         readonly prefillMs: number;
         readonly decodeMs: number;
         readonly restoreMs: number;

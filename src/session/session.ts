@@ -344,7 +344,9 @@ export class Session implements Tenant {
     emit: (event: TurnEvent) => void,
   ): Promise<void> {
     const { scheduler } = this.#services;
+    const begin = this.#now();
     const engine = await this.#services.loadEngine();
+    const loadMs = this.#now() - begin;
     const { head, damage } = await this.#headForTurn(id, request, engine);
     const isNew = this.#head === undefined;
     const identity = identityOf(engine);
@@ -355,6 +357,7 @@ export class Session implements Tenant {
     if (signal.aborted) throw new AbortedError();
 
     if (isNew) await this.#list(head);
+    const asked = this.#now();
     const lease = await scheduler.admit(this, engine, bytes, signal);
     const turn = new Turn({
       engine,
@@ -362,6 +365,7 @@ export class Session implements Tenant {
       generate: this.#services.generate,
       store: this.#store,
       lease,
+      before: { loadMs, waitMs: this.#now() - asked },
       now: this.#now,
       head,
       damage,

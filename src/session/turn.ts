@@ -20,6 +20,8 @@ export interface TurnSetup {
   readonly generate: Generate;
   readonly store: SessionStore;
   readonly lease: Lease;
+  /** What came before the turn could start. */
+  readonly before: { readonly loadMs: number; readonly waitMs: number };
   readonly now: () => number;
   /** As stored, or new. */
   readonly head: Head;
@@ -57,7 +59,7 @@ export class Turn {
   #content = '';
   #recovered: Recovered | undefined;
   #written = { rows: 0, bytes: 0 };
-  #timing = { prefillMs: 0, decodeMs: 0, restoreMs: 0, commitMs: 0 };
+  #timing = { loadMs: 0, waitMs: 0, prefillMs: 0, decodeMs: 0, restoreMs: 0, commitMs: 0 };
   #committedAt = 0;
   #complete = false;
 
@@ -65,6 +67,7 @@ export class Turn {
     this.#setup = setup;
     this.#head = setup.head;
     this.residence = setup.residence;
+    Object.assign(this.#timing, setup.before);
     const { head, prompt, request, engine } = setup;
     this.#answer = storedAnswer(head.log, prompt, request, engine);
     this.#ids = [...prompt.ids, ...this.#answer];

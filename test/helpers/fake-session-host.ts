@@ -222,7 +222,7 @@ export class FakeSessionHost implements SessionHost {
         tiers: { exact: tokens },
         tierBytes: { exact: tokens * 23_040 },
       },
-      timing: { prefillMs: 1, decodeMs: 2, restoreMs: 0, commitMs: 1 },
+      timing: { loadMs: 0, waitMs: 0, prefillMs: 1, decodeMs: 2, restoreMs: 0, commitMs: 1 },
       rows: { written: 1, bytes: 10 },
     };
   }

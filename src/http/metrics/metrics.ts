@@ -37,6 +37,8 @@ export const turnFinished = ({ reason, usage, timing, rows, recovered }: Finishe
   adkvc_completion_tokens_total: usage.completionTokens,
   ...Object.fromEntries(
     Object.entries({
+      load: timing.loadMs,
+      wait: timing.waitMs,
       restore: timing.restoreMs,
       prefill: timing.prefillMs,
       decode: timing.decodeMs,
