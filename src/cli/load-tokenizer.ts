@@ -1,5 +1,6 @@
+import { readTokenizer } from '../engine/read-tokenizer.ts';
 import { createTemplate } from '../engine/template.ts';
-import { createTokenizer, type ModelTokenizer } from '../engine/tokenizer.ts';
+import type { ModelTokenizer } from '../engine/tokenizer.ts';
 import type { ChatTemplate } from '../engine/types.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { readManifest } from '../runtime/model.ts';
@@ -9,6 +10,6 @@ import { bundleFolder } from './bundle-folder.ts';
 export async function loadTokenizer(): Promise<{ tokenizer: ModelTokenizer; template: ChatTemplate }> {
   const source = folderSource(await bundleFolder('compact'));
   const manifest = await readManifest(source);
-  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
+  const tokenizer = await readTokenizer(source, manifest);
   return { tokenizer, template: createTemplate(manifest.chatTemplate, tokenizer, manifest) };
 }

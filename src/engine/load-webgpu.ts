@@ -10,8 +10,8 @@ import { readManifest } from '../runtime/model.ts';
 import { GpuForward } from '../runtime/webgpu/forward.ts';
 import { loadGpuWeights } from '../runtime/webgpu/weights.ts';
 import { createEngine, type ModelEngine } from './engine.ts';
+import { readTokenizer } from './read-tokenizer.ts';
 import { createTemplate } from './template.ts';
-import { createTokenizer } from './tokenizer.ts';
 
 export interface LoadWebGpuEngineOptions {
   readonly source: BundleSource;
@@ -31,7 +31,7 @@ export interface WebGpuEngine extends ModelEngine {
 export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promise<WebGpuEngine> {
   const { source, device, shaders, maxBytes, onProgress } = options;
   const manifest = await readManifest(source);
-  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
+  const tokenizer = await readTokenizer(source, manifest);
   const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
   const weights = await loadGpuWeights(device, source, manifest, onProgress);
   const forward = new GpuForward({ device, shaders, manifest, weights, maxBytes });

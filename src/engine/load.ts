@@ -7,8 +7,8 @@ import type { LoadedModel } from '../runtime/model.ts';
 import { loadModel, readManifest } from '../runtime/model.ts';
 import { claimDecoder, partition, type Stage } from '../runtime/partition.ts';
 import { createEngine, type ModelEngine } from './engine.ts';
+import { readTokenizer } from './read-tokenizer.ts';
 import { createTemplate } from './template.ts';
-import { createTokenizer } from './tokenizer.ts';
 
 export interface LoadEngineOptions {
   readonly source: BundleSource;
@@ -31,8 +31,7 @@ export interface LoadEngineOptions {
 export async function loadEngine(options: LoadEngineOptions): Promise<ModelEngine> {
   const { source, kernels } = options;
   const manifest = await readManifest(source);
-  // Before the weights: parsing tokenizer.json leaves garbage of 20 MB, which must not lie on top of them.
-  const tokenizer = createTokenizer(await source.json(manifest.tokenizer.file));
+  const tokenizer = await readTokenizer(source, manifest);
   const template = createTemplate(manifest.chatTemplate, tokenizer, manifest);
   const loaded = await loadModel(source, manifest, kernels, options.onProgress);
   const stages = partition(manifest.graph, options.claims ?? claimDecoder);

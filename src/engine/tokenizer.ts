@@ -1,8 +1,8 @@
 import { Tokenizer as Pieces } from '@huggingface/tokenizers';
-import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
+import { InvalidInputError } from '../core/errors.ts';
 import { type Bpe, createBpe } from './bpe.ts';
 import { TokenOrder } from './token-order.ts';
-import { parseTokenizerJson, type TokenizerJson } from './tokenizer-json.ts';
+import { decodeTokenizerTables, type TokenizerTables, tokenizerTables } from './tokenizer-tables.ts';
 import type { Tokenizer } from './types.ts';
 
 /** A part of a text: one special token, or text between special tokens. */
@@ -29,10 +29,14 @@ export interface ModelTokenizer extends Tokenizer {
  * tokenizer.decode(tokenizer.encode('Hello, world!')); // 'Hello, world!'
  * @throws UnsupportedModelError for a model other than BPE or a decoder that is not known
  */
-export function createTokenizer(json: unknown): ModelTokenizer {
-  const parsed = parseTokenizerJson(json);
-  return new BpeTokenizer(parsed);
-}
+export const createTokenizer = (json: unknown): ModelTokenizer => new BpeTokenizer(tokenizerTables(json));
+
+/**
+ * The same, of the tables that `encodeTokenizerTables` made of the file.
+ * @throws CorruptDataError when they are not whole
+ */
+export const openTokenizer = (tables: Uint8Array): ModelTokenizer =>
+  new BpeTokenizer(decodeTokenizerTables(tables));
 
 class BpeTokenizer implements ModelTokenizer {
   readonly vocab: number;
@@ -40,9 +44,8 @@ class BpeTokenizer implements ModelTokenizer {
   readonly #normalize: (text: string) => string;
   readonly #words: (text: string) => string[];
   readonly #bpe: Bpe;
-  /** Ids of the tokens of one character: where merging starts. */
   readonly #characters: Map<string, number>;
-  readonly #byteFallback: Int32Array | undefined;
+  readonly #byteFallback: readonly number[] | undefined;
   readonly #unknown: number | undefined;
   readonly #fuseUnknown: boolean;
   readonly #table: TokenBytes;
@@ -53,8 +56,8 @@ class BpeTokenizer implements ModelTokenizer {
   readonly #stripStart: boolean;
   #order: TokenOrder | undefined;
 
-  constructor(json: TokenizerJson) {
-    const { model, decoder, added_tokens: added } = json;
+  constructor(tables: TokenizerTables) {
+    const { json } = tables;
     // The library only normalises and splits here, so it needs no vocabulary.
     const pieces = new Pieces(
       {
@@ -72,25 +75,14 @@ class BpeTokenizer implements ModelTokenizer {
     this.#normalize = normalizer ? (text) => normalizer(text) : (text) => text;
     this.#words = preTokenizer ? (text) => preTokenizer(text, { section_index: 0 }) : (text) => [text];
 
-    const ids = new Map(Object.entries(model.vocab));
-    for (const token of added) ids.set(token.content, token.id);
-    let vocab = 0;
-    for (const [token, id] of ids) {
-      if (!Number.isInteger(id) || id < 0 || id > MAX_ID)
-        throw new UnsupportedModelError(`tokenizer.json: token ${JSON.stringify(token)} has the id ${id}`);
-      vocab = Math.max(vocab, id + 1);
-    }
-    this.vocab = vocab;
-
-    this.#bpe = createBpe(...mergeTables(model.merges, ids));
-    this.#characters = new Map();
-    for (const [token, id] of ids) if (isOneCharacter(token)) this.#characters.set(token, id);
-    this.#unknown = model.unk_token == null ? undefined : ids.get(model.unk_token);
-    this.#fuseUnknown = model.fuse_unk;
-    this.#byteFallback = model.byte_fallback ? byteTokens(ids) : undefined;
-
-    const decode = tokenDecoder(decoder, new Set(added.map((token) => token.id)));
-    this.#table = new TokenBytes(ids, vocab, decode);
+    this.vocab = tables.vocab;
+    this.#bpe = createBpe(tables.left, tables.right, tables.result);
+    this.#characters = new Map(tables.characters);
+    this.#unknown = tables.unknown ?? undefined;
+    this.#fuseUnknown = json.model.fuse_unk;
+    this.#byteFallback = tables.byteFallback ?? undefined;
+    this.#table = new TokenBytes(tables);
+    const { decoder, added_tokens: added } = json;
     this.#stripStart = decoder.type === 'Sequence' && decoder.decoders.some((d) => d.type === 'Strip');
     this.#specials = new Splitter(new Map(added.map((token) => [token.content, token.id])));
     this.#userDefined = new Splitter(
@@ -180,14 +172,8 @@ class BpeTokenizer implements ModelTokenizer {
 
 const NO_BYTES = new Uint8Array(0);
 
-/** Far above any vocabulary; keeps a damaged file from asking for all memory. */
-const MAX_ID = 2 ** 24;
-
 /** ignoreBOM: U+FEFF is a character like any other. */
 const newDecoder = (): TextDecoder => new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
-
-const isOneCharacter = (token: string): boolean =>
-  token.length === 1 || (token.length === 2 && token.codePointAt(0)! > 0xffff);
 
 /** Finds the tokens of `tokens` in a text, at each place the longest. */
 class Splitter {
@@ -224,95 +210,14 @@ class Splitter {
   }
 }
 
-function mergeTables(
-  merges: TokenizerJson['model']['merges'],
-  ids: ReadonlyMap<string, number>,
-): [Int32Array, Int32Array, Int32Array] {
-  const tables = [0, 1, 2].map(() => new Int32Array(merges.length)) as [Int32Array, Int32Array, Int32Array];
-  merges.forEach((merge, rank) => {
-    const [left, right] = typeof merge === 'string' ? merge.split(' ') : merge;
-    const found = [left, right, `${left}${right}`].map((token) => ids.get(token ?? ''));
-    found.forEach((id, i) => {
-      if (id === undefined)
-        throw new UnsupportedModelError(
-          `tokenizer.json: merge ${rank} names a token that the vocabulary lacks`,
-          {
-            merge,
-          },
-        );
-      tables[i]![rank] = id;
-    });
-  });
-  return tables;
-}
-
-function byteTokens(ids: ReadonlyMap<string, number>): Int32Array {
-  return Int32Array.from(
-    { length: 256 },
-    (_, byte) => ids.get(`<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`) ?? -1,
-  );
-}
-
-/** GPT-2's alphabet: the byte of each printable character that stands for one, else -1. Source: openai/gpt-2, src/encoder.py (bytes_to_unicode). */
-function byteAlphabet(): Int16Array {
-  const alphabet = new Int16Array(512).fill(-1);
-  let shifted = 256;
-  for (let byte = 0; byte < 256; byte++) {
-    const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    alphabet[printable ? byte : shifted++] = byte;
-  }
-  return alphabet;
-}
-
-/** How a token's text in the vocabulary becomes the bytes that it stands for. */
-function tokenDecoder(
-  decoder: TokenizerJson['decoder'],
-  added: ReadonlySet<number>,
-): (token: string, id: number) => Uint8Array {
-  const encoder = new TextEncoder();
-  if (decoder.type === 'ByteLevel') {
-    const alphabet = byteAlphabet();
-    return (token, id) => {
-      if (added.has(id)) return encoder.encode(token);
-      const bytes = new Uint8Array(token.length);
-      for (let i = 0; i < token.length; i++) {
-        const byte = alphabet[token.charCodeAt(i)] ?? -1;
-        if (byte < 0) return encoder.encode(token);
-        bytes[i] = byte;
-      }
-      return bytes;
-    };
-  }
-  const replaces = decoder.decoders.filter((d) => d.type === 'Replace');
-  const fallback = decoder.decoders.some((d) => d.type === 'ByteFallback');
-  return (token, id) => {
-    if (added.has(id)) return encoder.encode(token);
-    const byte = fallback ? /^<0x([0-9A-F]{2})>$/.exec(token) : null;
-    if (byte) return Uint8Array.of(Number.parseInt(byte[1]!, 16));
-    let text = token;
-    for (const { pattern, content } of replaces) text = text.replaceAll(pattern.String, content);
-    return encoder.encode(text);
-  };
-}
-
 /** The bytes of every token, one after the other. */
 class TokenBytes {
   readonly #data: Uint8Array;
   readonly #starts: Uint32Array;
 
-  constructor(
-    ids: ReadonlyMap<string, number>,
-    vocab: number,
-    decode: (token: string, id: number) => Uint8Array,
-  ) {
-    const tokens: (Uint8Array | undefined)[] = new Array(vocab);
-    for (const [token, id] of ids) tokens[id] = decode(token, id);
-    this.#starts = new Uint32Array(vocab + 1);
-    for (let id = 0; id < vocab; id++) this.#starts[id + 1] = this.#starts[id]! + (tokens[id]?.length ?? 0);
-    this.#data = new Uint8Array(this.#starts[vocab]!);
-    tokens.forEach((bytes, id) => {
-      if (bytes) this.#data.set(bytes, this.#starts[id]);
-    });
+  constructor({ text, starts }: TokenizerTables) {
+    this.#data = text;
+    this.#starts = starts;
   }
 
   get bytes(): number {

@@ -5,6 +5,7 @@ import * as v from 'valibot';
 import { parseProfile } from '../cache/profile.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { createTokenizer } from '../engine/tokenizer.ts';
+import { encodeTokenizerTables, tokenizerTables } from '../engine/tokenizer-tables.ts';
 import type { WeightForm } from '../kernels/kernels.ts';
 import { packWeight } from '../kernels/weights.ts';
 import { MANIFEST_FORMAT, MANIFEST_VERSION, type Manifest, manifestSchema } from '../runtime/manifest.ts';
@@ -17,7 +18,9 @@ import { ShardWriter } from './shards.ts';
 import type { ModelSource } from './source.ts';
 
 /** Raised whenever preparing the same source would give other bytes: bundles of an older preparer are made anew. */
-export const PREPARER_VERSION = 2;
+export const PREPARER_VERSION = 3;
+
+const TABLES_FILE = 'tokenizer.bin';
 
 export interface PrepareOptions {
   readonly form: BundleForm;
@@ -90,6 +93,7 @@ export async function readBundleManifest(folder: string): Promise<Manifest | und
     ...(manifest.stages ?? []),
     { file: manifest.graph.file },
     { file: manifest.tokenizer.file },
+    ...(manifest.tokenizer.tables ? [manifest.tokenizer.tables] : []),
     ...(manifest.profile ? [{ file: manifest.profile.file }] : []),
   ];
   for (const { file, bytes } of files) {
@@ -149,6 +153,8 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
 
   const tokenizer = JSON.stringify(source.tokenizer);
   await writeFile(folder, 'tokenizer.json', tokenizer);
+  const tables = encodeTokenizerTables(tokenizerTables(source.tokenizer));
+  await writeFile(folder, TABLES_FILE, tables);
   const onnx = encodeOnnx(graph, { tensors, shards: written.map((s) => s.file) }, config);
   await writeFile(folder, 'model.onnx', onnx);
 
@@ -199,7 +205,11 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
     ...(stageFiles.length > 0 ? { stages: stageFiles } : {}),
     tensors,
     shards: written,
-    tokenizer: { file: 'tokenizer.json', sha256: tokenizerSha256 },
+    tokenizer: {
+      file: 'tokenizer.json',
+      sha256: tokenizerSha256,
+      tables: { file: TABLES_FILE, bytes: tables.length, sha256: sha256(tables) },
+    },
     chatTemplate: decides.chatTemplate,
     eosIds: decides.eosIds,
     bosId: decides.bosId,

@@ -24,7 +24,8 @@ export async function verifyBundle(source: BundleSource): Promise<Manifest> {
       );
     checkSha256(source, shard.file, sha256, shard.sha256);
   }
-  for (const entry of [manifest.tokenizer, ...(manifest.profile ? [manifest.profile] : [])])
+  const { tokenizer, profile } = manifest;
+  for (const entry of [tokenizer, tokenizer.tables, profile].filter((file) => file !== undefined))
     checkSha256(source, entry.file, (await digest(source, entry.file)).sha256, entry.sha256);
   await checkGraph(source, manifest);
   for (const [name, tensor] of Object.entries(manifest.tensors)) {

@@ -65,7 +65,12 @@ export const manifestSchema = v.object({
     }),
   ),
   shards: v.array(v.object({ file: v.string(), bytes, sha256 })),
-  tokenizer: v.object({ file: v.string(), sha256 }),
+  /** `tables`: made of the file, for a start without parsing it (src/engine/tokenizer-tables.ts). */
+  tokenizer: v.object({
+    file: v.string(),
+    sha256,
+    tables: v.optional(v.object({ file: v.string(), bytes, sha256 })),
+  }),
   /** The heads' measured sensitivity (src/cache/profile.ts), if the model was calibrated. Not part of the fingerprint: caches name the profile themselves. */
   profile: v.optional(v.object({ file: v.string(), sha256 })),
   chatTemplate: v.nullable(v.string()),

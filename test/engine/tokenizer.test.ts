@@ -2,9 +2,14 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { InvalidInputError, UnsupportedModelError } from '../../src/core/errors.ts';
+import { CorruptDataError, InvalidInputError, UnsupportedModelError } from '../../src/core/errors.ts';
 import { createTemplate } from '../../src/engine/template.ts';
-import { createTokenizer, type ModelTokenizer } from '../../src/engine/tokenizer.ts';
+import { createTokenizer, type ModelTokenizer, openTokenizer } from '../../src/engine/tokenizer.ts';
+import {
+  decodeTokenizerTables,
+  encodeTokenizerTables,
+  tokenizerTables,
+} from '../../src/engine/tokenizer-tables.ts';
 import type { ChatMessage, ChatTemplate } from '../../src/engine/types.ts';
 import { EMBEDDED_MODEL } from '../../src/prepare/embedded-model.ts';
 import { openGguf } from '../../src/prepare/gguf.ts';
@@ -19,7 +24,8 @@ let template: ChatTemplate;
 beforeAll(async () => {
   const gguf = await openGguf(join(ROOT, EMBEDDED_MODEL.file));
   const json = tokenizerJsonFromGguf(gguf.metadata, gguf.file, 49152);
-  tokenizer = createTokenizer(JSON.parse(JSON.stringify(json)));
+  // As hosts open it: from the file that prepare makes of it.
+  tokenizer = openTokenizer(encodeTokenizerTables(tokenizerTables(JSON.parse(JSON.stringify(json)))));
   template = createTemplate(gguf.metadata.string('tokenizer.chat_template'), tokenizer, {
     bosId: null,
     eosIds: [2],
@@ -158,6 +164,34 @@ describe('the tokenizer', () => {
   test('keeps its tables within 2 MB', () => {
     expect(tokenizer.bytes).toBeLessThan(2e6);
   });
+});
+
+test('tables come back from their file as they were; a damaged file is refused', () => {
+  const json = {
+    added_tokens: [{ id: 5, content: '<end>', special: true }],
+    normalizer: null,
+    pre_tokenizer: null,
+    decoder: { type: 'Sequence', decoders: [{ type: 'ByteFallback' }, { type: 'Fuse' }] },
+    model: {
+      type: 'BPE',
+      unk_token: '?',
+      byte_fallback: true,
+      vocab: { '?': 0, a: 1, '\u{1f600}': 2, 'a\u{1f600}': 3, '<0xC3>': 4 },
+      merges: ['a \u{1f600}'],
+    },
+  };
+  const tables = tokenizerTables(json);
+  const file = encodeTokenizerTables(tables);
+  expect(decodeTokenizerTables(file)).toEqual(tables);
+  expect(openTokenizer(file).encode('xa\u{1f600}<end>', { specials: true })).toEqual(
+    createTokenizer(json).encode('xa\u{1f600}<end>', { specials: true }),
+  );
+  for (const damaged of [file.slice(0, -1), file.slice(0, 2), new Uint8Array([...file, 0])])
+    expect(() => openTokenizer(damaged)).toThrow(CorruptDataError);
+  const header = new TextDecoder('latin1').decode(file).indexOf('"version":1');
+  const other = file.slice();
+  other['"version":'.length + header] = 0x32;
+  expect(() => openTokenizer(other)).toThrow(/have version 2/);
 });
 
 test('a tokenizer.json that is not supported is refused by its part', () => {

@@ -280,7 +280,7 @@ describe('an interrupted preparation', () => {
 describe('verifying', () => {
   test('names the damaged file', async () => {
     await prepare();
-    for (const file of ['weights-00.bin', 'tokenizer.json', 'model.onnx']) {
+    for (const file of ['weights-00.bin', 'tokenizer.json', 'tokenizer.bin', 'model.onnx']) {
       const whole = readFileSync(join(out, file));
       const damaged = Buffer.from(whole);
       damaged[damaged.length >> 1]! ^= 1;
