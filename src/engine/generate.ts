@@ -11,6 +11,8 @@ export interface GenerateOptions extends RunOptions {
   readonly maxTokens: number;
   /** What the answer may be; it has accepted what `ids` hold of the answer already. */
   readonly constraint?: Constraint;
+  /** The cache as it is now: between two events the caller may replace it by an equal one. */
+  readonly current?: () => EngineCache;
 }
 
 /**
@@ -24,6 +26,7 @@ export async function* generate(
   ids: readonly number[],
   options: GenerateOptions,
 ): AsyncGenerator<GenerateEvent> {
+  const { current = () => cache } = options;
   const { sampling, signal, constraint } = options;
   const mask = constraint && ((logits: Float32Array) => constraint.mask(logits));
   if (ids.length <= cache.position)
@@ -39,13 +42,14 @@ export async function* generate(
   // One row for the whole answer: 200 kB of garbage with each token would count against an isolate's memory.
   const out = new Float32Array(engine.model.vocab);
   let logits: Float32Array = out;
-  while (cache.position < ids.length) {
+  for (let { position } = cache; position < ids.length; ) {
     if (signal?.aborted) throw new AbortedError();
-    const step = Math.min(ids.length - cache.position, EPOCH - (cache.position % EPOCH));
-    const chunk = ids.slice(cache.position, cache.position + step);
-    const last = cache.position + step === ids.length;
-    logits = await engine.feed(cache, chunk, last ? 'last' : 'none', { ...options, out });
-    yield { type: 'prefill', position: cache.position, total: ids.length };
+    const step = Math.min(ids.length - position, EPOCH - (position % EPOCH));
+    const chunk = ids.slice(position, position + step);
+    const last = position + step === ids.length;
+    logits = await engine.feed(current(), chunk, last ? 'last' : 'none', { ...options, out });
+    position += step;
+    yield { type: 'prefill', position, total: ids.length };
   }
 
   const text = engine.tokenizer.stream();
@@ -72,7 +76,7 @@ export async function* generate(
       break;
     }
     if (generated.length >= options.maxTokens || ids.length + generated.length >= limit) break;
-    logits = await engine.feed(cache, [next.id], 'last', { ...options, out });
+    logits = await engine.feed(current(), [next.id], 'last', { ...options, out });
   }
   const rest = stop.stopped ? '' : stop.push(text.end()) + stop.end();
   yield { type: 'finish', reason: stop.stopped ? 'stop' : reason, text: rest };

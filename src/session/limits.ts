@@ -6,6 +6,11 @@ export const MAX_WAITING_TURNS_PER_SESSION = 4;
 export const MAX_WAITING_TURNS_PER_ISOLATE = 16;
 /** How long a turn waits for memory before `memory_limit`. */
 export const MAX_ADMISSION_WAIT_MS = 30_000;
+/**
+ * How long a turn may hold memory that others wait for: then it stores its cache, lets the next one run and goes on later. Storing and restoring cost
+ * some tenths of a second; with more than seven such turns at once the newest is refused after MAX_ADMISSION_WAIT_MS.
+ */
+export const MEMORY_SHARE_MS = 4_000;
 /** Seconds after which a refused client should try again. */
 export const RETRY_AFTER_SECONDS = 5;
 

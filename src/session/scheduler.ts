@@ -1,6 +1,11 @@
 import { AbortedError, AdkvcError } from '../core/errors.ts';
 import type { Engine } from '../engine/types.ts';
-import { MAX_ADMISSION_WAIT_MS, MAX_WAITING_TURNS_PER_ISOLATE, RETRY_AFTER_SECONDS } from './limits.ts';
+import {
+  MAX_ADMISSION_WAIT_MS,
+  MAX_WAITING_TURNS_PER_ISOLATE,
+  MEMORY_SHARE_MS,
+  RETRY_AFTER_SECONDS,
+} from './limits.ts';
 
 /** A session, as the scheduler sees it: it may hold a cache in the isolate's memory. */
 export interface Tenant {
@@ -29,6 +34,13 @@ export interface Lease {
   yield(): Promise<void>;
   /** To be called after any other wait, before the cache is touched. @throws AdkvcError turn_interrupted when the turn was given up for dead */
   check(): void;
+  /** Others wait for the memory, and this turn has had its share of it: it should hand over as soon as its cache is stored. */
+  readonly due: boolean;
+  /**
+   * Gives the memory to those who wait and waits at the queue's end to get it back, however long it takes. The tenant holds no cache meanwhile.
+   * @throws AbortedError
+   */
+  handOver(signal?: AbortSignal): Promise<void>;
   release(): void;
 }
 
@@ -38,11 +50,14 @@ export interface SchedulerOptions {
   readonly now?: () => number;
   readonly maxWaiting?: number;
   readonly maxWaitMs?: number;
+  readonly shareMs?: number;
 }
 
 interface Turn {
   readonly tenant: Tenant;
   readonly bytes: number;
+  /** When it got its memory. */
+  readonly since: number;
   /** When it showed last that it runs. */
   seen: number;
 }
@@ -70,6 +85,7 @@ export class Scheduler {
       now: Date.now,
       maxWaiting: MAX_WAITING_TURNS_PER_ISOLATE,
       maxWaitMs: MAX_ADMISSION_WAIT_MS,
+      shareMs: MEMORY_SHARE_MS,
       ...options,
     };
   }
@@ -104,52 +120,81 @@ export class Scheduler {
     bytes: number,
     signal?: AbortSignal,
   ): Promise<Lease> {
+    const { now, pause, maxWaiting, maxWaitMs } = this.#options;
     this.#supersede(tenant);
     this.#buryDead();
     if (this.#queue.length > 0 || !this.#makeRoom(tenant, engine, bytes)) {
-      if (this.#queue.length >= this.#options.maxWaiting)
+      if (this.#queue.length >= maxWaiting)
         throw this.#refusal(
           bytes,
           `${this.#queue.length} turns wait for memory already (MAX_WAITING_TURNS_PER_ISOLATE)`,
         );
-      const ticket: Ticket = { seen: this.#options.now() };
-      const deadline = this.#options.now() + this.#options.maxWaitMs;
-      this.#queue.push(ticket);
-      try {
-        while (this.#queue[0] !== ticket || !this.#makeRoom(tenant, engine, bytes)) {
-          if (signal?.aborted) throw new AbortedError();
-          if (this.#options.now() >= deadline)
-            throw this.#refusal(
-              bytes,
-              `no memory became free within ${this.#options.maxWaitMs} ms (MAX_ADMISSION_WAIT_MS)`,
-            );
-          await this.#options.pause(POLL_MS);
-          ticket.seen = this.#options.now();
-          if (!this.#queue.includes(ticket)) this.#queue.push(ticket);
-          this.#buryDead();
-        }
-      } finally {
-        this.#queue = this.#queue.filter((other) => other !== ticket);
-      }
+      await this.#queued(tenant, engine, bytes, now() + maxWaitMs, signal);
     }
-    const turn: Turn = { tenant, bytes, seen: this.#options.now() };
-    this.#tenants.add(tenant);
-    this.#turns.set(tenant, turn);
+    const start = (): Turn => {
+      const turn: Turn = { tenant, bytes, since: now(), seen: now() };
+      this.#tenants.add(tenant);
+      this.#turns.set(tenant, turn);
+      return turn;
+    };
+    let turn = start();
     const check = (): void => {
       if (this.#turns.get(tenant) !== turn)
         throw new AdkvcError('turn_interrupted', 'the turn was silent for too long and was given up');
-      turn.seen = this.#options.now();
+      turn.seen = now();
+    };
+    const release = (): void => {
+      if (this.#turns.get(tenant) === turn) this.#turns.delete(tenant);
+    };
+    const isDue = (): boolean => {
+      if (this.#queue.length === 0 || now() - turn.since < this.#options.shareMs) return false;
+      // One at a time, who has had it longest.
+      for (const other of this.#turns.values()) if (other.since < turn.since) return false;
+      return true;
     };
     return {
       yield: async () => {
-        await this.#options.pause(0);
+        await pause(0);
         check();
       },
       check,
-      release: () => {
-        if (this.#turns.get(tenant) === turn) this.#turns.delete(tenant);
+      get due() {
+        return isDue();
       },
+      handOver: async (until) => {
+        check();
+        release();
+        await this.#queued(tenant, engine, bytes, Number.POSITIVE_INFINITY, until);
+        turn = start();
+      },
+      release,
     };
+  }
+
+  /** Waits at the queue's end until `bytes` fit. @throws AdkvcError memory_limit after `deadline`; AbortedError */
+  async #queued(
+    tenant: Tenant,
+    engine: Pick<Engine, 'availableBytes'>,
+    bytes: number,
+    deadline: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const { now, pause, maxWaitMs } = this.#options;
+    const ticket: Ticket = { seen: now() };
+    this.#queue.push(ticket);
+    try {
+      while (this.#queue[0] !== ticket || !this.#makeRoom(tenant, engine, bytes)) {
+        if (signal?.aborted) throw new AbortedError();
+        if (now() >= deadline)
+          throw this.#refusal(bytes, `no memory became free within ${maxWaitMs} ms (MAX_ADMISSION_WAIT_MS)`);
+        await pause(POLL_MS);
+        ticket.seen = now();
+        if (!this.#queue.includes(ticket)) this.#queue.push(ticket);
+        this.#buryDead();
+      }
+    } finally {
+      this.#queue = this.#queue.filter((other) => other !== ticket);
+    }
   }
 
   /** An object that was evicted or reset could not free its cache (there is no hook for it); its successor does. There is one object of a key at a time. */

@@ -13,6 +13,7 @@ export type Generate = (
     stop: readonly string[];
     maxTokens: number;
     constraint?: Constraint;
+    current?: () => EngineCache;
     signal?: AbortSignal;
     yield?: () => Promise<void>;
   },

@@ -79,9 +79,9 @@ export class Turn {
   async run(): Promise<void> {
     const { engine, prompt, request, signal, lease, emit, now } = this.#setup;
     this.#reach();
-    const { cache } = this.residence!;
-    const cachedTokens = Math.min(cache.position, prompt.ids.length);
-    this.#committedAt = cache.position;
+    const cache = () => this.residence!.cache;
+    const cachedTokens = Math.min(cache().position, prompt.ids.length);
+    this.#committedAt = cache().position;
     emit({ type: 'started', promptTokens: prompt.ids.length, cachedTokens });
 
     const text = engine.tokenizer.stream();
@@ -95,18 +95,19 @@ export class Turn {
     let sampled = 0;
     let finish: { reason: 'stop' | 'length'; text: string } | undefined;
     try {
-      const events = this.#setup.generate(engine, cache, this.#ids, {
+      const events = this.#setup.generate(engine, cache(), this.#ids, {
         sampling: request.sampling,
         stop: request.stop,
         maxTokens: request.maxTokens - this.#answer.length,
         constraint: this.#constraint(),
+        current: cache,
         signal,
         yield: lease.yield,
       });
       for await (const event of events) {
         if (event.type === 'prefill') {
           emit(event);
-          if (this.#checkpointDue(cache.position)) await this.#commit();
+          if (this.#checkpointDue(cache().position)) await this.#commit();
         } else if (event.type === 'token') {
           if (sampled++ === 0) {
             this.#timing.prefillMs = now() - mark;
@@ -115,13 +116,14 @@ export class Turn {
           this.#answer.push(event.id);
           this.#content += event.text;
           emit(this.#tokenEvent(event));
-          if (cache.position - this.#committedAt >= CHECKPOINT_POSITIONS) await this.#commit();
+          if (cache().position - this.#committedAt >= CHECKPOINT_POSITIONS) await this.#commit();
         } else {
           finish = event;
           this.#complete = true;
           this.#content += event.text;
         }
         if (signal.aborted && !finish) break;
+        if (!finish && lease.due && request.store) mark += await this.#handOver();
       }
     } catch (error) {
       // Only an abort leaves the cache whole.
@@ -131,6 +133,8 @@ export class Turn {
       }
     }
     this.#timing.decodeMs = now() - mark;
+    // Aborted while it had handed over: all of it is stored.
+    if (!this.residence) throw ended();
     await this.#commit(
       finish && request.note !== undefined
         ? {
@@ -143,8 +147,7 @@ export class Turn {
           }
         : undefined,
     );
-    if (!finish)
-      throw new AbortedError('the turn was ended before its answer was complete; what was generated is kept');
+    if (!finish) throw ended();
     emit({
       type: 'finished',
       reason: finish.reason,
@@ -154,7 +157,7 @@ export class Turn {
         completionTokens: this.#answer.length,
         cachedTokens,
       },
-      cache: cache.report(),
+      cache: cache().report(),
       ...(this.#recovered && { recovered: this.#recovered }),
       timing: this.#timing,
       rows: { written: this.#written.rows, bytes: this.#written.bytes },
@@ -217,6 +220,37 @@ export class Turn {
       this.#recovered = { reason: reasons.join('; '), from, replayed: Math.max(0, reusable - from) };
   }
 
+  /**
+   * Stores the cache, lets those who wait have its memory, and goes on with an equal one from the store.
+   * @returns how long it took, ms
+   */
+  async #handOver(): Promise<number> {
+    const { engine, store, lease, signal, now, prompt } = this.#setup;
+    const start = now();
+    await this.#commit();
+    if (!this.clean) return now() - start;
+    const { cache } = this.residence!;
+    const { position } = cache;
+    cache.dispose();
+    this.residence = undefined;
+    await lease.handOver(signal);
+    const back = now();
+    const { residence, passedOver } = restoreNewest(store, engine, this.#head.states, position);
+    this.residence = residence ?? {
+      cache: engine.createCache(this.#head.cacheConfig),
+      stored: undefined,
+    };
+    const from = this.residence.cache.position;
+    if (from < position) {
+      this.#recovered = { reason: passedOver.join('; '), from, replayed: position - from };
+      const missing = [...prompt.ids, ...this.#answer].slice(from, position);
+      await engine.feed(this.residence.cache, missing, 'none', { signal, yield: lease.yield });
+    }
+    this.#timing.restoreMs += now() - back;
+    this.#timing.waitMs += back - start;
+    return now() - start;
+  }
+
   /** During prefill, where the next event may be an epoch away. */
   #checkpointDue(position: number): boolean {
     const since = position - this.#committedAt;
@@ -275,6 +309,9 @@ export class Turn {
     this.#timing.commitMs += now() - start;
   }
 }
+
+const ended = (): AbortedError =>
+  new AbortedError('the turn was ended before its answer was complete; what was generated is kept');
 
 /** Why states of one engine cannot be continued by another; undefined when they can. */
 function difference(stored: EngineIdentity | null, engine: EngineIdentity): string | undefined {

@@ -6,20 +6,22 @@ import type { Generate } from '../../src/session/services.ts';
 export const fakeGenerate: Generate = async function* (engine, cache, ids, options) {
   const run = { signal: options.signal, yield: options.yield };
   let logits = new Float32Array(0);
-  while (cache.position < ids.length) {
-    const end = Math.min(ids.length, (Math.floor(cache.position / EPOCH) + 1) * EPOCH);
+  const { current = () => cache } = options;
+  while (current().position < ids.length) {
+    const { position } = current();
+    const end = Math.min(ids.length, (Math.floor(position / EPOCH) + 1) * EPOCH);
     logits = (await engine.feed(
-      cache,
-      ids.slice(cache.position, end),
+      current(),
+      ids.slice(position, end),
       end === ids.length ? 'last' : 'none',
       run,
     )) as typeof logits;
-    yield { type: 'prefill', position: cache.position, total: ids.length };
+    yield { type: 'prefill', position: end, total: ids.length };
   }
   const text = engine.tokenizer.stream();
   let held = '';
   for (let count = 1; ; count++) {
-    const id = pick(logits, options.sampling, cache.position);
+    const id = pick(logits, options.sampling, current().position);
     const eos = engine.eosIds.includes(id);
     held += text.push(id);
     const at = Math.min(...options.stop.map((stop) => held.indexOf(stop)).filter((found) => found >= 0));
@@ -33,7 +35,7 @@ export const fakeGenerate: Generate = async function* (engine, cache, ids, optio
       yield { type: 'finish', reason: eos || stopped ? 'stop' : 'length', text: held };
       return;
     }
-    logits = (await engine.feed(cache, [id], 'last', run)) as typeof logits;
+    logits = (await engine.feed(current(), [id], 'last', run)) as typeof logits;
   }
 };
 
