@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, readdirSync, rmSync } from 'node:fs';
+import { chmodSync, cpSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { bundleBrowserApp, markedPath } from '../src/page-files.ts';
 
 /**
  * `npm run build`: compiled JavaScript for the package's `bin` and `exports` in dist/, because Node strips no types below
@@ -19,3 +20,5 @@ for (const file of readdirSync(`${root}/src/page`))
   if (!file.endsWith('.ts')) cpSync(`${root}/src/page/${file}`, `${root}/dist/page/${file}`);
 chmodSync(`${root}/dist/cli/main.js`, 0o755);
 run('node', 'scripts/build-wasm.ts');
+writeFileSync(`${root}/dist/browser-app.js`, await bundleBrowserApp());
+cpSync(markedPath(), `${root}/dist/page/marked.js`);

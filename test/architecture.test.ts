@@ -7,7 +7,7 @@ const SRC = join(import.meta.dirname, '../src');
 /** From the bottom up: a file imports from its own layer and those before it. */
 const LAYERS = ['core', 'kernels', 'cache', 'runtime', 'engine', 'session', 'http'];
 /** They import the layers; no layer imports them. */
-const BESIDE = ['prepare', 'eval', 'bench', 'cli', 'page'];
+const BESIDE = ['prepare', 'eval', 'bench', 'cli', 'page', 'browser'];
 const MAX_LINES = 600;
 
 interface SourceFile {
@@ -104,8 +104,8 @@ test('there is no cycle', () => {
   expect(cycles).toEqual([]);
 });
 
-describe('what a Worker loads', () => {
-  const reachable = new Set<string>(['worker.ts']);
+describe.each(['worker.ts', 'browser.ts'])('what %s loads', (entry) => {
+  const reachable = new Set<string>([entry]);
   for (const path of reachable) for (const next of files.get(path)?.imports ?? []) reachable.add(next);
 
   test('is more than its entry', () => expect(reachable.size).toBeGreaterThan(30));
@@ -121,7 +121,10 @@ describe('what a Worker loads', () => {
   });
 
   test('holds none of the tools beside the layers', () => {
-    expect([...reachable].filter((path) => BESIDE.includes(folderOf(path) ?? ''))).toEqual([]);
+    const own = entry === 'browser.ts' ? 'browser' : '';
+    expect(
+      [...reachable].filter((path) => BESIDE.includes(folderOf(path) ?? '') && folderOf(path) !== own),
+    ).toEqual([]);
   });
 });
 

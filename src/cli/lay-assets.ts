@@ -9,7 +9,7 @@ import { headersFile, pageFiles } from '../page-files.ts';
  * @returns whether anything was written
  */
 export async function layAssets(folder: string, bundle: string): Promise<boolean> {
-  const texts = new Map([['_headers', headersFile()]]);
+  const texts = new Map<string, string | Uint8Array>([['_headers', headersFile()]]);
   for (const [name, { text }] of await pageFiles()) texts.set(name, text);
   const bundleFiles = await readdir(bundle);
   if (await isSame(folder, texts, bundle, bundleFiles)) return false;
@@ -34,12 +34,15 @@ export async function layAssets(folder: string, bundle: string): Promise<boolean
 
 async function isSame(
   folder: string,
-  texts: ReadonlyMap<string, string>,
+  texts: ReadonlyMap<string, string | Uint8Array>,
   bundle: string,
   bundleFiles: readonly string[],
 ): Promise<boolean> {
   const read = (file: string): Promise<string | undefined> => readFile(file, 'utf8').catch(() => undefined);
-  for (const [name, text] of texts) if ((await read(join(folder, name))) !== text) return false;
+  for (const [name, text] of texts) {
+    const there = await readFile(join(folder, name)).catch(() => undefined);
+    if (!there?.equals(Buffer.from(text as string))) return false;
+  }
   // The manifest holds the sum of every other file.
   const manifest = await read(join(bundle, 'manifest.json'));
   if ((await read(join(folder, 'bundle/manifest.json'))) !== manifest) return false;

@@ -8,7 +8,7 @@ import { pageFiles } from '../page-files.ts';
 import { folderSource } from '../prepare/folder-source.ts';
 import { readManifest } from '../runtime/model.ts';
 import { bundleFolder } from './bundle-folder.ts';
-import { loadCliEngine } from './load-engine.ts';
+import { loadCliEngine, wasmFolder } from './load-engine.ts';
 import { localSessions, SESSIONS_FOLDER } from './local-sessions.ts';
 
 interface ServeOptions {
@@ -46,11 +46,15 @@ export function serveCommand(program: Command): void {
       });
       const source = folderSource(await bundleFolder(options.exact ? 'exact' : 'compact'));
       const host = await localSessions(engine, folder);
+      // The page brings the kernels of browsers, whatever this process computes on.
+      await wasmFolder();
       const server = await startNodeServer({
         host,
         auth,
         model: servedModel(await readManifest(source)),
         page: await pageFiles(),
+        // A page has no room for the exact form.
+        ...(options.exact ? {} : { bundle: await bundleFolder('compact') }),
         port: options.port,
       }).catch((error: NodeJS.ErrnoException) => {
         if (error.code === 'EADDRINUSE')

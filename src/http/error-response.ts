@@ -59,6 +59,8 @@ const STATUS: Readonly<Record<string, number>> = {
   no_keys_configured: 503,
   invalid_keys_configured: 503,
   unsupported_model: 503,
+  storage_unavailable: 503,
+  storage_full: 507,
 };
 /** Seconds a client is asked to wait when whoever refused it named none. */
 const DEFAULT_RETRY_AFTER = 5;

@@ -11,6 +11,7 @@ import {
 import { count, h, plural } from './dom.ts';
 import { describe, retryAfter } from './errors.ts';
 import { type MessageActions, MessageView } from './message-view.ts';
+import { localRemedy } from './place.ts';
 
 /** What a conversation asks of the page around it. */
 export interface Shell {
@@ -210,7 +211,7 @@ export class Conversation {
     answer.tokens = result.usage.completion_tokens;
     answer.state = result.reason === 'length' ? 'cut' : 'done';
     answer.facts(factsOf(result));
-    this.#shell.announce(this, answer.content);
+    this.#shell.announce(this, answer.spoken);
   }
 
   /** A busy server is asked again when it said to, until the reader stops that. */
@@ -272,7 +273,8 @@ export class Conversation {
     await this.#withdraw(draft);
     const run = draft ? () => this.#shell.resubmit(this) : () => void this.resume();
     const name = remedyOf(error);
-    this.#tell({ kind: 'failed', text, ...(name ? { action: { name, run } } : {}) });
+    const action = localRemedy(error) ?? (name === undefined ? undefined : { name, run });
+    this.#tell({ kind: 'failed', text, ...(action ? { action } : {}) });
   }
 
   /** What of the running turn's answer has come. */

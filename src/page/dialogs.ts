@@ -1,4 +1,5 @@
 import { byId } from './dom.ts';
+import { placeName } from './place.ts';
 
 /** Resolves with the key that the reader gives; null when they do not. */
 export function askForKey(why: string): Promise<string | null> {
@@ -38,7 +39,7 @@ export function askForKey(why: string): Promise<string | null> {
 
 export function confirmDeletion(title: string): Promise<boolean> {
   const dialog = byId<HTMLDialogElement>('confirm');
-  byId('confirm-text').textContent = `“${title}” and its cache are removed from the server for good.`;
+  byId('confirm-text').textContent = `“${title}” and its cache are removed from ${placeName} for good.`;
   dialog.returnValue = '';
   dialog.showModal();
   return new Promise((resolve) =>

@@ -1,4 +1,5 @@
 import { ApiError } from './api.ts';
+import { LocalAppError } from './local-app.ts';
 
 /** What happened, and what to do about it. The server's own messages name the field and the remedy. */
 export function describe(error: unknown): string {
@@ -18,6 +19,7 @@ export function describe(error: unknown): string {
         return sentence(error.message);
     }
   }
+  if (error instanceof LocalAppError) return sentence(error.message);
   // fetch's own failure.
   if (error instanceof TypeError)
     return 'The server cannot be reached. Check that it runs and that you are connected, then try again.';

@@ -1,5 +1,6 @@
 import type { Message } from './api.ts';
 import { h } from './dom.ts';
+import { renderMarkdown } from './markdown.ts';
 
 const SPEAKER = { user: 'You', assistant: 'Model', system: 'System' };
 
@@ -75,6 +76,11 @@ export class MessageView {
   get content(): string {
     return this.#content;
   }
+  /** As it reads, without its markup. */
+  get spoken(): string {
+    this.#draw();
+    return this.#text.textContent ?? '';
+  }
   get message(): Message {
     return { role: this.role, content: this.#content };
   }
@@ -91,10 +97,12 @@ export class MessageView {
   }
 
   #draw(): void {
+    cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     if (this.#shown === this.#content) return;
     this.#shown = this.#content;
-    this.#text.textContent = this.#content;
+    if (this.role === 'assistant') this.#text.replaceChildren(...renderMarkdown(this.#content));
+    else this.#text.textContent = this.#content;
     this.element.dispatchEvent(new CustomEvent('drawn', { bubbles: true }));
   }
 

@@ -18,6 +18,7 @@ import { askForKey, confirmDeletion } from './dialogs.ts';
 import { byId, count, h } from './dom.ts';
 import { describe } from './errors.ts';
 import type { MessageActions, MessageView } from './message-view.ts';
+import { localRemedy, openPlace, placeName } from './place.ts';
 import { Sidebar } from './sidebar.ts';
 
 /** Wires the page's parts together. The conversation's name stands in the URL: a reload, a bookmark and the back button lead to it. */
@@ -243,14 +244,14 @@ async function load(conversation: Conversation): Promise<void> {
       sidebar.forget(id);
       conversation.notice = {
         kind: 'told',
-        text: 'This conversation is not on the server any more: it was deleted, or expired unused. What you write here begins it anew.',
+        text: `This conversation is no longer kept by ${placeName}: it was deleted, or expired unused. What you write here begins it anew.`,
       };
     }
   } catch (error) {
     conversation.notice = {
       kind: 'failed',
       text: describe(error),
-      action: { name: 'Try again', run: () => void start(id) },
+      action: localRemedy(error) ?? { name: 'Try again', run: () => void start(id) },
     };
   }
   if (conversation !== current) return;
@@ -346,7 +347,7 @@ async function start(id: string | undefined): Promise<void> {
   } catch (error) {
     // With a conversation, that tells why it cannot be shown.
     if (id === undefined) {
-      const action = { name: 'Try again', run: () => void start(idInUrl()) };
+      const action = localRemedy(error) ?? { name: 'Try again', run: () => void start(idInUrl()) };
       conversation.notice = { kind: 'failed', text: describe(error), action };
       drawNotice();
       return;
@@ -429,6 +430,7 @@ for (const act of ['pointerdown', 'keydown'])
     true,
   );
 
+openPlace();
 applyTheme(localStorage.getItem(THEME) ?? '');
 parts.forgetKey.hidden = !hasKey();
 void start(idInUrl());

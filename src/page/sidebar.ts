@@ -1,9 +1,10 @@
 import { hasKey, listSessions, type Session, type SessionPage } from './api.ts';
 import { ago, byId, count, h, plural, size } from './dom.ts';
+import { isLocal } from './place.ts';
 
 /** A page of the list; the server asks each session how it is. */
 const PAGE = 30;
-const REMEMBERED = 'adkvc-conversations';
+const REMEMBERED = isLocal ? 'adkvc-conversations-here' : 'adkvc-conversations';
 /** Enough for a list that is shown while the server cannot be asked. */
 const MAX_REMEMBERED = 100;
 /** Ids of conversations that no client named, see the API. */

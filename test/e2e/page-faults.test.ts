@@ -129,3 +129,29 @@ test('an answer that breaks off: what came stays, and Continue asks for the rest
   await page.getByRole('alert').getByRole('button', { name: 'Continue' }).click();
   await expect.poll(() => said(page)).toEqual(['Tell me', 'Hello there, friend.']);
 });
+
+test('Markdown is shown as what it means, piece by piece; HTML in an answer stays text, and no picture is fetched', async () => {
+  const page = await fresh();
+  const urls: string[] = [];
+  page.on('request', (request) => urls.push(request.url()));
+  const answer =
+    '## Three *things*\n\n1. **one** `code`\n2. two\n\n```js\nlet x = "<b>";\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n' +
+    '<img src="/evil.png" onerror="document.title=1"><script>document.title=2</script> ' +
+    '![a picture](http://127.0.0.1:1/p.png) [good](https://example.org/) [bad](javascript:alert(1))';
+  host.pieces = answer.match(/[\s\S]{1,7}/g)!;
+  await turn(page, 'Show me');
+  const text = page.locator('.message.assistant .text');
+  await text.getByRole('heading', { name: 'Three things' }).waitFor();
+  expect(await text.getByRole('listitem').allTextContents()).toEqual(['one code', 'two']);
+  expect(await text.locator('strong').textContent()).toBe('one');
+  expect(await text.locator('pre').textContent()).toBe('let x = "<b>";');
+  expect(await text.getByRole('cell').allTextContents()).toEqual(['1', '2']);
+  expect(await text.locator('img, script').count()).toBe(0);
+  expect(await text.textContent()).toContain('<img src="/evil.png" onerror="document.title=1">');
+  expect(
+    await text.getByRole('link').evaluateAll((links) => links.map((a) => a.getAttribute('href'))),
+  ).toEqual(['http://127.0.0.1:1/p.png', 'https://example.org/']);
+  expect(urls.filter((url) => url.endsWith('.png'))).toEqual([]);
+  // Copied and sent again as it was written.
+  expect(host.sessions.values().next().value!.messages[1]!.content).toBe(answer);
+});

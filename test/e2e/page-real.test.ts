@@ -26,6 +26,7 @@ beforeAll(async () => {
     auth: { anonymous: true },
     model: servedModel(await readManifest(folderSource(await bundleFolder('compact')))),
     page: await pageFiles(),
+    bundle: await bundleFolder('compact'),
     port: 0,
   });
 });
@@ -45,6 +46,23 @@ test('the embedded model answers with sense, and goes on from its cache', async 
   expect(await messages(page).nth(3).textContent()).toMatch(
     /[\d.]+ tokens\/s · [\d,]+ tokens · [1-9]\d+ of \d+ prompt tokens reused/,
   );
+  expect(complaints).toEqual([]);
+  await context.close();
+});
+
+test('inside the browser: the same answers, with no network but for the files', async () => {
+  const { page, complaints, context } = await openChat(browser, `${server.url}/?backend=wasm`);
+  const asked: string[] = [];
+  page.on('request', (request) => asked.push(new URL(request.url()).pathname));
+  await page.getByText(/Ready after/).waitFor({ timeout: 120_000 });
+  await turn(page, 'What is the capital of France? Answer in one sentence.');
+  expect((await said(page))[1]).toContain('Paris');
+  await page.reload();
+  await expect.poll(() => messages(page).count()).toBe(2);
+  await turn(page, 'And what is the capital of Italy? Answer in one sentence.');
+  expect((await said(page))[3]).toContain('Rome');
+  expect(await messages(page).nth(3).textContent()).toMatch(/ [1-9]\d+ of \d+ prompt tokens reused/);
+  expect(asked.filter((path) => path.startsWith('/v1/'))).toEqual([]);
   expect(complaints).toEqual([]);
   await context.close();
 });

@@ -21,7 +21,8 @@ export async function openChat(browser: Browser, url: string, options: object = 
 }
 
 export const input = (page: Page) => page.getByRole('textbox', { name: 'Message' });
-export const messages = (page: Page) => page.getByRole('list', { name: 'Messages' }).getByRole('listitem');
+/** Answers may hold lists of their own. */
+export const messages = (page: Page) => page.getByRole('list', { name: 'Messages' }).locator('> li');
 export const listed = (page: Page) =>
   page.getByRole('navigation', { name: 'Conversations' }).getByRole('link');
 export const said = (page: Page): Promise<string[]> => page.locator('.message .text').allTextContents();
