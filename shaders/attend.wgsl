@@ -3,7 +3,7 @@
 //
 // By segment: (1) a descriptor of every block of 4 tokens, whatever its tier; (2) scores of all cells, LANES lanes a block; (3) weights
 // exp(score - maximum); (4) weighted values. The next block's bytes are under way while a block is worked on.
-// `// each $h` ... `// end` stands for its lines once for each of the GROUP heads (webgpu-prelude.ts, unroll).
+// `// each $h` ... `// end $h` stands for its lines once for each of the GROUP heads (webgpu-prelude.ts, unroll).
 //
 // A row's result does not depend on the other rows: splits follow from the cells alone, and unseen cells weigh nothing.
 //
@@ -198,7 +198,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       qb$h = params.scale * vec4(queries[at + 4u], queries[at + 5u], queries[at + 6u], queries[at + 7u]);
     }
   }
-  // end
+  // end $h
   workgroupBarrier();
 
   let scoreRow = (row * HEADS + kvHead * GROUP) * params.scoreStride + split.scores;
@@ -225,7 +225,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       // Past HEAD_DIM the query is zero.
       // each $h
       qMean$h = now.meanScale * (dot(qa$h, bytes(mean.x)) + dot(qb$h, bytes(mean.y)));
-      // end
+      // end $h
       if (i + 1u < split.count) {
         head = headerAt(split.first + i + 1u, kvHead);
         mean = meanAt(head, own);
@@ -309,7 +309,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         if (LANES >= 32u) { x += swap1(x, lane, LANES / 32u); }
         if (writes) { scores[$hu * MAX_CELLS + block * 4u + token] = select(NEVER, x, there); }
       }
-      // end
+      // end $h
     }
     workgroupBarrier();
 
@@ -324,7 +324,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       largest = maximumOf(largest, lane);
       if ((lane & 31u) == 0u) { perWarp[$hu * WARPS + lane / 32u] = largest; }
     }
-    // end
+    // end $h
     workgroupBarrier();
     // each $h
     {
@@ -350,7 +350,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
       }
     }
-    // end
+    // end $h
     workgroupBarrier();
 
     // (4)
@@ -397,7 +397,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
           outA$h += vec4(dot(x, c0.low), dot(x, c1.low), dot(x, c2.low), dot(x, c3.low));
           outB$h += vec4(dot(x, c0.high), dot(x, c1.high), dot(x, c2.high), dot(x, c3.high));
         }
-        // end
+        // end $h
       } else {
         let n = d.z >> 28u;
         var t0 = floats(nibble, d.y & PLACE, 0u, own);
@@ -416,7 +416,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
           outA$h += x.x * t0.low + x.y * t1.low + x.z * t2.low + x.w * t3.low;
           outB$h += x.x * t0.high + x.y * t1.high + x.z * t2.high + x.w * t3.high;
         }
-        // end
+        // end $h
       }
     }
     workgroupBarrier();
@@ -435,7 +435,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       weights[(($hu * WARPS + warp) * LANES + sub) * 2u + 1u] = b;
     }
   }
-  // end
+  // end $h
   workgroupBarrier();
   if (lane >= LANES) { return; }
   // each $h
@@ -458,5 +458,5 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       if (sub * 8u + 4u + c < HEAD_DIM) { partials[to + 2u + sub * 8u + 4u + c] = b[c]; }
     }
   }
-  // end
+  // end $h
 }

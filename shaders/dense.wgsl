@@ -9,8 +9,14 @@ struct Step {
   k: u32,           // channels of the input
   other: u32,       // a second operand's first row; its rows are as far apart as the output's
   epsilon: f32,
+  quads: u32,       // groups of 4 outputs
+  gate: u32,        // a second weight's start
+  unused: vec2<u32>,
 }
-@group(0) @binding(0) var<uniform> step: Step;
+/// Products of the same rows go together.
+@group(0) @binding(0) var<uniform> steps: array<Step, MOST_STEPS>;
+const MOST_STEPS = 3u;
+var<private> step: Step;
 @group(0) @binding(2) var<storage, read_write> values: array<vec4<f32>>;
 
 /// 4 rows of a matrix by 8 channels: columns hold a channel's 4 rows; value = scale * code + minimum.

@@ -5,6 +5,7 @@ var<workgroup> sums: array<f32, 64>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  step = steps[0];
   let from_ = step.x + id.x * step.ldX;
   var sum = 0.0;
   for (var c = thread; c < step.k / 4u; c += 64u) {

@@ -4,8 +4,8 @@
 fn codes(word: u32) -> vec4<f32> {
   return vec4<f32>(vec4(word & 15u, (word >> 8u) & 15u, (word >> 16u) & 15u, (word >> 24u) & 15u));
 }
-fn unitAt(quad: u32, unit: u32) -> Unit {
-  let block = step.weight + (quad * (step.k / 32u) + unit / 4u) * 5u;
+fn unitAt(weight: u32, quad: u32, unit: u32) -> Unit {
+  let block = weight + (quad * (step.k / 32u) + unit / 4u) * 5u;
   let head = weights[block];
   let v = weights[block + 1u + (unit & 3u)];
   return Unit(

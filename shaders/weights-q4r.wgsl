@@ -12,9 +12,9 @@ fn bytes(word: u32) -> vec4<i32> {
 fn onGrid(grid: vec4<u32>, byte: vec4<i32>) -> vec4<f32> {
   return bitcast<vec4<f32>>(grid & vec4(0xffff0000u)) * vec4<f32>((bitcast<vec4<i32>>(grid << vec4(16u)) >> vec4(16u)) + byte);
 }
-fn unitAt(quad: u32, unit: u32) -> Unit {
+fn unitAt(weight: u32, quad: u32, unit: u32) -> Unit {
   let upper = quad & 1u;
-  let group = step.weight + (quad / 2u) * (4u + step.k / 32u * 9u);
+  let group = weight + (quad / 2u) * (4u + step.k / 32u * 9u);
   let block = group + 4u + unit / 4u * 9u;
   let head = weights[block];
   let v = weights[block + 1u + upper * 4u + (unit & 3u)];

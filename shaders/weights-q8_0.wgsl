@@ -5,8 +5,8 @@ fn codes(at: u32) -> vec4<f32> {
   let word = weights[at];
   return vec4<f32>(vec4<i32>(vec4(word << 24u, word << 16u, word << 8u, word)) >> vec4(24u));
 }
-fn unitAt(quad: u32, unit: u32) -> Unit {
-  let block = step.weight + (quad * (step.k / 32u) + unit / 4u) * 34u;
+fn unitAt(weight: u32, quad: u32, unit: u32) -> Unit {
+  let block = weight + (quad * (step.k / 32u) + unit / 4u) * 34u;
   let at = block + 2u + (unit & 3u) * 8u;
   return Unit(
     mat4x4(codes(at), codes(at + 1u), codes(at + 2u), codes(at + 3u)),

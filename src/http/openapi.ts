@@ -59,6 +59,8 @@ export const ROUTES: Readonly<Record<string, RouteDoc>> = {
   },
   'POST /v1/sessions/import': {
     summary: 'Bring a session in that was exported',
+    description:
+      'A cache that another backend computed (WebAssembly, a GPU) is made again from the conversation at the next turn; with numerics=foreign it is gone on from as it lies. The session then says foreign_prefix: those tokens cannot be made again here with the same bits.',
     bodyType: 'application/octet-stream',
     answer: 'json',
     status: 201,

@@ -189,6 +189,8 @@ export type ForkRequest = v.InferOutput<typeof forkSchema>;
 const importSchema = v.looseObject({
   id: optional(sessionId),
   ttl_seconds: optional(v.pipe(v.string(), v.transform(Number), integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS))),
+  /** foreign: go on from a cache that another backend computed, as it lies. */
+  numerics: optional(v.picklist(['foreign'], 'must be foreign, or left out')),
 });
 const listSchema = v.looseObject({
   limit: optional(v.pipe(v.string(), v.transform(Number), integer(1, MAX_PAGE))),

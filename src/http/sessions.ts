@@ -114,12 +114,12 @@ export async function exportSession(
   });
 }
 
-/** POST /v1/sessions/import?id=&ttl_seconds=: the body is what export gave. */
+/** POST /v1/sessions/import?id=&ttl_seconds=&numerics=: the body is what export gave. */
 export async function importSession(c: Context, owner: string, host: SessionHost): Promise<Response> {
   const type = (c.req.header('content-type') ?? '').split(';')[0]!.trim().toLowerCase();
   if (type !== FILE_TYPE)
     throw new HttpError('unsupported_media_type', `Send the header \`content-type: ${FILE_TYPE}\`.`);
-  const { id = newSessionId(), ttl_seconds } = parseImportQuery(c.req.query());
+  const { id = newSessionId(), ttl_seconds, numerics } = parseImportQuery(c.req.query());
   if (Number(c.req.header('content-length') ?? 0) > MAX_EXPORT_BYTES)
     throw new HttpError(
       'export_too_large',
@@ -127,7 +127,10 @@ export async function importSession(c: Context, owner: string, host: SessionHost
       { param: 'file', data: { limit: MAX_EXPORT_BYTES } },
     );
   const file = c.req.raw.body ?? new Blob([]).stream();
-  const options = ttl_seconds === undefined ? {} : { ttlSeconds: ttl_seconds };
+  const options = {
+    ...(ttl_seconds === undefined ? {} : { ttlSeconds: ttl_seconds }),
+    ...(numerics === undefined ? {} : { foreignNumerics: true }),
+  };
   return c.json(sessionObject(await host.import(await sessionKey(owner, id), id, file, options)), 201);
 }
 

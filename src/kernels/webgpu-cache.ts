@@ -1,4 +1,4 @@
-import { SEGMENT_TOKENS } from './layout.ts';
+import { pad4, SEGMENT_TOKENS } from './layout.ts';
 import { kernel, type ShaderSources } from './webgpu.ts';
 import { codebookFunctions, type HeadShape, shaderPrelude } from './webgpu-prelude.ts';
 import { COPY_DST, STORAGE } from './webgpu-usage.ts';
@@ -113,8 +113,8 @@ export function createWebGpuCacheKernels(
   const encode = pipeline('encode', prelude, shaders.common, codebookFunctions(), shaders.encode);
   const decay = pipeline('decay', shaders.decay);
 
-  const table = (words: readonly number[]): GPUBuffer => {
-    const data = Uint32Array.from(words);
+  const table = (words: ArrayLike<number>): GPUBuffer => {
+    const data = words instanceof Uint32Array ? (words as Uint32Array<ArrayBuffer>) : Uint32Array.from(words);
     const buffer = device.createBuffer({ size: Math.max(16, data.byteLength), usage: STORAGE | COPY_DST });
     device.queue.writeBuffer(buffer, 0, data);
     return buffer;
@@ -165,28 +165,27 @@ export function createWebGpuCacheKernels(
       dispatch(pass, copy, [table(words), cache], runs.length);
     },
     encode(pass, jobs, cache) {
-      const tiers: number[] = [];
-      const words = jobs.flatMap((job) => {
-        const at = tiers.length;
-        for (let t = 0; t < job.tiers.length; t += 4)
-          tiers.push(
-            new DataView(Uint8Array.from([0, 1, 2, 3], (i) => job.tiers[t + i] ?? 0).buffer).getUint32(
-              0,
-              true,
-            ),
-          );
-        return [
-          job.source / (job.bits === 0 ? 16 : 4),
-          job.values / 4,
-          job.bits,
-          job.tiers.length,
-          at,
-          job.target / 16,
-          job.massFrom / 2,
-          job.massTo / 4,
-        ];
+      const tiers = new Uint8Array(jobs.reduce((sum, job) => sum + pad4(job.tiers.length), 0));
+      const words = new Uint32Array(jobs.length * 8);
+      let at = 0;
+      jobs.forEach((job, i) => {
+        tiers.set(job.tiers, at);
+        words.set(
+          [
+            job.source / (job.bits === 0 ? 16 : 4),
+            job.values / 4,
+            job.bits,
+            job.tiers.length,
+            at / 4,
+            job.target / 16,
+            job.massFrom / 2,
+            job.massTo / 4,
+          ],
+          i * 8,
+        );
+        at += pad4(job.tiers.length);
       });
-      dispatch(pass, encode, [table(words), table(tiers), cache], jobs.length);
+      dispatch(pass, encode, [table(words), table(new Uint32Array(tiers.buffer)), cache], jobs.length);
     },
     decay(pass, ranges, cache) {
       const words = ranges.flatMap((r) => [r.at / 4, r.count / 2, r.numerator]);

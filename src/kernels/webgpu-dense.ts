@@ -19,8 +19,14 @@ export interface DenseStep {
   readonly k: number;
   readonly other: number;
   readonly epsilon: number;
+  readonly quads: number;
+  /** As `weight`. */
+  readonly gate: number;
 }
-const STEP_WORDS = 8;
+/** Steps that a dispatch may do one after the other. */
+export const MOST_STEPS = 3;
+/** Words of 32 bits from step to step: structs in a uniform array lie at multiples of 16 bytes. */
+const STEP_STRIDE = 12;
 
 export type Elementwise = 'Add' | 'Mul' | 'Sigmoid' | 'SiluMul';
 const OPERATIONS: Readonly<Record<Elementwise, string>> = {
@@ -41,12 +47,12 @@ export class WebGpuDense {
     this.#shaders = shaders;
   }
 
-  matmul(form: GpuForm, rows: 1 | typeof MANY_ROWS, adds: boolean): Kernel {
-    return this.#get(`matmul ${form} ${rows}${adds ? ' add' : ''}`, 'Urw', () => [
+  matmul(form: GpuForm, rows: 1 | typeof MANY_ROWS, end: 'plain' | 'adds' | 'gated'): Kernel {
+    return this.#get(`matmul ${form} ${rows} ${end}`, 'Urw', () => [
       this.#shaders.dense,
-      `const ROWS = ${rows}u;\nconst ADDS = ${adds};`,
+      `const ROWS = ${rows}u;\nconst ADDS = ${end === 'adds'};\nconst GATED = ${end === 'gated'};`,
       this.#shaders[`weights-${form}`],
-      unroll(this.#shaders.matmul, rows),
+      unroll(this.#shaders.matmul, { h: rows }),
     ]);
   }
   /** Has the ids' table as its fourth binding. */
@@ -68,14 +74,17 @@ export class WebGpuDense {
     ]);
   }
 
-  /** A buffer of steps, each bound with the dynamic offset that its index gives. */
-  steps(steps: readonly DenseStep[], unit: (index: number) => number): GPUBuffer {
-    const words = new Uint32Array((Math.max(1, steps.length) * TABLE_ALIGNMENT) / 4);
+  /** A buffer of dispatches' steps, each bound with the dynamic offset that its index gives. */
+  steps(dispatches: readonly (readonly DenseStep[])[], unit: (index: number) => number): GPUBuffer {
+    const words = new Uint32Array((Math.max(1, dispatches.length) * TABLE_ALIGNMENT) / 4);
     const floats = new Float32Array(words.buffer);
-    steps.forEach((s, i) => {
-      const at = (i * TABLE_ALIGNMENT) / 4;
-      words.set([s.x, s.ldX, s.out, s.ldOut, s.weight / unit(i), s.k, s.other], at);
-      floats[at + STEP_WORDS - 1] = s.epsilon;
+    dispatches.forEach((steps, i) => {
+      steps.forEach((s, j) => {
+        const at = (i * TABLE_ALIGNMENT) / 4 + j * STEP_STRIDE;
+        words.set([s.x, s.ldX, s.out, s.ldOut, s.weight / unit(i), s.k, s.other], at);
+        floats[at + 7] = s.epsilon;
+        words.set([s.quads, s.gate / unit(i)], at + 8);
+      });
     });
     const buffer = this.#device.createBuffer({ size: words.byteLength, usage: UNIFORM | COPY_DST });
     this.#device.queue.writeBuffer(buffer, 0, words);
@@ -90,7 +99,7 @@ export class WebGpuDense {
     ids?: GPUBufferBinding,
   ): GPUBindGroup {
     const resources: GPUBufferBinding[] = [
-      { buffer: steps, size: STEP_WORDS * 4 },
+      { buffer: steps, size: MOST_STEPS * STEP_STRIDE * 4 },
       { buffer: weights },
       { buffer: workspace },
       ...(ids ? [ids] : []),

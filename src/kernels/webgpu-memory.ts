@@ -15,10 +15,16 @@ type Kind = (typeof KINDS)[number];
 
 interface Change {
   readonly kind: Kind;
-  readonly reads: readonly Range[];
-  readonly writes: readonly Range[];
   readonly what: unknown;
 }
+/** What a change of the batch reads or writes; phase: its kind's index. */
+interface Touch {
+  readonly range: Range;
+  readonly phase: number;
+  readonly writes: boolean;
+}
+/** Touches are kept by pages of so many bytes: a batch has thousands of them. */
+const PAGE = 16384;
 
 /** Records a batch's changes of one kind, which touch nothing of one another. */
 export type Recorder = (what: readonly never[], cache: GPUBuffer) => void;
@@ -37,6 +43,7 @@ export class WebGpuMemory implements GrowableMemory {
   readonly #record: Readonly<Record<'copy' | 'encode' | 'decay', (what: never[], cache: GPUBuffer) => void>>;
   #gpu: GPUBuffer;
   #batch: Change[] = [];
+  readonly #touched = new Map<number, Touch[]>();
 
   constructor(
     stream: CommandStream,
@@ -82,19 +89,34 @@ export class WebGpuMemory implements GrowableMemory {
 
   change(kind: Kind, reads: readonly Range[], writes: readonly Range[], what: unknown): void {
     const phase = KINDS.indexOf(kind);
-    const conflict = this.#batch.some(
-      (earlier) =>
-        KINDS.indexOf(earlier.kind) >= phase &&
-        (earlier.writes.some((w) => reads.some((r) => overlap(w, r)) || writes.some((x) => overlap(w, x))) ||
-          earlier.reads.some((r) => writes.some((w) => overlap(r, w)))),
-    );
+    const conflict =
+      reads.some((r) => this.#isTouched(r, phase, false)) ||
+      writes.some((w) => this.#isTouched(w, phase, true));
     if (conflict) this.flush();
-    this.#batch.push({ kind, reads, writes, what });
+    this.#batch.push({ kind, what });
+    for (const range of reads) this.#note({ range, phase, writes: false });
+    for (const range of writes) this.#note({ range, phase, writes: true });
+  }
+  #note(touch: Touch): void {
+    const { at, bytes } = touch.range;
+    for (let page = Math.floor(at / PAGE); page * PAGE < at + bytes; page++) {
+      const found = this.#touched.get(page);
+      if (found) found.push(touch);
+      else this.#touched.set(page, [touch]);
+    }
+  }
+  /** Whether a change of this batch that runs no sooner than `phase` writes to the range or, where that is to be written, reads it. */
+  #isTouched(range: Range, phase: number, writes: boolean): boolean {
+    for (let page = Math.floor(range.at / PAGE); page * PAGE < range.at + range.bytes; page++)
+      for (const touch of this.#touched.get(page) ?? [])
+        if (touch.phase >= phase && (writes || touch.writes) && overlap(touch.range, range)) return true;
+    return false;
   }
 
   /** Records all changes into the stream. */
   flush(): void {
     const batch = this.#batch.splice(0);
+    this.#touched.clear();
     if (batch.length === 0) return;
     const of = <T>(kind: Kind): T[] => batch.filter((c) => c.kind === kind).map((c) => c.what as T);
     for (const { at, bytes } of of<Range>('zero')) this.#stream.encoder().clearBuffer(this.#gpu, at, bytes);

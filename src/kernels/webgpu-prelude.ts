@@ -72,10 +72,12 @@ export const fillLut = (): string =>
     .map((level, i) => `  lut[${i}u * 32u + lane] = ${level}.0;`)
     .join('\n')}\n}\n`;
 
-/** Repeats the lines between `// each $h` and `// end` for h = 0 .. count - 1, $h replaced. */
-export const unroll = (source: string, count: number): string =>
-  source.replaceAll(/^ *\/\/ each \$h\n([\s\S]*?)^ *\/\/ end\n/gm, (_, body: string) =>
-    Array.from({ length: count }, (_, h) => body.replaceAll('$h', String(h))).join(''),
+/** Repeats the lines between `// each $x` and `// end $x` for x = 0 .. counts.x - 1, $x replaced; they nest. */
+export const unroll = (source: string, counts: Readonly<Record<string, number>>): string =>
+  source.replaceAll(/^ *\/\/ each \$(\w)\n([\s\S]*?)^ *\/\/ end \$\1\n/gm, (_, name: string, body: string) =>
+    Array.from({ length: counts[name]! }, (_, i) =>
+      unroll(body.replaceAll(`$${name}`, String(i)), counts),
+    ).join(''),
   );
 
 /** What encoding needs of the codebooks: levels of codes, levels below a magnitude (in codebook units, doubled), units. */

@@ -152,7 +152,7 @@ export function createWebGpuAttention({
     prelude,
     shaders.common,
     fillLut(),
-    unroll(shaders.attend, heads / kvHeads),
+    unroll(shaders.attend, { h: heads / kvHeads }),
   ]);
   const combine = kernel(device, 'attend-combine', COMBINE_BINDINGS, [
     prelude,

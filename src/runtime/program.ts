@@ -73,6 +73,8 @@ function widthOf(
       return weightShape(step.inputs[0]!)![1]!;
     case 'MatMul':
     case 'MatMulNBits':
+    case 'MatMulAdd':
+    case 'GatedMatMul':
       return weightShape(step.inputs[1]!)![0]!;
     default: {
       for (const name of step.inputs) {
@@ -89,10 +91,11 @@ export function compile(
   outputs: readonly string[],
   weightShape: (name: string) => readonly number[] | undefined,
   maxRows: number,
+  fuseMore: (steps: readonly Step[]) => Step[] = (steps) => [...steps],
 ): Program {
   const all = stages.flatMap((s) => s.nodes);
   // onnxruntime runs its stages whole: each node is kept for its widths, none is fused.
-  const steps = stages.flatMap((s, i) =>
+  const plain = stages.flatMap((s, i) =>
     s.kind === 'kernels'
       ? fuse(s.nodes, all, i)
       : s.nodes.map((node) => ({
@@ -103,6 +106,7 @@ export function compile(
           stage: i,
         })),
   );
+  const steps = fuseMore(plain);
   const width = new Map<string, number>();
   for (const step of steps) width.set(step.output, widthOf(step, width, weightShape));
 

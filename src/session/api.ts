@@ -85,6 +85,19 @@ export interface WireError {
   readonly data?: Record<string, unknown>;
 }
 
+/** A session's first tokens that another backend computed: going on from them is sound, making them again here would give other bits. */
+export interface ForeignPrefix {
+  readonly numerics: string;
+  readonly tokens: number;
+}
+
+export interface ImportOptions {
+  readonly ttlSeconds?: number;
+  readonly listing?: Listing;
+  /** Goes on from a state that another backend computed, as it lies, instead of reading the log again. */
+  readonly foreignNumerics?: boolean;
+}
+
 export interface SessionInfo {
   readonly id: string;
   /** How the user's first message begins, for lists; '' before it. */
@@ -98,6 +111,7 @@ export interface SessionInfo {
   readonly cacheConfig: CacheConfig;
   readonly cache: CacheReport | null;
   readonly storedBytes: number;
+  readonly foreign?: ForeignPrefix;
 }
 
 /** A message, and what is known of how it was made. */
@@ -184,7 +198,7 @@ export interface SessionHost {
     key: string,
     id: string,
     file: ReadableStream<Uint8Array>,
-    options: { ttlSeconds?: number; listing?: Listing },
+    options: ImportOptions,
   ): Promise<SessionInfo>;
   /**
    * An independent copy, as of the last commit, that goes on under another key and id.

@@ -1,7 +1,15 @@
 import { DurableObject } from 'cloudflare:workers';
 import { AdkvcError } from '../core/errors.ts';
-import type { SessionExport, SessionHost, SessionInfo, TurnEvent, TurnRequest, WireError } from './api.ts';
-import { type Directories, Directory, type DirectoryEntry, type Listing } from './directory.ts';
+import type {
+  ImportOptions,
+  SessionExport,
+  SessionHost,
+  SessionInfo,
+  TurnEvent,
+  TurnRequest,
+  WireError,
+} from './api.ts';
+import { type Directories, Directory, type DirectoryEntry } from './directory.ts';
 import type { Alarm } from './expiry.ts';
 import { listSessions } from './list.ts';
 import { type RequestRates, type Spent, TokenBucket } from './rate.ts';
@@ -155,7 +163,7 @@ interface ExportCall {
 /** Beside the file, which is the body. */
 interface ImportCall {
   readonly id: string;
-  readonly options: { ttlSeconds?: number; listing?: Listing };
+  readonly options: ImportOptions;
 }
 const CALL = 'x-adkvc-call';
 const BYTES = 'x-adkvc-bytes';

@@ -1,5 +1,6 @@
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import { AdkvcError, CorruptDataError } from '../core/errors.ts';
+import type { ForeignPrefix } from './api.ts';
 import type { Listing } from './directory.ts';
 import type { Log } from './log.ts';
 import { FRAME_BYTES, MAX_PAYLOAD_BYTES, RowKind, readRow, writeFramed } from './row.ts';
@@ -25,6 +26,7 @@ export interface Head {
   readonly log: Log;
   /** Whole states, oldest first; the last is the current one. */
   readonly states: readonly StateEntry[];
+  readonly foreign?: ForeignPrefix;
 }
 
 export interface EngineIdentity {

@@ -1,6 +1,7 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import { AdkvcError } from '../core/errors.ts';
 import type {
+  ImportOptions,
   SaidMessage,
   SessionCacheMap,
   SessionExport,
@@ -84,7 +85,7 @@ export class LocalHost implements SessionHost {
     key: string,
     id: string,
     file: ReadableStream<Uint8Array>,
-    options: { ttlSeconds?: number; listing?: Listing } = {},
+    options: ImportOptions = {},
   ): Promise<SessionInfo> {
     return this.#use(key, (session) => session.import(id, file, options));
   }

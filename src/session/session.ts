@@ -9,6 +9,7 @@ import {
 import type { Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import type {
+  ImportOptions,
   SaidMessage,
   SessionCacheMap,
   SessionExport,
@@ -150,6 +151,7 @@ export class Session implements Tenant {
       cacheConfig: head.cacheConfig,
       cache: head.report,
       storedBytes: this.#store.size().bytes,
+      ...(head.foreign && { foreign: head.foreign }),
     };
   }
 
@@ -233,7 +235,7 @@ export class Session implements Tenant {
   async import(
     id: string,
     stream: ReadableStream<Uint8Array>,
-    options: { ttlSeconds?: number; listing?: Listing } = {},
+    options: ImportOptions = {},
   ): Promise<SessionInfo> {
     const file = new ByteReader(stream);
     try {
@@ -258,11 +260,10 @@ export class Session implements Tenant {
     }
   }
 
-  async #take(id: string, options: { ttlSeconds?: number }, engine: Engine, file: ByteReader): Promise<void> {
+  async #take(id: string, options: ImportOptions, engine: Engine, file: ByteReader): Promise<void> {
     const store = this.#store;
-    const imported = await readExport(file, engine, (row, bytes) =>
-      store.transaction(() => store.put(row, bytes)),
-    );
+    const putRow = (row: number, bytes: Uint8Array): void => store.transaction(() => store.put(row, bytes));
+    const imported = await readExport(file, engine, putRow, options.foreignNumerics);
     engine.worstCaseBytes(imported.cacheConfig, 1); // refuses a configuration that no cache could have
     const head = store.transaction(() => {
       const made = adopted(id, this.#now(), options, imported, store);
@@ -565,7 +566,7 @@ function newHead(
 function adopted(
   id: string,
   now: number,
-  options: { ttlSeconds?: number; listing?: Listing },
+  options: ImportOptions,
   imported: Imported,
   store: SessionStore,
 ): Head {

@@ -4,6 +4,7 @@ import { EPOCH } from '../core/config.ts';
 import { AdkvcError, CorruptDataError, InvalidInputError } from '../core/errors.ts';
 import type { Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
+import type { ForeignPrefix } from './api.ts';
 import type { ByteReader } from './byte-reader.ts';
 import { checksum } from './checksum.ts';
 import { FIRST_FREE_ROW, type Head } from './head.ts';
@@ -119,6 +120,7 @@ const manifestSchema = v.strictObject({
     fed: uint,
   }),
   state: v.nullable(stateSchema),
+  foreign: v.exactOptional(v.strictObject({ numerics: v.string(), tokens: uint })),
 });
 type Manifest = v.InferOutput<typeof manifestSchema>;
 
@@ -167,6 +169,7 @@ export function snapshot(store: SessionStore, head: Head, messages?: number): Sn
     engine: head.engine && { ...head.engine },
     log: { ...log, fed: state?.header.position ?? 0 } as Manifest['log'],
     state: state ? (renumbered(state) as unknown as Manifest['state']) : null,
+    ...(head.foreign && { foreign: head.foreign }),
   };
   const bytes = new TextEncoder().encode(JSON.stringify(manifest));
   const rows = state ? rowsOf(state) : [];
@@ -231,10 +234,12 @@ export interface Imported {
   readonly engine: Head['engine'];
   readonly log: Log;
   readonly state: StateRecord | null;
+  readonly foreign?: ForeignPrefix;
 }
 
 /**
  * Reads an export and hands its rows on, one at a time; never holds more than the manifest and a row.
+ * @param foreignNumerics takes a state that another backend computed for one of this engine's; else it is kept and passed over at the next turn
  * @param putRow called with a framed row and the id that the state record knows it by
  * @throws AdkvcError not_an_export, unsupported_export_version, unsupported_layout, foreign_model, export_truncated, export_too_large, export_corrupt
  */
@@ -242,6 +247,7 @@ export async function readExport(
   file: ByteReader,
   engine: Engine,
   putRow: (id: number, row: Uint8Array) => void,
+  foreignNumerics = false,
 ): Promise<Imported> {
   const header = await file.take(HEADER_BYTES);
   const view = new DataView(header.buffer, header.byteOffset, HEADER_BYTES);
@@ -264,7 +270,8 @@ export async function readExport(
     );
   const text = await file.take(manifestBytes);
   if (checksum(text) !== view.getUint32(24, true)) throw corrupt('its manifest fails its checksum');
-  const manifest = parseManifest(text, engine);
+  const parsed = parseManifest(text, engine);
+  const manifest = foreignNumerics ? asOwn(parsed, engine) : parsed;
   const rows = manifest.state ? rowsOf(manifest.state) : [];
   const sum = rows.reduce((bytes, { ref }) => bytes + FRAME_BYTES + ref[2], HEADER_BYTES + manifestBytes);
   if (sum !== total) throw corrupt('its rows and its length do not agree');
@@ -320,6 +327,18 @@ function parseManifest(bytes: Uint8Array, engine: Engine): Imported {
     throw corrupt('its log and its state do not agree');
   if (state) checkState(state, manifest);
   return manifest as unknown as Imported;
+}
+
+/** Stored bytes mean the same to every backend; only what is computed from them differs in its last bits. */
+function asOwn(imported: Imported, { numerics }: Engine): Imported {
+  const { engine, state } = imported;
+  if (!engine || !state || engine.numerics === numerics) return imported;
+  return {
+    ...imported,
+    engine: { ...engine, numerics },
+    state: { ...state, header: { ...state.header, numerics } },
+    foreign: { numerics: engine.numerics, tokens: state.header.position },
+  };
 }
 
 function checkState(state: NonNullable<Manifest['state']>, { cacheConfig, engine }: Manifest): void {

@@ -19,10 +19,13 @@ import { claimDecoder, partition } from '../partition.ts';
 import { compile, type Program, type Step } from '../program.ts';
 import { ropeFrequencies, ropeTables } from '../rope.ts';
 import { GpuAttention } from './attention.ts';
+import { fuseProducts } from './fuse.ts';
 import { compileRows, type RowOp } from './rows.ts';
 import type { GpuWeights } from './weights.ts';
 
 const MAX_ROWS = EPOCH;
+/** Layers that are recorded before they are handed over. */
+const LAYERS_A_SUBMIT = 5;
 /** Rows of logits that the workspace holds at once. */
 const LOGIT_ROWS = 32;
 
@@ -65,11 +68,16 @@ export class GpuForward implements ForwardPass {
       throw new UnsupportedModelError(
         `the WebGPU backend has no kernel for ${foreign.nodes[0]?.op} (node ${foreign.nodes[0]?.name}); use the wasm backend`,
       );
+    const alike = (one: string, other: string): boolean => {
+      const [a, b] = [weights.weights.get(one), weights.weights.get(other)];
+      return a?.form === b?.form && a?.buffer === b?.buffer;
+    };
     this.#program = compile(
       stages,
       manifest.graph.outputs,
       (name) => weights.weights.get(name)?.shape,
       MAX_ROWS,
+      (steps) => fuseProducts(steps, alike),
     );
     this.stream = new CommandStream(device);
     const cacheKernels: WebGpuCacheKernels = createWebGpuCacheKernels(device, shaders, config);
@@ -121,8 +129,11 @@ export class GpuForward implements ForwardPass {
     const { steps, lastAttention } = this.#program;
     for (const [i, step] of steps.entries()) {
       if (i > lastAttention && wanted.length === 0) break;
-      if (step.op === 'GroupQueryAttention') this.#attend(cache, step, rows);
-      else {
+      if (step.op === 'GroupQueryAttention') {
+        this.#attend(cache, step, rows);
+        // The device works on what it has while the next layers are recorded.
+        if (((step.node.attributes.layer as number) + 1) % LAYERS_A_SUBMIT === 0) this.stream.submit();
+      } else {
         const op = this.#ops.get(i);
         if (op?.kind === 'embed') op.record(this.stream, Uint32Array.from(ids));
         else if (op?.kind === 'rows') op.record(this.stream, rows);

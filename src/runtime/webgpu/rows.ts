@@ -4,6 +4,7 @@ import {
   type DenseStep,
   type Elementwise,
   MANY_ROWS,
+  MOST_STEPS,
   type WebGpuDense,
   weightUnit,
 } from '../../kernels/webgpu-dense.ts';
@@ -33,15 +34,16 @@ export interface RowsOptions {
 export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
   const { program, dense, workspace } = options;
   const ops = new Map<number, RowOp>();
-  const steps: DenseStep[] = [];
+  const dispatches: DenseStep[][] = [];
   const units: number[] = [];
   const makers: ((stepBuffer: GPUBuffer) => void)[] = [];
-  const add = (unit: number, ...more: DenseStep[]): number => {
-    for (const step of more) {
-      steps.push(step);
+  /** Each of `more` a dispatch of its own steps. @returns the first one's offset */
+  const add = (unit: number, ...more: DenseStep[][]): number => {
+    for (const steps of more) {
+      dispatches.push(steps);
       units.push(unit);
     }
-    return (steps.length - more.length) * TABLE_ALIGNMENT;
+    return (dispatches.length - more.length) * TABLE_ALIGNMENT;
   };
   const at = (name: string): number => program.offset.get(name)! / 16;
   const widthOf = (name: string): number => {
@@ -71,20 +73,36 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
     pass.setBindGroup(0, group, offsets);
     pass.dispatchWorkgroups(x, y);
   };
+  /** Products in a row of the same rows by weights of one form: one dispatch. What they write nobody reads before all are done. */
+  const taken = new Set<number>();
+  const sameRows = (index: number): number[] => {
+    const first = program.steps[index]!;
+    const { form, buffer } = weightOf(first, 1);
+    const company = [index];
+    for (let i = index + 1; i < index + MOST_STEPS; i++) {
+      const step = program.steps[i];
+      if (step?.op !== first.op || step.inputs[0] !== first.inputs[0] || !program.offset.has(step.output))
+        break;
+      const weight = weightOf(step, 1);
+      if (weight.form !== form || weight.buffer !== buffer) break;
+      company.push(i);
+    }
+    return company;
+  };
   const anyWeight = [...options.weights.values()][0]!;
 
   for (const [index, step] of program.steps.entries()) {
     const { op, inputs, output } = step;
-    const base = { x: 0, ldX: 0, out: 0, ldOut: 0, weight: 0, k: 0, other: 0, epsilon: 0 };
+    const base = { x: 0, ldX: 0, out: 0, ldOut: 0, weight: 0, k: 0, other: 0, epsilon: 0, quads: 0, gate: 0 };
     switch (op) {
       case 'GroupQueryAttention':
         break;
       case 'Gather': {
         const table = weightOf(step, 0);
         const kernel = dense.embed(table.form);
-        const offset = add(weightUnit(table.form), {
-          ...{ ...base, out: at(output), ldOut: widthOf(output), weight: table.at, k: table.shape[1]! },
-        });
+        const offset = add(weightUnit(table.form), [
+          { ...base, out: at(output), ldOut: widthOf(output), weight: table.at, k: table.shape[1]! },
+        ]);
         makers.push((stepBuffer) => {
           const ids = { buffer: options.tables, size: TABLE_WINDOW };
           const group = dense.bind(kernel, stepBuffer, table.buffer, workspace, ids);
@@ -101,16 +119,13 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
       case 'SimplifiedLayerNormalization': {
         const weight = weightOf(step, 1);
         const kernel = dense.rmsNorm();
-        const offset = add(16, {
-          ...{
+        const offset = add(16, [
+          {
             ...base,
-            x: at(inputs[0]!),
-            ldX: widthOf(inputs[0]!),
-            out: at(output),
-            ldOut: widthOf(output),
+            ...{ x: at(inputs[0]!), ldX: widthOf(inputs[0]!), out: at(output), ldOut: widthOf(output) },
+            ...{ weight: weight.at, k: weight.shape[0]!, epsilon: step.node.attributes.epsilon as number },
           },
-          ...{ weight: weight.at, k: weight.shape[0]!, epsilon: step.node.attributes.epsilon as number },
-        });
+        ]);
         makers.push((stepBuffer) => {
           const group = dense.bind(kernel, stepBuffer, weight.buffer, workspace);
           ops.set(index, {
@@ -121,32 +136,50 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
         break;
       }
       case 'MatMul':
-      case 'MatMulNBits': {
+      case 'MatMulNBits':
+      case 'MatMulAdd':
+      case 'GatedMatMul': {
+        if (taken.has(index)) break;
         const weight = weightOf(step, 1);
         const [n, k] = weight.shape as [number, number];
-        const quads = Math.ceil(n / 4);
-        const one = dense.matmul(weight.form, 1, false);
-        const many = dense.matmul(weight.form, MANY_ROWS, false);
-        const label = `matmul ${weight.form}`;
+        const end = op === 'MatMulAdd' ? 'adds' : op === 'GatedMatMul' ? 'gated' : 'plain';
+        const one = dense.matmul(weight.form, 1, end);
+        const many = dense.matmul(weight.form, MANY_ROWS, end);
         const x = at(inputs[0]!);
         const ldX = widthOf(inputs[0]!);
-        const common = { ...base, ldX, ldOut: quads, weight: weight.at, k };
-        const isLogits = !program.offset.has(output);
         const unit = weightUnit(weight.form);
-        const offset = isLogits
-          ? add(
-              unit,
-              ...Array.from({ length: options.maxRows }, (_, row) => ({
-                ...{ ...common, x: x + row * ldX, out: options.logitsAt / 16 },
-              })),
-            )
-          : add(unit, { ...common, x, out: at(output), ldOut: widthOf(output) });
+        const quads = Math.ceil(n / 4);
+        const common = { ...base, x, ldX, ldOut: quads, weight: weight.at, k, quads };
+        const isLogits = !program.offset.has(output);
+        let offset: number;
+        let allQuads = quads;
+        if (isLogits) {
+          const rows = Array.from({ length: options.maxRows }, (_, row) => [
+            { ...common, x: x + row * ldX, out: options.logitsAt / 16 },
+          ]);
+          offset = add(unit, ...rows);
+        } else {
+          const gate = op === 'GatedMatMul' ? weightOf(step, 2) : undefined;
+          const company = end === 'plain' ? sameRows(index) : [index];
+          for (const i of company) taken.add(i);
+          const steps = company.map((i): DenseStep => {
+            const own = program.steps[i]!;
+            const { at: place, shape } = weightOf(own, 1);
+            const ldOut = widthOf(own.output);
+            return { ...common, out: at(own.output), ldOut, weight: place, quads: Math.ceil(shape[0]! / 4) };
+          });
+          if (op === 'MatMulAdd') steps[0] = { ...steps[0]!, other: at(inputs[2]!) };
+          if (gate) steps[0] = { ...steps[0]!, gate: gate.at };
+          allQuads = steps.reduce((sum, s) => sum + s.quads, 0);
+          offset = add(unit, steps);
+        }
+        const label = `matmul ${weight.form}${end === 'plain' ? '' : ` ${end}`}`;
         makers.push((stepBuffer) => {
           const group = dense.bind(one, stepBuffer, weight.buffer, workspace);
           const groupMany = dense.bind(many, stepBuffer, weight.buffer, workspace);
           const record = (stream: CommandStream, name: string, place: number, rows: number): void => {
-            if (rows === 1) put(stream, name, one, group, [place], quads, 1);
-            else put(stream, name, many, groupMany, [place], quads, Math.ceil(rows / MANY_ROWS));
+            if (rows === 1) put(stream, name, one, group, [place], allQuads, 1);
+            else put(stream, name, many, groupMany, [place], allQuads, Math.ceil(rows / MANY_ROWS));
           };
           ops.set(
             index,
@@ -167,10 +200,12 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
       case 'SiluMul': {
         const kernel = dense.elementwise(op satisfies Elementwise);
         const width = widthOf(output);
-        const offset = add(16, {
-          ...{ ...base, x: at(inputs[0]!), ldX: width, out: at(output), ldOut: width, k: width * 4 },
-          other: at(inputs[1] ?? inputs[0]!),
-        });
+        const offset = add(16, [
+          {
+            ...{ ...base, x: at(inputs[0]!), ldX: width, out: at(output), ldOut: width, k: width * 4 },
+            other: at(inputs[1] ?? inputs[0]!),
+          },
+        ]);
         makers.push((stepBuffer) => {
           const group = dense.bind(kernel, stepBuffer, anyWeight.buffer, workspace);
           ops.set(index, {
@@ -186,7 +221,7 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
         );
     }
   }
-  const buffer = dense.steps(steps, (i) => units[i]!);
+  const buffer = dense.steps(dispatches, (i) => units[i]!);
   for (const make of makers) make(buffer);
   return ops;
 }
