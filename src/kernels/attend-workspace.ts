@@ -5,19 +5,20 @@
 export const WORKSPACE_LIMIT = 4_000_000;
 /** Scores beyond this leave the second-level cache, and unpacking is amortised long before. */
 const TARGET = 2_000_000;
-/** The most cells of a tier group. */
-const PIECE_CELLS = 128;
+/** The most cells of a record: 128 tokens in up to 11 tiers, each padded to 4. */
+const PIECE_CELLS = 160;
 
 const pad4 = (n: number): number => (n + 3) & ~3;
 const pad16 = (n: number): number => (n + 15) & ~15;
+const pad32 = (n: number): number => (n + 31) & ~31;
 
-/** Bytes that do not depend on the tile: unpacked keys or values (128 cells of int16 or 64 of float32), scales, mean. */
+/** Bytes that do not depend on the tile: unpacked keys or values (128 cells of int16, a record's of int8, 64 of float32), scales, mean. */
 const fixedBytes = (headDim: number): number =>
-  pad16(PIECE_CELLS * headDim * 2) + PIECE_CELLS * 4 + pad16(headDim * 4) + 64;
+  128 * pad32(headDim) * 2 + PIECE_CELLS * 4 + pad16(headDim * 4) + 64;
 
-/** Bytes a query takes: scores, scaled query as float32 and as int16, output, weights of a piece, and four scalars. */
+/** Bytes a query takes: scores, scaled query as float32, int16 and int8, output, weights of a record's cells, and eight scalars. */
 const queryBytes = (headDim: number, cells: number): number =>
-  pad16(cells * 4) + 16 + pad16(headDim * 4) * 2 + pad16(headDim * 2) + PIECE_CELLS * 4 + 16;
+  pad16(cells * 4) + 16 + pad16(headDim * 4) * 2 + pad16(headDim * 2) + pad16(headDim) + PIECE_CELLS * 4 + 32;
 
 /** Contract: kernels.ts. `cells` counts padded cells of a kvHead's records, and the exact part's capacity. */
 export function attendWorkspaceBytes(a: {

@@ -89,6 +89,8 @@ export function expNonPositive(x: number): number {
 
 /** Largest integer of a quantised query or weight: products with 7-bit levels over 512 channels stay within int32. */
 export const FINE = 32767;
+/** The same where keys and values have 1 to 4 bits: a byte, and 7 bits of a weight. */
+export const COARSE = 127;
 /** Vectors whose squares sum to less are held as zero. */
 export const TINY = f(1e-30);
 
@@ -197,6 +199,13 @@ export function quantisePlain(bits: 4 | 8, x: Float32Array, codes: Uint8Array): 
 
 /** What a query head adds to p * mass before rounding: -1/2 .. 1/2, spread evenly over consecutive `index`es (position * heads + head). */
 export const massDither = (index: number): number => f(f(Math.imul(index, 0x9e3779b9)) * 2 ** -32);
+
+/**
+ * What is added to a COARSE weight, in units of its step, before it is rounded, so that small weights count in the mean: -15/32 .. 15/32,
+ * spread evenly over a record's cells, from a place that the query's `index` (position * heads + head) gives.
+ */
+export const weightDither = (index: number, cell: number): number =>
+  f(massDither((Math.imul(index, 0x9e3779b9) >>> 26) + cell) * 0.9375);
 
 /** One tier's cells within a record; addresses are byte offsets from the record's start. */
 export interface TierGroup extends Tier {

@@ -1,5 +1,14 @@
 import type { Ptr } from '../core/arena.ts';
-import { expNonPositive, FINE, lanes, massDither, nearest, TINY } from './cache-math.ts';
+import {
+  COARSE,
+  expNonPositive,
+  FINE,
+  lanes,
+  massDither,
+  nearest,
+  TINY,
+  weightDither,
+} from './cache-math.ts';
 import { bitsOf, type CacheReader, type Half } from './cache-reader.ts';
 import type { AttendArgs } from './kernels.ts';
 import {
@@ -32,11 +41,20 @@ interface Piece {
   /** Float keys [n][headDim], or integer levels with a scale a cell. */
   readonly k: Float32Array;
   readonly kScale: Float32Array | undefined;
+  /** Bits of the integer levels. */
+  readonly kBits: number;
+  readonly vBits: number;
   readonly v: Float32Array;
   readonly vScale: Float32Array | undefined;
   /** Added to the scores as query . mean; integer keys only. */
   readonly mean: Float32Array | undefined;
+  /** The segment of a record's group. */
+  readonly segment?: number;
 }
+
+/** Groups of one record whose values have 1 to 4 bits are weighed together. */
+const together = (a: Piece, b: Piece): boolean =>
+  a.segment === b.segment && a.vScale !== undefined && b.vScale !== undefined && a.vBits <= 4 && b.vBits <= 4;
 
 /** Attention of the reference: every query by itself, no tiles, no workspace. */
 export function referenceAttend({
@@ -90,9 +108,12 @@ export function referenceAttend({
           q: q || a.q,
           k: rows('k'),
           kScale,
+          kBits: g.kBits,
+          vBits: g.vBits,
           v: rows('v'),
           vScale: scales('v'),
           mean: kScale && read.mean,
+          segment: s,
         });
         mass.push(a.mass ? massAt + g.cell * 2 : 0);
         at += g.n4;
@@ -115,6 +136,8 @@ export function referenceAttend({
         k: read(exactKAt(exact, kvHead)),
         v: read(exactVAt(exact, kvHead)),
         kScale: undefined,
+        kBits: exact.bits,
+        vBits: exact.bits,
         vScale: undefined,
         mean: undefined,
       });
@@ -129,16 +152,18 @@ export function referenceAttend({
     return lanes(l);
   };
 
-  /** A scaled query, and as integers. */
+  /** A scaled query, and as integers: fine ones for keys of 8 bits, coarse ones for fewer. */
   const queryAt = (from: Ptr, offset: number, headDim: number, scale: number) => {
     const at = (from >> 2) + offset;
     const q = f32()
       .slice(at, at + headDim)
       .map((x) => f(x * scale));
     const largest = q.reduce((m, x) => Math.max(m, Math.abs(x)), 0);
-    const fine = largest >= TINY;
-    const inverse = fine ? f(FINE / largest) : 0;
-    return { q, qi: q.map((x) => nearest(f(x * inverse))), qStep: fine ? f(largest / FINE) : 0 };
+    const integers = (most: number) => {
+      const inverse = largest >= TINY ? f(most / largest) : 0;
+      return { x: q.map((x) => nearest(f(x * inverse))), step: largest >= TINY ? f(largest / most) : 0 };
+    };
+    return { q, fine: integers(FINE), coarse: integers(COARSE) };
   };
 
   const attend = (a: AttendArgs): void => {
@@ -154,15 +179,16 @@ export function referenceAttend({
           const offset = row * a.ldQ + head * headDim;
           scores.fill(-Infinity);
           for (const p of pieces) {
-            const { q, qi, qStep } = queryAt(p.q, offset, headDim, scale);
+            const { q, fine, coarse } = queryAt(p.q, offset, headDim, scale);
+            const qi = p.kBits === 8 ? fine : coarse;
             const before = p.first && p.firstQ ? queryAt(p.firstQ, offset, headDim, scale).q : q;
             const qMean = p.mean ? dot(q, p.mean) : 0;
             for (let i = 0; i < p.n && p.at + i < cells; i++) {
               let sum = 0;
               const x = p.k.subarray(i * headDim, (i + 1) * headDim);
               if (p.kScale) {
-                for (let c = 0; c < headDim; c++) sum += qi[c]! * x[c]!;
-                scores[p.at + i] = f(f(f(f(sum) * p.kScale[i]!) * qStep) + qMean);
+                for (let c = 0; c < headDim; c++) sum += qi.x[c]! * x[c]!;
+                scores[p.at + i] = f(f(f(f(sum) * p.kScale[i]!) * qi.step) + qMean);
               } else {
                 scores[p.at + i] = dot(x, i < (p.first ?? 0) ? before : q);
               }
@@ -182,21 +208,26 @@ export function referenceAttend({
           }
           const inverse = f(1 / lanes(total));
           const toMass = f(inverse * a.mass);
-          const dither = a.massMode === 'max' ? 0 : massDither((a.position + row) * heads + head);
+          const index = (a.position + row) * heads + head;
+          const dither = a.massMode === 'max' ? 0 : massDither(index);
 
           const out = new Float32Array(headDim);
-          pieces.forEach((p, index) => {
-            const seen = Math.min(p.n, cells - p.at);
-            const w = scores.subarray(p.at, p.at + Math.max(seen, 0));
-            addWeighted(p, w, out);
-            const at = mass[index]! >> 1;
-            if (at) {
-              const words = u16();
-              for (let i = 0; i < seen; i++) {
-                const held = words[at + i]!;
-                const units = nearest(f(f(w[i]! * toMass) + dither));
-                words[at + i] = a.massMode === 'max' ? Math.max(held, units) : Math.min(held + units, 65535);
-              }
+          const weightsOf = (p: Piece) =>
+            scores.subarray(p.at, p.at + Math.max(Math.min(p.n, cells - p.at), 0));
+          for (let i = 0, end = 0; i < pieces.length; i = end) {
+            for (end = i + 1; end < pieces.length && together(pieces[i]!, pieces[end]!); ) end++;
+            const part = pieces.slice(i, end);
+            if (part[0]!.vScale) addIntegers(part, part.map(weightsOf), out, index);
+            else addFloats(part[0]!.v, weightsOf(part[0]!), out);
+          }
+          pieces.forEach((p, i) => {
+            const at = mass[i]! >> 1;
+            if (!at) return;
+            const words = u16();
+            for (const [cell, w] of weightsOf(p).entries()) {
+              const held = words[at + cell]!;
+              const units = nearest(f(f(w * toMass) + dither));
+              words[at + cell] = a.massMode === 'max' ? Math.max(held, units) : Math.min(held + units, 65535);
             }
           });
           f32().set(
@@ -208,30 +239,44 @@ export function referenceAttend({
     }
   };
 
-  /** out += w . values. Integer values: weights times scales as 15-bit integers relative to the piece's largest. */
-  const addWeighted = (p: Piece, w: Float32Array, out: Float32Array): void => {
+  /** out += w . v. */
+  const addFloats = (v: Float32Array, w: Float32Array, out: Float32Array): void => {
     const headDim = out.length;
-    if (!p.vScale) {
-      for (let first = 0; first < w.length; first += FLOAT_PIECE)
-        for (let c = 0; c < headDim; c++) {
-          let sum = 0;
-          for (let i = first; i < Math.min(first + FLOAT_PIECE, w.length); i++)
-            sum = f(sum + f(p.v[i * headDim + c]! * w[i]!));
-          out[c] = f(out[c]! + sum);
-        }
-      return;
-    }
-    const scaled = w.map((x, i) => f(x * p.vScale![i]!));
-    const largest = scaled.reduce((m, x) => Math.max(m, x), 0);
+    for (let first = 0; first < w.length; first += FLOAT_PIECE)
+      for (let c = 0; c < headDim; c++) {
+        let sum = 0;
+        for (let i = first; i < Math.min(first + FLOAT_PIECE, w.length); i++)
+          sum = f(sum + f(v[i * headDim + c]! * w[i]!));
+        out[c] = f(out[c]! + sum);
+      }
+  };
+
+  /**
+   * The same with integers: levels, and weights times scales relative to the largest of all `pieces`, 15 bits for values of 8 bits, else
+   * 7, dithered.
+   */
+  const addIntegers = (
+    pieces: readonly Piece[],
+    weights: readonly Float32Array[],
+    out: Float32Array,
+    index: number,
+  ): void => {
+    const headDim = out.length;
+    const scaled = weights.map((w, p) => w.map((x, i) => f(x * pieces[p]!.vScale![i]!)));
+    const largest = Math.max(...scaled.map((part) => part.reduce((m, x) => Math.max(m, x), 0)));
     if (!(largest >= TINY)) return;
-    const inverse = f(FINE / largest);
-    const step = f(largest / FINE);
-    const fine = scaled.map((x) => nearest(f(x * inverse)));
-    for (let c = 0; c < headDim; c++) {
-      let sum = 0;
-      for (let i = 0; i < fine.length; i++) sum += fine[i]! * p.v[i * headDim + c]!;
-      out[c] = f(out[c]! + f(f(sum) * step));
-    }
+    const coarse = pieces[0]!.vBits <= 4;
+    const most = coarse ? COARSE : FINE;
+    const inverse = f(most / largest);
+    const step = f(largest / most);
+    const sums = new Float64Array(headDim);
+    for (const [p, { at, v }] of pieces.entries())
+      for (const [i, x] of scaled[p]!.entries()) {
+        const dither = coarse ? weightDither(index, at - pieces[0]!.at + i) : 0;
+        const w = nearest(f(f(x * inverse) + dither));
+        for (let c = 0; c < headDim; c++) sums[c] = sums[c]! + w * v[i * headDim + c]!;
+      }
+    for (let c = 0; c < headDim; c++) out[c] = f(out[c]! + f(f(sums[c]!) * step));
   };
 
   return attend;

@@ -21,6 +21,7 @@ export function runAttend(
     segmentQueries?: number;
     sinkQueries?: number;
     sinks?: number;
+    position?: number;
     from?: number;
     rows?: number;
     workspaceBytes?: number;
@@ -54,7 +55,7 @@ export function runAttend(
     ldOut: width,
     mass: options.mass ? MASS_UNIT : 0,
     massMode: options.massMode ?? 'sum',
-    position: 1000 + from,
+    position: (options.position ?? 1000) + from,
     segmentQueries: options.segmentQueries ?? 0,
     sinkQueries: options.sinkQueries ?? 0,
     sinks: options.sinks ?? 0,

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { WORKSPACE_LIMIT } from '../../src/kernels/attend-workspace.ts';
 import { massDither, nearest } from '../../src/kernels/cache-math.ts';
-import { exactMassAt, massBytes } from '../../src/kernels/layout.ts';
+import { DROP, exactMassAt, massBytes, TIERS } from '../../src/kernels/layout.ts';
 import { attendTruth, largestDifference, MASS_UNIT, massesOf, runAttend } from './attend-truth.ts';
 import { ATTEND_CASES, buildCache, type CacheCase, normals, put, u16At } from './cache-cases.ts';
 import { CACHE_IMPLEMENTATIONS, type CacheImplementation } from './cache-implementations.ts';
@@ -9,7 +9,18 @@ import { CACHE_IMPLEMENTATIONS, type CacheImplementation } from './cache-impleme
 /** float32 sums of unit-variance values over at most 400 cells, and an exp of 1.2e-7. */
 const FLOAT_TOLERANCE = 2e-6;
 /** 15-bit queries (relative to their largest channel) and 15-bit weights (relative to their group's largest): scores move by about 1e-4. */
-const INTEGER_TOLERANCE = 2e-4;
+const FINE_TOLERANCE = 2e-4;
+/**
+ * Cells of 1 to 4 bits meet queries of 8 bits (a channel moves by 1/254 of the largest) and weights of 7 (by 1/130 of the record's largest), which is far
+ * below what their own codes lose: rms 0.1 of these values at 4 bits, 0.6 at 1.
+ */
+const COARSE_TOLERANCE = 5e-2;
+const coarse = (c: CacheCase): boolean =>
+  c.segments.some(({ tokens, tier }) =>
+    Array.from({ length: c.kvHeads * tokens }, (_, i) => tier(i % c.kvHeads, Math.floor(i / c.kvHeads))).some(
+      (id) => id !== DROP && !TIERS[id]!.plain && Math.min(TIERS[id]!.kBits, TIERS[id]!.vBits) <= 4,
+    ),
+  );
 
 const setUp = (make: CacheImplementation['make'], c: CacheCase, mass = true) => {
   const { arena, kernels } = make();
@@ -29,23 +40,23 @@ describe('dither of attention mass', () => {
 });
 
 describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
-  it.each(ATTEND_CASES)(
-    `$name: within ${FLOAT_TOLERANCE} (float) and ${INTEGER_TOLERANCE} (integer) of float64`,
+  it.each(ATTEND_CASES.map((c) => ({ ...c, tolerance: coarse(c) ? COARSE_TOLERANCE : FINE_TOLERANCE })))(
+    `$name: within ${FLOAT_TOLERANCE} (float) and $tolerance (integer) of float64`,
     (c) => {
       const { arena, kernels, built } = setUp(make, c);
       const truth = attendTruth(kernels, arena, c, built);
       const float = runAttend(kernels, arena, c, built, { arithmetic: 'float' });
       expect(largestDifference(float, truth.out)).toBeLessThan(FLOAT_TOLERANCE);
       const integer = runAttend(kernels, arena, c, built, { arithmetic: 'integer', mass: true });
-      expect(largestDifference(integer, truth.out)).toBeLessThan(INTEGER_TOLERANCE);
+      expect(largestDifference(integer, truth.out)).toBeLessThan(c.tolerance);
 
       const masses = massesOf(arena, c, built, (h) => exactMassAt(built.exact, h));
       const queries = c.rows * (c.heads / c.kvHeads);
       masses.forEach((mass, h) => {
-        // A query's weight moves by 2e-4 relative at most; each of its summands rounds up or down, as its dither says.
+        // A query's weight moves by as much relative at most; each of its summands rounds up or down, as its dither says.
         mass.forEach((m, i) => {
           const expected = truth.mass[h]![i]!;
-          expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * 2e-4 + queries);
+          expect(Math.abs(m - expected)).toBeLessThanOrEqual(expected * c.tolerance + queries);
           if (expected === 0) expect(m).toBe(0);
         });
         const sum = mass.reduce((a, b) => a + b, 0);
@@ -81,6 +92,22 @@ describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
       }
     },
   );
+
+  it('rounds small weights up as often as down: over 64 positions the mean output is ten times as near', () => {
+    // Keys of 8 bits, so that scores are fine and the weights of values alone are coarse.
+    const c = ATTEND_CASES.find((x) => x.name === 'tier 8,4')!;
+    const { arena, kernels, built } = setUp(make, c);
+    const truth = attendTruth(kernels, arena, c, built).out;
+    const mean = new Float64Array(truth.length);
+    let single = 0;
+    for (let position = 0; position < 64; position++) {
+      const out = runAttend(kernels, arena, c, built, { arithmetic: 'integer', position });
+      single = Math.max(single, largestDifference(out, truth));
+      for (const [i, x] of out.entries()) mean[i]! += x / 64;
+    }
+    expect(single).toBeGreaterThan(FINE_TOLERANCE);
+    expect(largestDifference(Float32Array.from(mean), truth)).toBeLessThan(single / 10);
+  });
 
   it('writes its output, its workspace and, if asked, mass, and nothing else', () => {
     const c = ATTEND_CASES.find((x) => x.name.startsWith('mixed'))!;
@@ -163,7 +190,7 @@ describe.each(CACHE_IMPLEMENTATIONS)('attend ($name)', ({ make }) => {
       const truth = attendTruth(kernels, arena, only, alone, [others]);
       const segmentQueries = put(arena, Uint32Array.of(others));
       const out = runAttend(kernels, arena, only, alone, { arithmetic, segmentQueries });
-      const tolerance = arithmetic === 'float' ? FLOAT_TOLERANCE : INTEGER_TOLERANCE;
+      const tolerance = arithmetic === 'float' ? FLOAT_TOLERANCE : COARSE_TOLERANCE;
       expect(largestDifference(out, truth.out)).toBeLessThan(tolerance);
     }
   });

@@ -1,19 +1,28 @@
 import { scoresF32, scoresI16, weighF32, weighI16 } from './dots';
+import { scoresI8, weighI8 } from './dots-i8';
 import { cellsOf, Group, groupAt, halfBlockBytes, isPlain, kBitsOf, openRecord, recordCells, recordMean, vBitsOf } from './groups';
 import { FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
 import { loadMean, loadScales } from './scales';
 import { exponentials } from './softmax';
 import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
+import { KEY_OFFSET, unpackBytes } from './unpack-i8';
 
-/** The most cells of a group: its weights are made at once. */
-const PIECE = 128;
+/** The most cells of a record (each tier's are padded to 4) and of a part of the exact slots: their weights are made at once. */
+const PIECE = 160;
+const EXACT_PIECE = 128;
 /** Float values are summed by so many cells before they join the output; two such panels fill the first-level cache. */
 const FLOAT_PIECE = 64;
+/** Largest integers of queries and weights that meet cells of 1 to 4 bits. */
+const COARSE: f32 = 127;
 /** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^16 cannot wrap. */
 const MAX_TILE = 2048;
 const GROUPS: usize = memory.data(512, 16);
 /** Mass of one piece, as sums of MAGIC's bits and integers, modulo 2^32. */
-const MASS: usize = memory.data(512, 16);
+const MASS: usize = memory.data(640, 16);
+/** What is added to COARSE weights before they are rounded, so that small ones count in the mean: an even spread within -15/32 .. 15/32. */
+const DITHER: usize = memory.data(896, 16);
+for (let i = 0; i < 224; i++)
+  store<f32>(DITHER + (<usize>i << 2), <f32>(i * <i32>0x9e3779b9) * <f32>2.3283064365386963e-10 * <f32>0.9375);
 
 // The call's arguments and its tile. Set by attend, so that the steps below need not pass twenty arguments on.
 let headDim: i32 = 0;
@@ -33,23 +42,29 @@ let mean: usize = 0;
 let params: usize = 0;
 let qFloat: usize = 0;
 let qInteger: usize = 0;
+let qBytes: usize = 0;
 let sums: usize = 0;
 let weights: usize = 0;
 let scores: usize = 0;
 let ldScores: usize = 0;
-/** Bytes of 4 queries in qInteger; of one query in qFloat and sums. */
+/** Bytes of 4 queries in qInteger and in qBytes; of one query in qFloat and sums. */
 let ldInteger: usize = 0;
+let ldBytes: usize = 0;
 let ldSums: usize = 0;
 
 function padUp(n: usize): usize {
   return (n + 15) & ~15;
 }
+/** 64 cells of f32, 128 of i16, 160 of i8; bytes are unpacked by 8 chunks. */
+function panelBytes(headDim: i32): usize {
+  return <usize>((headDim + 31) & ~31) << 8;
+}
 export function attendFixedBytes(headDim: i32): usize {
-  return padUp(<usize>(FLOAT_PIECE * headDim * 4)) + PIECE * 4 + padUp(<usize>headDim << 2) + 64;
+  return panelBytes(headDim) + PIECE * 4 + padUp(<usize>headDim << 2) + 64;
 }
 export function attendQueryBytes(headDim: i32, cells: i32): usize {
   return (
-    padUp(<usize>cells << 2) + 16 + padUp(<usize>headDim << 2) * 2 + padUp(<usize>headDim << 1) + PIECE * 4 + 16
+    padUp(<usize>cells << 2) + 16 + padUp(<usize>headDim << 2) * 2 + padUp(<usize>headDim << 1) + padUp(headDim) + PIECE * 4 + 32
   );
 }
 
@@ -102,14 +117,16 @@ export function attend(
   const largestTile = <i32>min<usize>(<usize>min(MAX_TILE, pad4(queries)), ((workspaceBytes - fixed) / each) & ~3);
 
   panel = workspace;
-  scales = panel + padUp(<usize>(FLOAT_PIECE * dim * 4));
+  scales = panel + panelBytes(dim);
   mean = scales + PIECE * 4;
   params = mean + padUp(<usize>dim << 2);
-  qFloat = params + (<usize>largestTile << 4);
+  qFloat = params + (<usize>largestTile << 5);
   ldSums = <usize>dim << 2;
   qInteger = qFloat + <usize>largestTile * ldSums;
   ldInteger = <usize>dim << 3;
-  sums = qInteger + padUp((<usize>largestTile >> 2) * ldInteger);
+  qBytes = qInteger + padUp((<usize>largestTile >> 2) * ldInteger);
+  ldBytes = padUp(dim) << 2;
+  sums = qBytes + (<usize>largestTile >> 2) * ldBytes;
   weights = sums + <usize>largestTile * ldSums;
   scores = weights + <usize>largestTile * (PIECE * 4);
   ldScores = (<usize>cells << 2) + 16;
@@ -147,9 +164,8 @@ export function attend(
           loadMean(record, recordMean, dim, mean);
           if (integer) queryMeans();
         }
-        const count = recordCells;
-        for (let g = 0; g < found; g++) scoreGroup(groupAt(GROUPS, g), cell);
-        cell += count;
+        scoreRecord(found, cell);
+        cell += recordCells;
       }
       let before = 0;
       if (sinkQueries && sinks > 0) {
@@ -167,12 +183,14 @@ export function attend(
         for (let c = packed + visible + (first + i) / group; c < end; c++)
           store<f32>(row + (<usize>c << 2), -Infinity);
         const inverse = <f32>1 / exponentials(row, end);
-        store<f32>(params + (<usize>i << 4), inverse);
-        if (!mass) continue;
         const query = first + i;
-        const index = (position + query / group) * heads + h * group + (query % group);
-        store<f32>(params + (<usize>i << 4), inverse * massUnit, 4);
-        store<f32>(params + (<usize>i << 4), largestMass ? 0 : <f32>(index * 0x9e3779b9) * <f32>2.3283064365386963e-10, 12);
+        const hash = ((position + query / group) * heads + h * group + (query % group)) * <i32>0x9e3779b9;
+        const at = params + (<usize>i << 5);
+        store<f32>(at, inverse);
+        store<usize>(at, DITHER + (<usize>(<u32>hash >> 26) << 2), 28);
+        if (!mass) continue;
+        store<f32>(at, inverse * massUnit, 4);
+        store<f32>(at, largestMass ? 0 : <f32>hash * <f32>2.3283064365386963e-10, 12);
       }
 
       // Weighted values and mass.
@@ -185,23 +203,19 @@ export function attend(
         const record = block + offset;
         const massAt = mass ? massOf(block, h) : 0;
         const found = openRecord(record, load<i32>(block, 4), dim, GROUPS);
-        const count = recordCells;
         vBase = fromF16(load<u16>(record, 4));
-        for (let g = 0; g < found; g++) {
-          const part = groupAt(GROUPS, g);
-          weighGroup(part, cell + part.cell, mass ? massAt + (<usize>part.cell << 1) : 0);
-        }
-        cell += count;
+        weighRecord(found, cell, massAt);
+        cell += recordCells;
       }
-      for (let slot = 0; slot < slots; slot += PIECE) {
-        const n = min(PIECE, slots - slot);
+      for (let slot = 0; slot < slots; slot += EXACT_PIECE) {
+        const n = min(EXACT_PIECE, slots - slot);
         floatWeights(cell + slot, n, mass);
         weighFloats(exactBits, values + <usize>slot * slotBytes, n);
         if (mass) addMass(exactMass + <usize>h * ldExactMass + (<usize>slot << 1), pad4(n));
       }
 
       for (let i = 0; i < tile; i++) {
-        const inverse = v128.load32_splat(params + (<usize>i << 4));
+        const inverse = v128.load32_splat(params + (<usize>i << 5));
         const from = sums + <usize>i * ldSums;
         const to = outHead + queryOffset(first + i, group, ldOut);
         for (let c: usize = 0; c < ldSums; c += 16) v128.store(to + c, f32x4.mul(v128.load(from + c), inverse));
@@ -237,7 +251,10 @@ function massOf(block: usize, kvHead: i32): usize {
   return at;
 }
 
-/** Scaled queries: f32 [query][headDim], and 15-bit integers [4 queries][chunk][query][0, 2, 1, 3]. params: [0] the integers' step. */
+/**
+ * Scaled queries: f32 [query][headDim]; 15-bit integers [4 queries][chunk][query][0, 2, 1, 3]; bytes [4 queries][chunk][query][4].
+ * params: [0] and [16] the integers' steps, [20] the sum of the latter times the offset of unpacked keys.
+ */
 function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): void {
   const by = f32x4.splat(scale);
   const magic = v128.load(MAGIC);
@@ -253,26 +270,46 @@ function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): vo
     }
     if (!integer) continue;
     const largest = largestLane(top);
-    const fine = largest >= TINY;
-    store<f32>(params + (<usize>i << 4), fine ? largest / FINE : 0);
-    const inverse = f32x4.splat(fine ? FINE / largest : 0);
+    const some = largest >= TINY;
+    const at = params + (<usize>i << 5);
+    store<f32>(at, some ? largest / FINE : 0);
+    store<f32>(at, some ? largest / COARSE : 0, 16);
+    const fine = f32x4.splat(some ? FINE / largest : 0);
+    const coarse = f32x4.splat(some ? COARSE / largest : 0);
     let p = qInteger + <usize>(i >> 2) * ldInteger + (<usize>(i & 3) << 3);
+    let b = qBytes + <usize>(i >> 2) * ldBytes + (<usize>(i & 3) << 2);
+    let sum = i32x4.splat(0);
     for (let c: usize = 0; c < ldSums; c += 16) {
-      const x = f32x4.add(f32x4.mul(v128.load(floats + c), inverse), magic);
+      const y = v128.load(floats + c);
+      const x = f32x4.add(f32x4.mul(y, fine), magic);
       v128.store64_lane(p, v128.shuffle<i16>(x, x, 0, 4, 2, 6, 0, 4, 2, 6), 0);
       p += 32;
+      const z = f32x4.add(f32x4.mul(y, coarse), magic);
+      sum = i32x4.add(sum, z);
+      storeLowBytes(b, z);
+      b += 16;
     }
+    const total =
+      i32x4.extract_lane(sum, 0) + i32x4.extract_lane(sum, 1) + i32x4.extract_lane(sum, 2) + i32x4.extract_lane(sum, 3);
+    store<i32>(at, (total - headDim * MAGIC_BITS) * KEY_OFFSET, 20);
   }
 }
 
-/** params: [1] query . mean. */
+/** The lowest byte of each i32 lane. */
+// @ts-ignore: decorator
+@inline
+function storeLowBytes(at: usize, x: v128): void {
+  v128.store32_lane(at, v128.shuffle<u8>(x, x, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12), 0);
+}
+
+/** params: [4] query . mean. */
 function queryMeans(): void {
   for (let i = 0; i < tile; i++) {
     const q = qFloat + <usize>i * ldSums;
     let sum = f32x4.splat(0);
     for (let c: usize = 0; c < ldSums; c += 16)
       sum = f32x4.add(sum, f32x4.mul(v128.load(q + c), v128.load(mean + c)));
-    store<f32>(params + (<usize>i << 4), lanes(sum), 4);
+    store<f32>(params + (<usize>i << 5), lanes(sum), 4);
   }
 }
 
@@ -290,9 +327,33 @@ function scoreFloats(bits: i32, rows: usize, n: i32, cell: i32): void {
   }
 }
 
-function scoreGroup(g: Group, base: i32): void {
+/** Groups of finer keys one by one; those of 1 to 4 bits, which come last, in one go. */
+function scoreRecord(found: i32, cell: i32): void {
+  let g = 0;
+  for (; g < found; g++) {
+    const part = groupAt(GROUPS, g);
+    if (integer && kBitsOf(part.id) <= 4 && !isPlain(part.id)) break;
+    scoreGroup(part, cell + part.cell);
+  }
+  if (g == found) return;
+  const first = groupAt(GROUPS, g).cell;
+  for (let i = g; i < found; i++) {
+    const part = groupAt(GROUPS, i);
+    const bits = kBitsOf(part.id);
+    const from = <usize>(part.cell - first);
+    loadScales(bits, part.kScale, part.n4, kBase, scales + (from << 2));
+    unpackBytes(true, bits, part.k, part.n4 >> 2, headDim, panel + from * <usize>headDim, 16, <usize>chunks << 4);
+  }
+  const to = scores + (<usize>(cell + first) << 2);
+  scoresI8(tile, panel, (recordCells - first) >> 2, chunks, qBytes, ldBytes, to, ldScores, scales, params);
+  for (; g < found; g++) {
+    const part = groupAt(GROUPS, g);
+    hidePadding(part, cell + part.cell);
+  }
+}
+
+function scoreGroup(g: Group, cell: i32): void {
   const bits = kBitsOf(g.id);
-  const cell = base + g.cell;
   if (bits > 8) scoreFloats(bits, g.k, g.n, cell);
   else if (isPlain(g.id)) {
     const blockBytes = <usize>halfBlockBytes(bits, headDim);
@@ -319,6 +380,11 @@ function scoreGroup(g: Group, base: i32): void {
         scoresF32(tile, panel, count, headDim, qFloat, scores + (<usize>(cell + first) << 2), ldScores);
       }
   }
+  hidePadding(g, cell);
+}
+
+function hidePadding(g: Group, cell: i32): void {
+  if (g.n == g.n4) return;
   for (let i = 0; i < tile; i++) {
     const row = scores + <usize>i * ldScores;
     for (let c = cell + g.n; c < cell + g.n4; c++) store<f32>(row + (<usize>c << 2), -Infinity);
@@ -337,6 +403,29 @@ function weighFloats(bits: i32, rows: usize, n: i32): void {
     }
     weighF32(tile, from, count, headDim, weights + (<usize>first << 4), PIECE * 16, sums, ldSums);
   }
+}
+
+/** As scoreRecord. @param massAt of the record's first cell; 0: no mass */
+function weighRecord(found: i32, cell: i32, massAt: usize): void {
+  let g = 0;
+  for (; g < found; g++) {
+    const part = groupAt(GROUPS, g);
+    if (integer && vBitsOf(part.id) <= 4 && !isPlain(part.id)) break;
+    weighGroup(part, cell + part.cell, massAt ? massAt + (<usize>part.cell << 1) : 0);
+  }
+  if (g == found) return;
+  const first = groupAt(GROUPS, g).cell;
+  const blocks = (recordCells - first) >> 2;
+  for (; g < found; g++) {
+    const part = groupAt(GROUPS, g);
+    const bits = vBitsOf(part.id);
+    const from = <usize>(part.cell - first);
+    loadScales(bits, part.vScale, part.n4, vBase, scales + (from << 2));
+    unpackBytes(false, bits, part.v, part.n4 >> 2, headDim, panel + (from << 2), <usize>blocks << 4, 16);
+  }
+  byteWeights(cell + first, blocks, massAt != 0);
+  weighI8(tile, panel, chunks, blocks, weights, PIECE * 4, sums, ldSums, params);
+  if (massAt) addMass(massAt + (<usize>first << 1), blocks << 2);
 }
 
 function weighGroup(g: Group, cell: i32, massAt: usize): void {
@@ -382,8 +471,8 @@ function floatWeights(cell: i32, n: i32, mass: bool): void {
   for (let i = 0; i < tile; i++) {
     let from = scores + <usize>i * ldScores + (<usize>cell << 2);
     let to = weights + <usize>(i >> 2) * (PIECE * 16) + (<usize>(i & 3) << 2);
-    const toMass = v128.load32_splat(params + (<usize>i << 4), 4);
-    const dither = v128.load32_splat(params + (<usize>i << 4), 12);
+    const toMass = v128.load32_splat(params + (<usize>i << 5), 4);
+    const dither = v128.load32_splat(params + (<usize>i << 5), 12);
     for (let c = 0; c < n; c += 4) {
       const w = v128.load(from);
       v128.store32_lane(to, w, 0);
@@ -405,8 +494,8 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
   for (let i = 0; i < tile; i++) {
     const from = scores + <usize>i * ldScores + (<usize>cell << 2);
     let to = weights + <usize>(i >> 2) * (PIECE * 8) + (<usize>(i & 3) << 3);
-    const toMass = v128.load32_splat(params + (<usize>i << 4), 4);
-    const dither = v128.load32_splat(params + (<usize>i << 4), 12);
+    const toMass = v128.load32_splat(params + (<usize>i << 5), 4);
+    const dither = v128.load32_splat(params + (<usize>i << 5), 12);
     let top = f32x4.splat(0);
     if (mass) {
       for (let c: usize = 0; c < bytes; c += 16) {
@@ -421,13 +510,52 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
     const largest = largestLane(top);
     const fine = largest >= TINY;
     const inverse = f32x4.splat(fine ? FINE / largest : 0);
-    store<f32>(params + (<usize>i << 4), fine ? largest / FINE : 0, 8);
+    store<f32>(params + (<usize>i << 5), fine ? largest / FINE : 0, 8);
     for (let c: usize = 0; c < bytes; c += 16) {
       const w = f32x4.mul(f32x4.mul(v128.load(from + c), v128.load(scales + c)), inverse);
       const x = f32x4.add(w, magic);
       v128.store64_lane(to, v128.shuffle<i16>(x, x, 0, 4, 2, 6, 0, 4, 2, 6), 0);
       to += 32;
     }
+  }
+}
+
+/**
+ * Weights times value scales as integers up to COARSE of the record's largest, dithered; [block][4 queries][4 cells]; params: [8] their step.
+ * An odd number of blocks is followed by zeros.
+ */
+function byteWeights(cell: i32, blocks: i32, mass: bool): void {
+  const magic = v128.load(MAGIC);
+  const bytes = <usize>blocks << 4;
+  if (mass) clearMass(bytes);
+  for (let i = 0; i < tile; i++) {
+    const from = scores + <usize>i * ldScores + (<usize>cell << 2);
+    const at = params + (<usize>i << 5);
+    let to = weights + <usize>(i >> 2) * (PIECE * 4) + (<usize>(i & 3) << 2);
+    const toMass = v128.load32_splat(at, 4);
+    const massDither = v128.load32_splat(at, 12);
+    let top = f32x4.splat(0);
+    if (mass) {
+      for (let c: usize = 0; c < bytes; c += 16) {
+        const w = v128.load(from + c);
+        top = f32x4.pmax(top, f32x4.mul(w, v128.load(scales + c)));
+        countMass(MASS + c, w, toMass, massDither, magic);
+      }
+    } else {
+      for (let c: usize = 0; c < bytes; c += 16)
+        top = f32x4.pmax(top, f32x4.mul(v128.load(from + c), v128.load(scales + c)));
+    }
+    const largest = largestLane(top);
+    const some = largest >= TINY;
+    const inverse = f32x4.splat(some ? COARSE / largest : 0);
+    store<f32>(at, some ? largest / COARSE : 0, 8);
+    const dither = load<usize>(at, 28);
+    for (let c: usize = 0; c < bytes; c += 16) {
+      const w = f32x4.mul(f32x4.mul(v128.load(from + c), v128.load(scales + c)), inverse);
+      storeLowBytes(to, f32x4.add(f32x4.add(w, v128.load(dither + c)), magic));
+      to += 16;
+    }
+    if (blocks & 1) store<u32>(to, 0);
   }
 }
 

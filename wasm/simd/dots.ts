@@ -1,5 +1,5 @@
 /**
- * The products of attention.
+ * The products of attention, but for those of cells of 1 to 4 bits (dots-i8.ts).
  * Integer: scores and weighted values are one kernel. For up to 4 queries and every `outer`, four lanes of the sum over `inner`
  * of a[outer][inner] * b[inner][query]:
  *   scores           outer = 4 tokens (a lane is a token), inner = chunks of channels
@@ -12,7 +12,7 @@ const SCORE = 0;
 const WEIGH = 1;
 
 /**
- * Parameters of a query that the sums are finished with, f32 x 4, 16 bytes a query:
+ * Parameters of a query that the sums are finished with, 32 bytes a query:
  *   SCORE  out = (sum * keyScale[lane]) * [0] + [1]
  *   WEIGH  out += sum * [2]
  */
@@ -113,15 +113,15 @@ function dotsI16(
     }
     const scales0 = mode == SCORE ? v128.load(keyScales) : i32x4.splat(0);
     finish(mode, s00, out, scales0, queries);
-    if (nq > 1) finish(mode, s10, out + ldOut, scales0, queries + 16);
-    if (nq > 2) finish(mode, s20, out + ldOut * 2, scales0, queries + 32);
-    if (nq > 3) finish(mode, s30, out + ldOut * 3, scales0, queries + 48);
+    if (nq > 1) finish(mode, s10, out + ldOut, scales0, queries + 32);
+    if (nq > 2) finish(mode, s20, out + ldOut * 2, scales0, queries + 64);
+    if (nq > 3) finish(mode, s30, out + ldOut * 3, scales0, queries + 96);
     if (two) {
       const scales1 = mode == SCORE ? v128.load(keyScales, 16) : i32x4.splat(0);
       finish(mode, s01, out + 16, scales1, queries);
-      if (nq > 1) finish(mode, s11, out + ldOut + 16, scales1, queries + 16);
-      if (nq > 2) finish(mode, s21, out + ldOut * 2 + 16, scales1, queries + 32);
-      if (nq > 3) finish(mode, s31, out + ldOut * 3 + 16, scales1, queries + 48);
+      if (nq > 1) finish(mode, s11, out + ldOut + 16, scales1, queries + 32);
+      if (nq > 2) finish(mode, s21, out + ldOut * 2 + 16, scales1, queries + 64);
+      if (nq > 3) finish(mode, s31, out + ldOut * 3 + 16, scales1, queries + 96);
     }
     a += row << 1;
     out += 32;
@@ -296,7 +296,7 @@ export function scoresI16(
     dotsI16(4, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
     b += ldB;
     out += ldOut << 2;
-    params += 64;
+    params += 128;
   }
   if (queries == 3) dotsI16(3, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
   else if (queries == 2) dotsI16(2, SCORE, a, outer, inner, b, out, ldOut, keyScales, params);
@@ -317,7 +317,7 @@ export function weighI16(
     dotsI16(4, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
     b += ldB;
     out += ldOut << 2;
-    params += 64;
+    params += 128;
   }
   if (queries == 3) dotsI16(3, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
   else if (queries == 2) dotsI16(2, WEIGH, a, outer, inner, b, out, ldOut, 0, params);
