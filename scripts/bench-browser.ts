@@ -1,5 +1,5 @@
 import { createReadStream, existsSync, readFileSync } from 'node:fs';
-import { readdir, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { cpus } from 'node:os';
@@ -62,6 +62,8 @@ await wasmFolder();
 const files = await pageFiles();
 const bundle = await bundleFolder('compact');
 
+/** Bytes of files that were sent. */
+let sent = 0;
 /** The page, the bundle, and what a peer needs below /packages, /gguf and /onnx: files alone. */
 const server = createServer(async (request, response) => {
   const path = decodeURIComponent(new URL(request.url!, 'http://localhost').pathname);
@@ -72,6 +74,8 @@ const server = createServer(async (request, response) => {
       'content-type': TYPES[from.split('.').at(-1)!] ?? 'application/octet-stream',
       'content-length': size,
     });
+    if (request.method === 'HEAD') return void response.end();
+    sent += size;
     createReadStream(from).pipe(response);
   };
   try {
@@ -110,18 +114,23 @@ async function visit(page: Page): Promise<number> {
 }
 
 async function own(page: Page) {
-  const sizes = { page: [0, 0], application: [0, 0], model: [0, 0] };
-  const add = (kind: keyof typeof sizes, bytes: Uint8Array): void => {
-    sizes[kind][0]! += bytes.byteLength;
-    sizes[kind][1]! += gzipSync(bytes).byteLength;
-  };
-  const isUnused = (name: string): boolean => name === 'adkvc-plain.wasm' || name === 'shaders.json';
-  for (const [name, { text }] of files)
-    if (!isUnused(name))
-      add(/^(browser|adkvc-)/.test(name) ? 'application' : 'page', Buffer.from(text as string));
-  for (const name of await readdir(bundle))
-    if (name !== 'model.onnx') add('model', readFileSync(join(bundle, name)));
+  const fetched = new Set<string>();
+  page.on('request', (request) => fetched.add(new URL(request.url()).pathname.slice(1)));
   const firstVisitMs = await visit(page);
+  const sizes = {
+    page: { bytes: 0, gzip: 0 },
+    application: { bytes: 0, gzip: 0 },
+    model: { bytes: 0, gzip: 0 },
+  };
+  for (const name of fetched) {
+    const ofBundle = name.startsWith('bundle/');
+    const bytes = ofBundle
+      ? readFileSync(join(bundle, name.slice(7)))
+      : Buffer.from((files.get(name === '' ? 'index.html' : name)?.text ?? '') as string);
+    const kind = ofBundle ? 'model' : /^(browser|adkvc-)|^shaders/.test(name) ? 'application' : 'page';
+    sizes[kind].bytes += bytes.byteLength;
+    sizes[kind].gzip += gzipSync(bytes).byteLength;
+  }
   const report = await page.locator('#place').textContent();
   const secondVisitMs = await visit(page);
   const weights = await kept(page);
@@ -162,9 +171,7 @@ async function own(page: Page) {
   const after = await kept(page);
   return {
     ...{ what: 'adkvc', report, firstVisitMs, secondVisitMs },
-    download: Object.fromEntries(
-      Object.entries(sizes).map(([kind, [bytes, gzip]]) => [kind, { bytes, gzip }]),
-    ),
+    download: sizes,
     keptAfterTwoVisits: weights,
     conversation: { promptTokens, cacheBytes: cache, storedBytes: stored, kept: after },
     speeds,
@@ -175,10 +182,6 @@ type Ask = (content: string, tokens: number) => Promise<Speed>;
 
 /** A function of the page that loads a model, and one that runs a prompt. */
 async function peer(page: Page, name: string, load: string) {
-  const down: number[] = [];
-  page.on('response', async (response) => {
-    down.push(Number(response.headers()['content-length'] ?? 0));
-  });
   const open = async (): Promise<number> => {
     await page.goto(`${url}/blank`);
     const began = performance.now();
@@ -189,7 +192,7 @@ async function peer(page: Page, name: string, load: string) {
     return Math.round(performance.now() - began);
   };
   const firstVisitMs = await open();
-  const downloaded = down.reduce((a, b) => a + b, 0);
+  const downloaded = sent;
   const secondVisitMs = await open();
   const speeds = [];
   for (const length of prompts) {
