@@ -102,10 +102,10 @@ async function readShaders(asset: BackendOptions['asset']): Promise<ShaderSource
 }
 
 async function wasmBackend(asset: BackendOptions['asset'], why: string): Promise<ChosenBackend> {
-  const modules = {
-    relaxed: await compile(asset('adkvc-relaxed.wasm')),
-    plain: await compile(asset('adkvc-plain.wasm')),
-  };
+  const relaxed = await compile(asset('adkvc-relaxed.wasm'));
+  // Fetched only where the browser has no relaxed SIMD.
+  const plain = typeof relaxed === 'function' ? await compile(asset('adkvc-plain.wasm')) : relaxed;
+  const modules = { relaxed, plain };
   const { kernels, variant } = selectKernels({ modules, maxBytes: KERNEL_BYTES });
   return {
     report: { backend: 'wasm', what: variant === 'relaxed' ? 'relaxed SIMD' : 'plain SIMD', why },
