@@ -13,6 +13,7 @@ export interface EngineOptions {
   sinks: number;
   seed: number;
   exact?: boolean;
+  arithmetic?: Arithmetic;
   /** false: --no-profile. */
   profile?: boolean;
 }
@@ -27,6 +28,20 @@ const number =
 export const positive = number('a positive number', (n) => Number.isFinite(n) && n > 0);
 export const count = number('a positive integer', (n) => Number.isInteger(n) && n > 0);
 export const natural = number('a whole number', (n) => Number.isInteger(n) && n >= 0);
+
+/** As options name them. */
+export type Arithmetic = 'int' | 'float';
+export const ARITHMETICS: readonly Arithmetic[] = ['int', 'float'];
+export const arithmeticOption = (): Option =>
+  new Option(
+    '--arithmetic <kind>',
+    'attention over packed cells by integer dots, or by float32 over the same codes (default: float with --exact)',
+  ).choices(ARITHMETICS);
+export const arithmeticOf = ({
+  arithmetic,
+  exact,
+}: Pick<EngineOptions, 'arithmetic' | 'exact'>): CacheConfig['arithmetic'] =>
+  (arithmetic ?? (exact ? 'float' : 'int')) === 'float' ? 'float' : 'integer';
 
 export function addEngineOptions(command: Command, policy = DEFAULT_CACHE.policy): Command {
   return command
@@ -44,7 +59,8 @@ export function addEngineOptions(command: Command, policy = DEFAULT_CACHE.policy
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
     .option('--seed <n>', 'seed of every random choice', natural, 0)
     .option('--no-profile', "plan without the model's measured head profile")
-    .option('--exact', 'weights as stored, float32 arithmetic; with --policy full a float32 cache');
+    .option('--exact', 'weights as stored, float32 arithmetic; with --policy full a float32 cache')
+    .addOption(arithmeticOption());
 }
 
 export function cacheConfig(o: EngineOptions): CacheConfig {
@@ -58,7 +74,7 @@ export function cacheConfig(o: EngineOptions): CacheConfig {
     sinks: o.sinks,
     seed: o.seed,
     exactBits: o.exact && o.policy === 'full' ? 32 : 16,
-    arithmetic: o.exact ? 'float' : 'integer',
+    arithmetic: arithmeticOf(o),
     ...(o.profile === false ? { useProfile: false } : {}),
   };
 }

@@ -11,7 +11,14 @@ import { writeReport } from '../eval/report.ts';
 import { ResultLog } from '../eval/rows.ts';
 import { type MethodSpec, type Progress, runEvaluation, type SampleRange } from '../eval/run.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
-import { natural, positive } from './engine-options.ts';
+import {
+  ARITHMETICS,
+  type Arithmetic,
+  arithmeticOf,
+  arithmeticOption,
+  natural,
+  positive,
+} from './engine-options.ts';
 import { CLI_KERNEL_BYTES } from './load-engine.ts';
 
 interface EvaluateOptions {
@@ -24,6 +31,7 @@ interface EvaluateOptions {
   window: number;
   sinks: number;
   exact?: boolean;
+  arithmetic?: Arithmetic;
   profile: boolean;
   backend: 'wasm' | 'reference' | 'webgpu';
   bundle?: string;
@@ -76,6 +84,7 @@ export function evaluateCommand(program: Command): void {
     .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
     .option('--exact', 'weights as stored, float arithmetic')
+    .addOption(arithmeticOption())
     .option('--no-profile', "plan without the model's measured head profile")
     .addOption(
       new Option('--backend <name>', 'kernels').choices(['wasm', 'reference', 'webgpu']).default('wasm'),
@@ -147,6 +156,7 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
     window: options.window,
     sinks: options.sinks,
     exact: options.exact ?? false,
+    arithmetic: arithmeticOf(options),
     useProfile: options.profile,
     workers: options.workers ?? (options.backend === 'webgpu' ? 1 : availableParallelism()),
     commit: commit(),
@@ -170,7 +180,7 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
 }
 
 const NUMBERS = ['window', 'sinks', 'decay', 'lastQueries', 'pool', 'block', 'floor', 'high', 'mid'] as const;
-const TEXTS = ['tracker', 'tiers'] as const;
+const TEXTS = ['tracker', 'tiers', 'quotas'] as const;
 const FLAGS = ['useProfile', 'estimate'] as const;
 
 /** `adkvc` runs at every ratio of --ratios, `adkvc@8` at its own alone, `adkvc@8+floor=1+tiers=8,8 4,4 drop` changed in these fields,
@@ -195,13 +205,15 @@ function methodsNamed(text: string, ratios: readonly number[]): MethodSpec[] {
         const [field, value = ''] = change.split('=') as [string, string?];
         if ((FLAGS as readonly string[]).includes(field) && /^(true|false)$/.test(value))
           return [field, value === 'true'];
+        if (field === 'arithmetic' && (ARITHMETICS as readonly string[]).includes(value))
+          return [field, arithmeticOf({ arithmetic: value as Arithmetic })];
         const number = (NUMBERS as readonly string[]).includes(field);
         if (
           value === '' ||
           !(number ? Number.isFinite(Number(value)) : (TEXTS as readonly string[]).includes(field))
         )
           throw new InvalidInputError(
-            `"${change}" of "${text}" is no change: write one of ${[...NUMBERS, ...TEXTS, ...FLAGS].join(', ')}, as in floor=0.3`,
+            `"${change}" of "${text}" is no change: write one of ${[...NUMBERS, ...TEXTS, ...FLAGS, 'arithmetic'].join(', ')}, as in floor=0.3`,
             '--policies',
           );
         return [field, number ? Number(value) : value];

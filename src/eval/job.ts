@@ -44,6 +44,8 @@ export interface Job {
   readonly sample: number;
   readonly seed: number;
   readonly methods: readonly Method[];
+  /** The full cache that they are measured against. */
+  readonly reference: Method;
 }
 
 /** What became of one method of a job. */

@@ -34,8 +34,10 @@ export interface RunOptions extends Omit<LoadOptions, 'stop' | 'aside'> {
   readonly seeds: readonly number[];
   readonly window: number;
   readonly sinks: number;
-  /** Float arithmetic, and a float32 full cache. */
+  /** A float32 full cache. */
   readonly exact: boolean;
+  /** How packed cells are attended to, unless a method says otherwise. */
+  readonly arithmetic: CacheConfig['arithmetic'];
   /** false: policies plan as for a model that was never calibrated. */
   readonly useProfile: boolean;
   readonly workers: number;
@@ -96,7 +98,11 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
   options.signal?.addEventListener('abort', pool.stop);
   if (options.signal?.aborted) pool.stop();
   try {
-    const specOf = (task: Task, job: Omit<Job, 'methods' | 'task'>, method: Method): RowSpec => ({
+    const specOf = (
+      task: Task,
+      job: Omit<Job, 'methods' | 'task' | 'reference'>,
+      method: Method,
+    ): RowSpec => ({
       task: task.name,
       taskVersion: task.version,
       length: job.length,
@@ -116,6 +122,7 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
       const places = lengths.flatMap((length) => options.seeds.map((seed) => ({ length, seed })));
       for (const { length, seed } of places) {
         const methods = methodsOf(task, options, seed);
+        const reference = methodOf(FULL, options, seed);
         const parts = task.together
           ? inParts(methods, Math.ceil(options.workers / Math.max(1, n * places.length)))
           : methods.map((m) => [m]);
@@ -125,7 +132,8 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
               const place = { length, sample, seed };
               const keys = part.map((m) => rowKey(specOf(task, place, m)));
               for (const key of keys) wanted.set(key, task.name);
-              return { task: task.name, ...place, methods: part.filter((_, i) => !log.finished(keys[i]!)) };
+              const methods = part.filter((_, i) => !log.finished(keys[i]!));
+              return { task: task.name, ...place, methods, reference };
             });
             const open = jobs.filter((job) => job.methods.length > 0);
             if (open.length > 0) units.push(open);
@@ -185,31 +193,39 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
   }
 }
 
-function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
-  const method = ({ policy, ratio, config: own, protocol }: MethodSpec): Method => {
-    const config: CacheConfig = {
-      policy,
-      ...(ratio === undefined ? {} : { ratio }),
-      window: options.window,
-      sinks: options.sinks,
-      seed,
-      exactBits: options.exact && policy === 'full' ? 32 : 16,
-      arithmetic: options.exact ? 'float' : 'integer',
-      ...(options.useProfile || policy === 'full' ? {} : { useProfile: false }),
-      ...own,
-    };
-    return {
-      policy,
-      ...(ratio === undefined ? {} : { ratio }),
-      config,
-      ...(protocol === 'one-shot' ? { protocol } : {}),
-    };
+const FULL: MethodSpec = { policy: 'full' };
+
+function methodOf(
+  { policy, ratio, config: own, protocol }: MethodSpec,
+  options: RunOptions,
+  seed: number,
+): Method {
+  const config: CacheConfig = {
+    policy,
+    ...(ratio === undefined ? {} : { ratio }),
+    window: options.window,
+    sinks: options.sinks,
+    seed,
+    exactBits: options.exact && policy === 'full' ? 32 : 16,
+    arithmetic: options.arithmetic,
+    ...(options.useProfile || policy === 'full' ? {} : { useProfile: false }),
+    ...own,
   };
+  return {
+    policy,
+    ...(ratio === undefined ? {} : { ratio }),
+    config,
+    ...(protocol === 'one-shot' ? { protocol } : {}),
+  };
+}
+
+function methodsOf(task: Task, options: RunOptions, seed: number): Method[] {
+  const method = (spec: MethodSpec): Method => methodOf(spec, options, seed);
   if (task.analysis) return [method(ANALYSED)];
   const own = options.methods.filter(
     (m) => m.policy !== 'full' && (m.protocol !== 'one-shot' || task.oneShot),
   );
-  return [{ policy: 'full' }, ...own].map(method);
+  return [FULL, ...own].map(method);
 }
 
 /** Deals the methods out, the same way each time, so that what lies aside is found again. */

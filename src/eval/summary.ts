@@ -48,25 +48,34 @@ export interface Section {
 }
 
 const settingOf = (row: Row): string =>
-  `${row.model}, ${row.weightForm} weights, ${row.config.arithmetic} arithmetic, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}`;
+  `${row.model}, ${row.weightForm} weights, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}`;
 
 /** Fields that every method has: the others make a variant. */
 const COMMON = new Set(['policy', 'ratio', 'bytes', 'seed', 'exactBits', 'arithmetic', 'useProfile']);
 
 /** `adkvc (no profile, floor 1)`: the policy, and in what it is not as by default. */
-function policyName({ policy, config, protocol }: Pick<Row, 'policy' | 'config' | 'protocol'>): string {
+function policyName({
+  policy,
+  config,
+  protocol,
+  weightForm,
+}: Pick<Row, 'policy' | 'config' | 'protocol' | 'weightForm'>): string {
   const changed = Object.entries(config).filter(
     ([field, value]) => !COMMON.has(field) && value !== DEFAULT_CACHE[field as keyof typeof DEFAULT_CACHE],
   );
+  // Weights as stored go with float arithmetic, compact ones with integers, unless the run said otherwise.
+  const usual = weightForm === 'exact' ? 'float' : 'integer';
   const variant = [
     ...(protocol === 'streaming' ? [] : [protocol]),
+    ...(policy === 'full' || config.arithmetic === usual ? [] : [`${config.arithmetic} attention`]),
     ...(config.useProfile === false ? ['no profile'] : []),
     ...(policy === 'full' ? [] : changed.map(([field, value]) => `${field} ${value}`)),
   ];
   return variant.length === 0 ? policy : `${policy} (${variant.join(', ')})`;
 }
-export const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config' | 'protocol'>): string =>
-  row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`;
+export const methodName = (
+  row: Pick<Row, 'policy' | 'ratio' | 'config' | 'protocol' | 'weightForm'>,
+): string => (row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`);
 
 function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
   const groups = new Map<string, T[]>();

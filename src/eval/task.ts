@@ -75,6 +75,8 @@ export interface Sample {
 }
 
 export interface SampleContext extends Sample {
+  /** The full cache that methods are measured against, whether its own row is still to be made or not. */
+  readonly reference: Method;
   /** True once the run is to end: a task that `pauses` puts aside what it has and returns. */
   readonly stopping: () => boolean;
   readonly aside: Aside;

@@ -97,6 +97,33 @@ describe('the runner', () => {
     expect(decided(rowsOf('short.jsonl'))).toEqual(decided(rowsOf('whole.jsonl')));
   });
 
+  test('attention over packed cells in float32 is a method of its own, measured against the same full cache', async () => {
+    const own = (out: string, policies: string): string[] => [
+      ...['evaluate', '--bundle', fixture.bundle, '--data', fixture.data, '--tasks', 'pg19'],
+      ...['--lengths', '512', '--samples', '1', '--workers', '0', '--policies', policies],
+      ...['--ratios', '2', '--out', join(fixture.folder, out)],
+    ];
+    const both = 'adkvc,adkvc+arithmetic=float';
+    await runCli(own('both.jsonl', both));
+    const rows = rowsOf('both.jsonl');
+    expect(rows.map((r) => r.config.arithmetic)).toEqual(['integer', 'integer', 'float']);
+    const [, integer, float] = rows;
+    expect(float!.scores!.klLast).not.toBe(integer!.scores!.klLast);
+    expect(float!.scores!.lossDelta).toBeCloseTo(integer!.scores!.lossDelta!, 2);
+    // The full cache's row is there already when the float one is made.
+    await runCli(own('later.jsonl', 'adkvc'));
+    await runCli(own('later.jsonl', both));
+    expect(decided(rowsOf('later.jsonl'))).toEqual(decided(rows));
+    const [section, ...others] = summarise(rows);
+    expect(others).toEqual([]);
+    expect(section!.summaries.map((s) => s.method)).toEqual([
+      'full',
+      'adkvc at 2x',
+      'adkvc (float attention) at 2x',
+    ]);
+    expect(comparisons(section!).map((c) => c.method)).toEqual(['adkvc (float attention) at 2x']);
+  });
+
   test('told to end, it says so, and ends well', async () => {
     const child = spawn(
       process.execPath,
@@ -117,6 +144,7 @@ describe('the runner', () => {
     const job = (sample: number, ...policies: string[]): Job => ({
       ...{ task: 'pg19', length: 1, sample, seed: 0 },
       methods: policies.map(method),
+      reference: method('full'),
     });
     const worker = join(fixture.folder, 'dying.mjs');
     // Answers every method but `bad`, which takes the worker with it; `once` does so in its first life only.

@@ -43,6 +43,7 @@ afterAll(() => fixture.remove());
 
 const context = (own: Partial<SampleContext>): SampleContext => ({
   ...{ engine, data, length: 0, sample: 0, seed: 0, stopping: () => false, prefix: {} },
+  reference: { policy: 'full', config: { ...DEFAULT_CACHE, policy: 'full' } },
   aside: new Aside(join(fixture.folder, 'aside'), 'test'),
   ...own,
 });
@@ -264,7 +265,7 @@ describe('analyses', () => {
     expect(start).toBe(4);
     for (const heads of values)
       for (const head of heads) {
-        expect(head.length).toBe(512 - 64 - 4);
+        expect(head.length).toBe(512 - DEFAULT_CACHE.window - DEFAULT_CACHE.sinks);
         expect(head.reduce((a, b) => a + b, 0) / head.length).toBeCloseTo(1, 6);
       }
     cache.dispose();

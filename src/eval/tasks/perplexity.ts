@@ -78,7 +78,8 @@ export function perplexityTask(options: {
         return;
       }
       for (let open = [...methods]; open.length > 0; ) {
-        const full = fullMethod(methods);
+        // Its row may be finished: the reference is that very cache again.
+        const full = methods.find((m) => m.policy === 'full') ?? context.reference;
         let room = (engine.availableBytes - engine.worstCaseBytes(full.config, length)) * MEMORY_SHARE;
         const batch: Method[] = [];
         for (const method of open) {
@@ -92,15 +93,6 @@ export function perplexityTask(options: {
       }
     },
   };
-}
-
-function fullMethod(methods: readonly Method[]): Method {
-  const given = methods.find((m) => m.policy === 'full');
-  if (given) return given;
-  // Its row is finished: the reference must be that very cache again.
-  const { window, sinks, seed, arithmetic } = methods[0]!.config;
-  const exactBits = arithmetic === 'float' ? 32 : 16;
-  return { policy: 'full', config: { policy: 'full', window, sinks, seed, exactBits, arithmetic } };
 }
 
 /** A process that is killed loses at most so much of a sample. */
