@@ -7,6 +7,7 @@ import { byteBudget } from './byte-budget.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
 import { Gaps, withoutSegments } from './gaps.ts';
+import { MessageMap, type MessageMark } from './messages.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
@@ -34,6 +35,8 @@ export interface CacheContext {
   readonly tierScratch: Ptr;
   /** Of the model; undefined if it was never calibrated. */
   readonly profile?: HeadProfile | undefined;
+  /** What messages begin with under the model's chat template: asked for by caches with quotas. */
+  readonly marks?: () => readonly MessageMark[];
 }
 export const tierScratchBytes = (model: ModelConfig): number => align(model.kvHeads * SEGMENT_TOKENS);
 
@@ -55,6 +58,8 @@ export class KvCache {
   readonly blocks: SegmentBlock[][];
   readonly exact: ExactPart;
   readonly gaps: Gaps;
+  /** Where messages begin; only under quotas. */
+  readonly messages: MessageMap | undefined;
   /** Upper bound of the bytes held at any moment so far, a function of the position: see #endEpoch. */
   peakBytes = 0;
   recodes = 0;
@@ -70,6 +75,11 @@ export class KvCache {
     this.policy = createPolicy(config, context.model, context.profile);
     if (config.exactBits === 32 && config.policy !== 'full' && config.policy !== 'window')
       throw new InvalidInputError('a float32 exact part serves the policies full and window only', 'policy');
+    if (config.quotas !== undefined) {
+      const marks = context.marks?.() ?? [];
+      if (marks.length === 0) throw new InvalidInputError('quotas need a chat template', 'quotas');
+      this.messages = new MessageMap(marks);
+    }
     const { layers, kvHeads, headDim } = context.model;
     this.blocks = Array.from({ length: layers }, () => []);
     const shape = { kvHeads, headDim, bits: config.exactBits, mass: this.tracksMass };
@@ -120,6 +130,11 @@ export class KvCache {
     const { config, context } = this;
     const isFull = config.policy === 'full' && config.bytes === undefined;
     return isFull ? Number.POSITIVE_INFINITY : byteBudget(config, context.model, position);
+  }
+
+  /** The ids that are appended next: their chunk follows, or fails and is heard again. */
+  hear(ids: readonly number[]): void {
+    this.messages?.hear(this.position, ids);
   }
 
   /** Tokens that may be appended before the epoch must end. */
@@ -311,6 +326,7 @@ export class KvCache {
       position: this.position,
       segments: this.spans.length,
       ...(this.gaps.count === 0 ? {} : { closed: this.gaps.order }),
+      ...(this.messages ? { messages: this.messages.text } : {}),
       peakBytes: this.peakBytes,
       recodes: this.recodes,
     };

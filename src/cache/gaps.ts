@@ -1,6 +1,7 @@
 import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import { DROP } from '../kernels/layout.ts';
+import { quotedSpans } from './policies/quotas.ts';
 import type { CacheConfig, CacheView } from './policy.ts';
 import { epochOf, SETTLE_POSITIONS, spansAt } from './schedule.ts';
 import type { SegmentSpan } from './segments.ts';
@@ -39,12 +40,14 @@ export const openSegments = (model: Pick<ModelConfig, 'contextLength'>): number 
 export class Gaps {
   readonly #limit: number;
   readonly #newest: number;
+  readonly #quotas: string | undefined;
   readonly #epochs = new Map<number, number>();
   /** Of all closed segments. */
   tokens = 0;
 
   constructor(model: Pick<ModelConfig, 'contextLength'>, config: CacheConfig) {
     this.#newest = keptOpen(model, config);
+    this.#quotas = config.quotas;
     const isBounded = config.policy === 'full' || this.#newest === 0;
     this.#limit = isBounded ? Number.POSITIVE_INFINITY : model.contextLength;
   }
@@ -76,11 +79,17 @@ export class Gaps {
     if (!this.#isTooLong(view.position)) return [];
     const candidates = view.segments.slice(0, -this.#newest);
     const relevance = segmentRelevance(view);
+    const spans = this.#quotas === undefined ? [] : quotedSpans(view, this.#quotas);
+    const guarded = (index: number): boolean => {
+      const { start, tokens } = view.segments.find((s) => s.index === index)!;
+      return spans.some((span) => span.start < start + tokens && span.end > start);
+    };
     const closed: number[] = [];
     while (candidates.length > 0 && this.#isTooLong(view.position)) {
       const cost = candidates.map(({ index }) => {
         const beside = index === 0 || this.has(index - 1) || this.has(index + 1);
-        return relevance.get(index)! / (beside ? NEAR : 1);
+        // Messages that a quota speaks for go when nothing else is left.
+        return relevance.get(index)! / (beside ? NEAR : 1) + (guarded(index) ? 1e9 : 0);
       });
       const [next] = candidates.splice(cost.indexOf(Math.min(...cost)), 1);
       this.#add(next!.index, next!.tokens, view.position);

@@ -22,6 +22,8 @@ export interface CacheHeader {
   readonly segments: number;
   /** Segments that were closed since the conversation passed the trained length, in that order (gaps.ts); absent: none. */
   readonly closed?: readonly number[];
+  /** Where messages begin (MessageMap.text); only where the configuration names quotas. */
+  readonly messages?: string;
   readonly peakBytes: number;
   /** Tiers assigned after the first, summed over token-heads: for the report. */
   readonly recodes: number;

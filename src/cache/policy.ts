@@ -1,3 +1,5 @@
+import type { MessageSpan } from './messages.ts';
+
 /**
  * A policy decides, at each epoch, how precisely every compressed token is held. It is a pure function of a read-only view
  * and a byte budget: the same view and budget give the same plan. Only the cache applies plans.
@@ -11,6 +13,8 @@ export interface CacheView {
   /** Segments, the newest (just leaving the window) included; the same for every layer. */
   readonly segments: readonly SegmentView[];
   readonly seed: number;
+  /** The conversation's messages, in order; only where the configuration names quotas. */
+  readonly messages?: readonly MessageSpan[];
 }
 
 export interface SegmentView {
@@ -89,6 +93,12 @@ export interface CacheConfig {
    * is the full cache's. For evaluation: such a cache is not stored.
    */
   readonly oneShot?: number;
+
+  /**
+   * What messages of a class keep whatever the policy says, as in "system=4,4 documents=25%:2,1": a share of each message (all of it where none is named) that
+   * no head holds more coarsely than the tier. Classes: messages.ts.
+   */
+  readonly quotas?: string;
 
   // ---- the adkvc policies: what is left out is as policies/adkvc.ts says. Scalars alone: configurations are compared field by field. -----------
   /** How attention history becomes relevance: trackers/. */

@@ -8,6 +8,7 @@ import { full } from './policies/full.ts';
 import { h2o } from './policies/h2o.ts';
 import { oneShot } from './policies/one-shot.ts';
 import { pyramidkv } from './policies/pyramidkv.ts';
+import { withQuotas } from './policies/quotas.ts';
 import { random } from './policies/random.ts';
 import { snapkv } from './policies/snapkv.ts';
 import { tova } from './policies/tova.ts';
@@ -70,10 +71,13 @@ export function createPolicy(config: CacheConfig, model: ModelConfig, profile?: 
   }
   if (config.oneShot !== undefined && !(Number.isInteger(config.oneShot) && config.oneShot > 0))
     throw new InvalidInputError('oneShot must be the tokens of a prompt', 'oneShot');
+  if (config.quotas !== undefined && ONE_SHOT_ONLY.has(config.policy))
+    throw new InvalidInputError(`quotas are for conversations, policy ${config.policy} is not`, 'quotas');
   if (config.window + config.sinks < 1)
     throw new InvalidInputError('window and sinks cannot both be 0', 'window');
   if (!Number.isInteger(config.seed) || config.seed < 0 || config.seed > 0xffff_ffff)
     throw new InvalidInputError('seed must be an integer from 0 to 4294967295', 'seed');
-  const policy = factory(config, model, config.useProfile === false ? undefined : profile);
+  const own = factory(config, model, config.useProfile === false ? undefined : profile);
+  const policy = config.quotas === undefined ? own : withQuotas(own, config.quotas);
   return config.oneShot === undefined ? policy : oneShot(policy, config);
 }

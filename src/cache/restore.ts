@@ -140,6 +140,7 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       throw new CorruptDataError(
         `${header.segments} segments at position ${header.position}, expected ${cache.spans.length}`,
       );
+    cache.messages?.restore(header.messages ?? '', header.position);
     cache.gaps.restore(header.closed ?? [], header.position, header.config);
     for (let layer = 0; layer < model.layers; layer++) {
       const held = segmentsHeld(header.position, header.config, layer, model.layers);

@@ -1,6 +1,7 @@
 import type { ModelConfig } from '../core/config.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import type { ExactPart } from './exact-part.ts';
+import type { MessageSpan } from './messages.ts';
 import { type CacheConfig, type CacheView, FRESH } from './policy.ts';
 import { cellIndex, type SegmentBlock, type SegmentReader, type SegmentSpan } from './segments.ts';
 
@@ -15,6 +16,8 @@ export interface Snapped {
   readonly exact: ExactPart;
   /** Closed segments hold nothing: plans do not see them. */
   readonly gaps: { has(segment: number): boolean };
+  /** Where messages begin; undefined: no policy asks. */
+  readonly messages: { spans(end: number): readonly MessageSpan[] } | undefined;
   reader(block: SegmentBlock): SegmentReader;
 }
 
@@ -60,5 +63,9 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
           );
     segments.push({ index: held.length, ...fresh, tiers, mass });
   }
-  return { layers, kvHeads, headDim, position: cache.position, segments, seed: cache.config.seed };
+  const { position, messages } = cache;
+  return {
+    ...{ layers, kvHeads, headDim, position, segments, seed: cache.config.seed },
+    ...(messages ? { messages: messages.spans(position) } : {}),
+  };
 }

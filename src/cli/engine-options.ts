@@ -12,6 +12,7 @@ export interface EngineOptions {
   window: number;
   sinks: number;
   seed: number;
+  quotas?: string;
   exact?: boolean;
   arithmetic?: Arithmetic;
   /** false: --no-profile. */
@@ -57,6 +58,7 @@ export function addEngineOptions(command: Command, policy = DEFAULT_CACHE.policy
     .option('--bytes <n>', 'bytes the cache may hold (instead of --ratio)', count)
     .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
+    .option('--quotas <list>', 'what messages keep, as in "system=4,4 documents=25%:2,1 turns=2,1"')
     .option('--seed <n>', 'seed of every random choice', natural, 0)
     .option('--no-profile', "plan without the model's measured head profile")
     .option('--exact', 'weights as stored, float32 arithmetic; with --policy full a float32 cache')
@@ -70,6 +72,7 @@ export function cacheConfig(o: EngineOptions): CacheConfig {
     policy: o.policy,
     ...(o.ratio === undefined ? {} : { ratio: o.ratio }),
     ...(o.bytes === undefined ? {} : { bytes: o.bytes }),
+    ...(o.quotas === undefined ? {} : { quotas: o.quotas }),
     window: o.window,
     sinks: o.sinks,
     seed: o.seed,

@@ -10,6 +10,7 @@ import { AbortedError, ContextLengthError, InvalidInputError } from '../core/err
 import type { RecordKernels } from '../kernels/kernels.ts';
 import type { ForwardPass } from '../runtime/forward.ts';
 import type { LoadedModel } from '../runtime/model.ts';
+import { messageMarks } from './message-marks.ts';
 import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer } from './types.ts';
 
 export interface EngineParts {
@@ -31,6 +32,15 @@ export interface EngineParts {
 
 /** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
 export const SHARED_CHUNK = 32;
+
+/** Makes a value when it is first asked for. */
+function once<T>(make: () => T): () => T {
+  let made: { readonly value: T } | undefined;
+  return () => {
+    made ??= { value: make() };
+    return made.value;
+  };
+}
 
 /** Where the host injected no yield (a command of its own process). */
 const macrotask = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 0));
@@ -57,6 +67,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
     fingerprint: manifest.fingerprint,
     tierScratch: loaded.tierScratch,
     profile: parts.profile,
+    marks: once(() => messageMarks(template)),
   };
   const limitOf = (config: KvCache['config']): number =>
     parts.endsAtTrainedLength ? model.contextLength : positionLimit(model, config);
@@ -109,13 +120,11 @@ export function createEngine(parts: EngineParts): ModelEngine {
         const begin = at;
         const rowsWanted: number[] = [];
         for (let r = 0; r < rows; r++) if (wanted(begin + r)) rowsWanted.push(r);
-        await forward.run(
-          cache,
-          ids.slice(begin, begin + rows),
-          rowsWanted,
-          (row, logits) => sink(begin + row, logits),
-          { yield: options.yield },
-        );
+        const chunk = ids.slice(begin, begin + rows);
+        cache.hear(chunk);
+        await forward.run(cache, chunk, rowsWanted, (row, logits) => sink(begin + row, logits), {
+          yield: options.yield,
+        });
         at += rows;
       });
       await options.yield?.();

@@ -20,6 +20,7 @@ const configObject = (config: CacheConfig) => ({
   policy: config.policy,
   ratio: config.ratio ?? null,
   bytes: config.bytes ?? null,
+  quotas: config.quotas ?? null,
   window: config.window,
   sinks: config.sinks,
   seed: config.seed,

@@ -171,6 +171,7 @@ export const sessionSchema = v.looseObject({
     v.pipe(v.number('must be a number'), v.minValue(1, 'must be 1 or more'), v.finite('must be finite')),
   ),
   bytes: optional(integer(1, Number.MAX_SAFE_INTEGER)),
+  quotas: optional(v.pipe(text, v.maxLength(200, 'must be at most 200 characters'))),
   window: optional(integer(0, 64)),
   sinks: optional(integer(0, 64)),
   seed: optional(integer(0, 0xffff_ffff)),

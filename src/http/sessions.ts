@@ -23,8 +23,8 @@ const FILE_TYPE = 'application/octet-stream';
 export async function createSession(c: Context, owner: string, host: SessionHost): Promise<Response> {
   const request = parseSessionRequest(await readJson(c.req.raw));
   const id = request.id ?? newSessionId();
-  const { policy, ratio, bytes, window, sinks, seed } = request;
-  const given = Object.entries({ policy, ratio, bytes, window, sinks, seed }).filter(
+  const { policy, ratio, bytes, quotas, window, sinks, seed } = request;
+  const given = Object.entries({ policy, ratio, bytes, quotas, window, sinks, seed }).filter(
     ([, v]) => v !== undefined,
   );
   const info = await host.create(await sessionKey(owner, id), id, {

@@ -1,4 +1,5 @@
 import { KvCache } from '../../src/cache/cache.ts';
+import type { MessageMark } from '../../src/cache/messages.ts';
 import type { CacheStateReader } from '../../src/cache/persist.ts';
 import type { CacheConfig } from '../../src/cache/policy.ts';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
@@ -65,7 +66,15 @@ export function cacheDriver(
     reference = false,
     profile,
     model = SHAPE,
-  }: { reference?: boolean; profile?: HeadProfile; model?: ModelConfig } = {},
+    ids,
+    marks,
+  }: {
+    reference?: boolean;
+    profile?: HeadProfile;
+    model?: ModelConfig;
+    ids?: readonly number[];
+    marks?: readonly MessageMark[];
+  } = {},
 ) {
   const kernels: Kernels = reference ? referenceKernels(64e6) : wasmKernels('plain', 64e6);
   const { arena } = kernels;
@@ -76,12 +85,20 @@ export function cacheDriver(
   const table = arena.allocStatic(4 * 64);
   const workspaceBytes = 1_000_000;
   const workspace = arena.allocStatic(workspaceBytes);
-  const context = { kernels, model, fingerprint: 'f', tierScratch, profile };
+  const context = {
+    kernels,
+    model,
+    fingerprint: 'f',
+    tierScratch,
+    profile,
+    ...(marks ? { marks: () => marks } : {}),
+  };
   const config: CacheConfig = { ...DEFAULT_CACHE, ...overrides };
 
   /** Feeds `rows` positions; returns the attention outputs, row by row, layers side by side. */
   function feed(cache: KvCache, rows: number): number[][] {
     cache.reserve(rows);
+    if (ids) cache.hear(ids.slice(cache.position, cache.position + rows));
     const [k, v] = [scratch, scratch + 4 * 128 * width];
     const q = v + 4 * 128 * width;
     const out = q + 4 * 128 * ldQ;

@@ -51,6 +51,7 @@ test.each([
   [{ ttl_seconds: 1 }, 'ttl_seconds'],
   [{ id: '' }, 'id'],
   [{ policy: 5 }, 'policy'],
+  [{ quotas: 5 }, 'quotas'],
 ])('%o is refused by name', async (fields, param) => {
   const response = await fixture().call('/v1/sessions', fields);
   expect(response.status).toBe(400);
