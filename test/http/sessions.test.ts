@@ -13,7 +13,14 @@ test('a session is created, read, listed with its messages, and deleted', async 
     object: 'session',
     created_at: 1_700_000_000,
     expires_at: 1_700_003_600,
-    cache_config: { policy: 'uniform', ratio: 4, bytes: null, window: DEFAULT_CACHE.window, sinks: 4 },
+    cache_config: {
+      policy: 'uniform',
+      ratio: 4,
+      bytes: null,
+      quotas: null,
+      window: DEFAULT_CACHE.window,
+      sinks: 4,
+    },
   });
   await chat({ session_id: 's1' });
   expect(await body(await call('/v1/sessions/s1'))).toMatchObject({ id: 's1', turns: 1 });
