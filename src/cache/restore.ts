@@ -1,6 +1,7 @@
 import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import {
+  DROP,
   LAYOUT_VERSION,
   massBytes,
   RECORD_HEADER_BYTES,
@@ -15,7 +16,7 @@ import { type Change, isTier, parseEntry } from './journal.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheStateReader, PlanJournalEntry } from './persist.ts';
 import { epochOf, isWaiting, segmentsHeld, shownFrom, spansAt } from './schedule.ts';
-import { countTiers, layOut, SegmentReader } from './segments.ts';
+import { layOut, SegmentReader } from './segments.ts';
 
 /**
  * Checks that a stored block is what this model and span would have written: sizes, places, counts, tier maps. Kernels trust all of these, and
@@ -35,6 +36,8 @@ function checkBlock(
   if (reader.storedBytes !== bytes.length) bad(`says ${reader.storedBytes} bytes, has ${bytes.length}`);
   if (reader.tokens < 1 || reader.tokens > 128) bad(`says ${reader.tokens} tokens`);
   const counts: Uint8Array[] = [];
+  const tiers = new Uint8Array(reader.tokens);
+  const counted = new Uint8Array(256);
   for (let h = 0; h < kvHeads; h++) {
     const at = reader.recordAt(h);
     // Before the counts are read, and before what they place.
@@ -46,16 +49,22 @@ function checkBlock(
     for (const n of said) tokens += n;
     if (at !== 0 && tokens === 0) bad(`record ${h} is empty`);
     if (tokens > reader.tokens) bad(`record ${h} counts ${tokens} of ${reader.tokens} tokens`);
-    const tiers = new Uint8Array(reader.tokens);
     reader.tiers(h, tiers, 0);
-    if (!tiers.every(isTier)) bad(`record ${h} has a tier that does not exist`);
-    const counted = countTiers(tiers, 0, reader.tokens);
-    if (said.some((n, id) => n !== counted[id])) bad(`record ${h} counts other tiers than its map`);
+    counted.fill(0);
+    for (let i = 0; i < tiers.length; i++) counted[tiers[i]!]!++;
+    let named = 0;
+    for (let id = 0; id < counted.length; id++) {
+      if (counted[id] === 0 || id === DROP) continue;
+      if (!isTier(id)) bad(`record ${h} has a tier that does not exist`);
+      named |= 1 << id;
+    }
+    for (let id = 0; id < TIER_IDS; id++)
+      if (said[id] !== (id < TIERS.length ? counted[id] : 0))
+        bad(`record ${h} counts other tiers than its map`);
     // Kernels place everything by the tiers that are named: one without tokens would move the rest.
-    if (reader.present(h) !== counted.reduce((mask, n, id) => (n > 0 ? mask | (1 << id) : mask), 0))
-      bad(`record ${h} names other tiers than it holds`);
-    if (mixesPlain(counted)) bad(`record ${h} holds plain tiers beside others`);
-    counts.push(counted);
+    if (reader.present(h) !== named) bad(`record ${h} names other tiers than it holds`);
+    if (mixesPlain(said)) bad(`record ${h} holds plain tiers beside others`);
+    counts.push(said);
   }
   const place = layOut({ start: reader.start, tokens: reader.tokens }, counts, headDim, false);
   if (place.storedBytes !== bytes.length || place.recordAt.some((at, h) => at !== reader.recordAt(h)))
@@ -70,8 +79,10 @@ function checkNeverFiner(cache: KvCache, layer: number, change: Change): void {
   const held = new Uint8Array(reader.tokens);
   for (let h = 0; h < reader.kvHeads; h++) {
     reader.tiers(h, held, 0);
-    if (held.some((tier, i) => change.tiers[change.from + h * reader.tokens + i]! < tier))
-      throw new CorruptDataError(`the plan of position ${change.position} promotes a token`);
+    const from = change.from + h * reader.tokens;
+    for (let i = 0; i < held.length; i++)
+      if (change.tiers[from + i]! < held[i]!)
+        throw new CorruptDataError(`the plan of position ${change.position} promotes a token`);
   }
 }
 

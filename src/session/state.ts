@@ -100,10 +100,10 @@ export class ExtentReader {
     return this.#bytes.byteLength;
   }
 
-  /** A copy. @throws CorruptDataError when the extent does not hold the block */
+  /** A view, for whoever copies it at once. @throws CorruptDataError when the extent does not hold the block */
   block(layer: number, segment: number): { version: number; bytes: Uint8Array } {
     const entry = this.#at.get(`${layer},${segment}`);
     if (!entry) throw new CorruptDataError(`no stored block of layer ${layer}, segment ${segment}`);
-    return { version: entry.version, bytes: this.#bytes.slice(entry.offset, entry.offset + entry.bytes) };
+    return { version: entry.version, bytes: this.#bytes.subarray(entry.offset, entry.offset + entry.bytes) };
   }
 }
