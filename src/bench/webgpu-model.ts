@@ -1,9 +1,7 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import { hash32 } from '../core/random.ts';
 import type { WebGpuEngine } from '../engine/load-webgpu.ts';
-
-const WINDOW_TOKENS = 32;
-const WINDOWS = 3;
+import { WINDOW_TOKENS, WINDOWS } from './speed.ts';
 
 export interface WebGpuResult {
   readonly device: string;

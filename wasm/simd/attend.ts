@@ -486,7 +486,25 @@ function floatWeights(cell: i32, n: i32, mass: bool): void {
   }
 }
 
-/** Weights times value scales as 15-bit integers of the group's largest, [block][4 queries][0, 2, 1, 3]; params: [2] their step. */
+/** The largest weight times value scale of a query; its weights count as mass on the way. */
+// @ts-ignore: decorator
+@inline
+function largestWeight(from: usize, bytes: usize, mass: bool, toMass: v128, dither: v128, magic: v128): f32 {
+  let top = f32x4.splat(0);
+  if (mass) {
+    for (let c: usize = 0; c < bytes; c += 16) {
+      const w = v128.load(from + c);
+      top = f32x4.pmax(top, f32x4.mul(w, v128.load(scales + c)));
+      countMass(MASS + c, w, toMass, dither, magic);
+    }
+  } else {
+    for (let c: usize = 0; c < bytes; c += 16)
+      top = f32x4.pmax(top, f32x4.mul(v128.load(from + c), v128.load(scales + c)));
+  }
+  return largestLane(top);
+}
+
+/** Weights times value scales as 15-bit integers of the group's largest, [block][4 queries][0, 2, 1, 3]; params: [8] their step. */
 function integerWeights(cell: i32, blocks: i32, mass: bool): void {
   const magic = v128.load(MAGIC);
   const bytes = <usize>blocks << 4;
@@ -496,18 +514,7 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
     let to = weights + <usize>(i >> 2) * (PIECE * 8) + (<usize>(i & 3) << 3);
     const toMass = v128.load32_splat(params + (<usize>i << 5), 4);
     const dither = v128.load32_splat(params + (<usize>i << 5), 12);
-    let top = f32x4.splat(0);
-    if (mass) {
-      for (let c: usize = 0; c < bytes; c += 16) {
-        const w = v128.load(from + c);
-        top = f32x4.pmax(top, f32x4.mul(w, v128.load(scales + c)));
-        countMass(MASS + c, w, toMass, dither, magic);
-      }
-    } else {
-      for (let c: usize = 0; c < bytes; c += 16)
-        top = f32x4.pmax(top, f32x4.mul(v128.load(from + c), v128.load(scales + c)));
-    }
-    const largest = largestLane(top);
+    const largest = largestWeight(from, bytes, mass, toMass, dither, magic);
     const fine = largest >= TINY;
     const inverse = f32x4.splat(fine ? FINE / largest : 0);
     store<f32>(params + (<usize>i << 5), fine ? largest / FINE : 0, 8);
@@ -534,18 +541,7 @@ function byteWeights(cell: i32, blocks: i32, mass: bool): void {
     let to = weights + <usize>(i >> 2) * (PIECE * 4) + (<usize>(i & 3) << 2);
     const toMass = v128.load32_splat(at, 4);
     const massDither = v128.load32_splat(at, 12);
-    let top = f32x4.splat(0);
-    if (mass) {
-      for (let c: usize = 0; c < bytes; c += 16) {
-        const w = v128.load(from + c);
-        top = f32x4.pmax(top, f32x4.mul(w, v128.load(scales + c)));
-        countMass(MASS + c, w, toMass, massDither, magic);
-      }
-    } else {
-      for (let c: usize = 0; c < bytes; c += 16)
-        top = f32x4.pmax(top, f32x4.mul(v128.load(from + c), v128.load(scales + c)));
-    }
-    const largest = largestLane(top);
+    const largest = largestWeight(from, bytes, mass, toMass, massDither, magic);
     const some = largest >= TINY;
     const inverse = f32x4.splat(some ? COARSE / largest : 0);
     store<f32>(at, some ? largest / COARSE : 0, 8);

@@ -1,6 +1,6 @@
 import { InvalidInputError } from '../../core/errors.ts';
 import { DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
-import { planBytes } from '../allocate.ts';
+import { lastOf, planBytes } from '../allocate.ts';
 import { type MessageSpan, SPAN_CLASSES, type SpanClass } from '../messages.ts';
 import {
   type ByteBudget,
@@ -117,13 +117,7 @@ export function withQuotas(policy: Policy, text: string): Policy {
   return {
     ...policy,
     planSteps,
-    plan(view, budget) {
-      const steps = planSteps(view, budget);
-      for (;;) {
-        const step = steps.next();
-        if (step.done) return step.value;
-      }
-    },
+    plan: (view, budget) => lastOf(planSteps(view, budget)),
   };
 }
 
