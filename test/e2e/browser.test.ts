@@ -29,7 +29,7 @@ let server: NodeServer;
 let open: ChatPage[] = [];
 
 beforeAll(async () => {
-  tiny = await tinyServed({ untied: true, context: 1_024 });
+  tiny = await tinyServed({ endless: true, context: 1_024 });
   server = await startNodeServer({
     host,
     auth: { anonymous: true },

@@ -12,7 +12,7 @@ let model: string;
 
 beforeAll(async () => {
   // With a tied embedding, random weights repeat their last token for ever.
-  tiny = await tinyServed({ untied: true });
+  tiny = await tinyServed({ endless: true });
   model = tiny.modelId;
   server = await startServer(tiny);
   client = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: 'unused', maxRetries: 0 });

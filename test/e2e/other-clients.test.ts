@@ -16,7 +16,7 @@ let server: TestServer;
 let baseURL: string;
 
 beforeAll(async () => {
-  tiny = await tinyServed({ untied: true });
+  tiny = await tinyServed({ endless: true });
   server = await startServer(tiny);
   baseURL = `${server.url}/v1`;
 });

@@ -29,7 +29,7 @@ let page: Page;
 
 beforeAll(async () => {
   browser = await launchChromium();
-  tiny = await tinyServed({ untied: true, context: 1024 });
+  tiny = await tinyServed({ endless: true, context: 1024 });
   server = await startServer(tiny);
 });
 afterAll(async () => {

@@ -18,6 +18,8 @@ export interface TinyOptions {
   embedding?: SourceType;
   /** An output matrix of its own instead of the tied embedding. */
   untied?: boolean;
+  /** No answer ends by itself, whatever is drawn: only its limit or a stop string ends it. Takes an output matrix of its own. */
+  endless?: boolean;
   /** Metadata to add, replace or (undefined) leave out. */
   metadata?: Record<string, MetadataValue | undefined>;
   /** Last changes before the file is written: for files that must be refused. */
@@ -68,29 +70,50 @@ export function tinyGguf(options: TinyOptions = {}): Uint8Array {
   const vocab = tokens.length;
   const random = gaussian(seed);
   const tensors: TinyTensor[] = [];
-  const add = (name: string, type: SourceType, shape: number[], deviation: number, mean = 0): void => {
+  type Edit = (values: Float32Array) => void;
+  const add = (
+    name: string,
+    type: SourceType,
+    shape: number[],
+    deviation: number,
+    mean = 0,
+    edit?: Edit,
+  ): void => {
     const values = Float32Array.from(
       { length: shape.reduce((a, b) => a * b, 1) },
       () => mean + deviation * random(),
     );
+    edit?.(values);
     tensors.push({ name, type: GGML_TYPES[type], shape, data: encodeValues(type, values) });
   };
-  add('token_embd.weight', embedding, [vocab, hidden], 1);
+  // An endless model's first channel is the same for each token and position, and speaks against the end alone.
+  const { endless = false, untied = endless } = options;
+  const embed: Edit = (values) => {
+    for (let token = 0; token < vocab; token++) values[token * hidden] = 4;
+  };
+  const output: Edit = (values) => {
+    for (let token = 0; token < vocab; token++) values[token * hidden] = token === TINY_EOS ? -64 : 0;
+  };
+  const hold: Edit = (values) => {
+    values.fill(0, 0, values.length / hidden);
+  };
+  add('token_embd.weight', embedding, [vocab, hidden], 1, 0, endless ? embed : undefined);
   for (let i = 0; i < layers; i++) {
-    const weight = (name: string, n: number, k: number) =>
-      add(`blk.${i}.${name}.weight`, matrix, [n, k], 1 / Math.sqrt(k));
+    const weight = (name: string, n: number, k: number, edit?: Edit) =>
+      add(`blk.${i}.${name}.weight`, matrix, [n, k], 1 / Math.sqrt(k), 0, edit);
     add(`blk.${i}.attn_norm.weight`, 'F32', [hidden], 0.1, 1);
     weight('attn_q', heads * headDim, hidden);
     weight('attn_k', kvHeads * headDim, hidden);
     weight('attn_v', kvHeads * headDim, hidden);
-    weight('attn_output', hidden, heads * headDim);
+    weight('attn_output', hidden, heads * headDim, endless ? hold : undefined);
     add(`blk.${i}.ffn_norm.weight`, 'F32', [hidden], 0.1, 1);
     weight('ffn_gate', ffn, hidden);
     weight('ffn_up', ffn, hidden);
-    weight('ffn_down', hidden, ffn);
+    weight('ffn_down', hidden, ffn, endless ? hold : undefined);
   }
   add('output_norm.weight', 'F32', [hidden], 0.1, 1);
-  if (options.untied) add('output.weight', embedding, [vocab, hidden], 1 / Math.sqrt(hidden));
+  if (untied)
+    add('output.weight', embedding, [vocab, hidden], 1 / Math.sqrt(hidden), 0, endless ? output : undefined);
 
   const metadata: Record<string, MetadataValue | undefined> = {
     'general.architecture': 'llama',
