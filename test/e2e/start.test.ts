@@ -39,7 +39,7 @@ test('npm start says where page, API and data are, its curl answers, and Ctrl-C 
 
   const curl = output()
     .match(/curl -N [\s\S]*?'\n/)![0]
-    .replace('"stream":true', '"stream":true,"max_tokens":8');
+    .replace('"stream":true', '"stream":true,"max_tokens":8,"temperature":0');
   const answer = await new Promise<string>((resolve) => {
     let text = '';
     const shell = spawn('bash', ['-c', curl]);
