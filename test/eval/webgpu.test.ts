@@ -12,10 +12,11 @@ beforeAll(async () => {
 });
 afterAll(() => fixture.remove());
 
-async function evaluated(backend: string, workers: number): Promise<Row[]> {
-  const out = join(fixture.folder, `${backend}-${workers}.jsonl`);
+async function evaluated(backend: string, workers: number, exact = false): Promise<Row[]> {
+  const out = join(fixture.folder, `${backend}-${workers}-${exact}.jsonl`);
   const { lines } = await runCli([
-    ...['evaluate', '--bundle', fixture.bundle, '--data', fixture.data, '--tasks', 'pg19'],
+    ...['evaluate', '--bundle', exact ? fixture.exactBundle : fixture.bundle, ...(exact ? ['--exact'] : [])],
+    ...['--data', fixture.data, '--tasks', 'pg19'],
     ...['--lengths', '140', '--samples', '1', '--policies', 'adkvc@3', '--backend', backend],
     ...['--out', out, '--workers', String(workers)],
   ]);
@@ -38,5 +39,14 @@ test('an evaluation on a GPU, in a process of its own: caches as large as on Web
     const apart = Math.abs(row.scores!.loss! / wasm[i]!.scores!.loss! - 1);
     expect(apart).toBeGreaterThan(0);
     expect(apart).toBeLessThan(0.01);
+  }
+});
+
+test('with weights as stored and float arithmetic both say the same: tables of one may stand beside the other’s', async () => {
+  const [gpu, wasm] = [await evaluated('webgpu', 1, true), await evaluated('wasm', 0, true)];
+  for (const [i, row] of gpu.entries()) {
+    expect(row.cache!.averageBytes).toBe(wasm[i]!.cache!.averageBytes);
+    expect(Math.abs(row.scores!.loss! / wasm[i]!.scores!.loss! - 1)).toBeLessThan(1e-5);
+    expect(Math.abs(row.scores!.kl! - wasm[i]!.scores!.kl!)).toBeLessThan(1e-5);
   }
 });

@@ -31,7 +31,9 @@ export async function evalFixture(options: TinyOptions = {}) {
   const bundle = join(folder, 'bundle');
   const data = join(folder, 'data');
   const source = await openModel(writeTinyGguf(join(folder, 'tiny.gguf'), options));
+  const exactBundle = join(folder, 'bundle-exact');
   await writeBundle(source, bundle, { form: 'compact' });
+  await writeBundle(source, exactBundle, { form: 'exact' });
   await source.close();
   const file = (name: string, text: string): void => {
     const path = join(data, name);
@@ -86,5 +88,5 @@ export async function evalFixture(options: TinyOptions = {}) {
       ],
     },
   ]);
-  return { folder, bundle, data, remove: () => rm(folder, { recursive: true, force: true }) };
+  return { folder, bundle, exactBundle, data, remove: () => rm(folder, { recursive: true, force: true }) };
 }
