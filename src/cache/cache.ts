@@ -8,6 +8,7 @@ import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
 import { Gaps, withoutSegments } from './gaps.ts';
 import { MessageMap, type MessageMark } from './messages.ts';
+import { PackedPart } from './packed-part.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheHeader, PlanJournalEntry } from './persist.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
@@ -15,14 +16,7 @@ import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
 import { cacheReport } from './report.ts';
 import { dueAfter, PLAN_POSITIONS, shownFrom } from './schedule.ts';
-import {
-  countTiers,
-  layOut,
-  type SegmentBlock,
-  SegmentReader,
-  type SegmentSpan,
-  writeHeader,
-} from './segments.ts';
+import type { SegmentBlock, SegmentReader, SegmentSpan } from './segments.ts';
 import { snapshot } from './snapshot.ts';
 
 /** What all caches of an isolate share: kernels, the model's shape and a little fixed scratch memory. */
@@ -54,8 +48,7 @@ export class KvCache {
   position = 0;
   /** The epochs' segments; the newest may not have reached every layer yet. */
   readonly spans: SegmentSpan[] = [];
-  /** [layer][segment] */
-  readonly blocks: SegmentBlock[][];
+  readonly packed: PackedPart;
   readonly exact: ExactPart;
   readonly gaps: Gaps;
   /** Where messages begin; only under quotas. */
@@ -64,7 +57,6 @@ export class KvCache {
   peakBytes = 0;
   recodes = 0;
   journal: PlanJournalEntry[] = [];
-  #recordBytes = 0;
   #pending: PendingPlan | undefined;
   #disposed = false;
   readonly #fetched = new Set<BlockId>();
@@ -81,10 +73,10 @@ export class KvCache {
       this.messages = new MessageMap(marks);
     }
     const { layers, kvHeads, headDim } = context.model;
-    this.blocks = Array.from({ length: layers }, () => []);
-    const shape = { kvHeads, headDim, bits: config.exactBits, mass: this.tracksMass };
+    const shape = { kvHeads, headDim, mass: this.tracksMass };
     this.gaps = new Gaps(context.model, config);
-    this.exact = new ExactPart(context.kernels, layers, shape);
+    this.exact = new ExactPart(context.kernels, layers, { ...shape, bits: config.exactBits });
+    this.packed = new PackedPart(context.kernels, { ...shape, layers }, context.tierScratch);
   }
 
   get layers(): number {
@@ -108,7 +100,11 @@ export class KvCache {
   }
   /** Bytes of kernel memory held now: every block with its padding. */
   get bytes(): number {
-    return this.#recordBytes + this.exact.bytes;
+    return this.packed.bytes + this.exact.bytes;
+  }
+  /** [layer][segment] */
+  get blocks(): readonly (readonly SegmentBlock[])[] {
+    return this.packed.blocks;
   }
   /** Positions [sinks, compressedEnd) lie in the layer's segments. */
   compressedEnd(layer: number): number {
@@ -177,12 +173,11 @@ export class KvCache {
         continue;
       }
       grow(at);
-      const blocks = this.blocks[layer]!;
-      for (const { segment, tiers, from } of this.#pending!.changesOf(layer)) {
-        const block = blocks[segment];
-        const span = this.spans[segment]!;
-        replace(block ? this.#arena.size(block.id) : 0, align(this.#place(span, tiers, from).totalBytes));
-        if (block) continue;
+      for (const change of this.#pending!.changesOf(layer)) {
+        const span = this.spans[change.segment]!;
+        const before = this.packed.bytesOf(layer, change.segment);
+        replace(before, this.packed.bytesFor(span, change));
+        if (before > 0) continue;
         slots -= span.tokens;
         held = replace(held, this.exact.bytesFor(stepped(slots)));
       }
@@ -196,15 +191,6 @@ export class KvCache {
     return this.#pending?.isWaiting(layer)
       ? this.#pending.epoch + dueAfter(layer, this.layers) - this.position
       : -1;
-  }
-
-  /** How a segment lies in memory under these tiers. */
-  #place(span: SegmentSpan, tiers: Uint8Array, from: number): ReturnType<typeof layOut> {
-    const { kvHeads, headDim } = this.context.model;
-    const counts = Array.from({ length: kvHeads }, (_, h) =>
-      countTiers(tiers, from + h * span.tokens, span.tokens),
-    );
-    return layOut(span, counts, headDim, this.tracksMass);
   }
 
   /**
@@ -254,8 +240,7 @@ export class KvCache {
 
   /** All layers hold `rows` more tokens. Ends the epoch when it is full; else a part of the pending plan is made. */
   advance(rows: number): void {
-    if (rows > EPOCH - (this.position % EPOCH))
-      throw new Error(`a chunk of ${rows} tokens crosses an epoch at ${this.position}`);
+    if (rows > this.room) throw new Error(`a chunk of ${rows} tokens crosses an epoch at ${this.position}`);
     this.position += rows;
     if (this.#pending) {
       const since = this.position - this.#pending.epoch;
@@ -291,19 +276,14 @@ export class KvCache {
   }
 
   reader(block: SegmentBlock): SegmentReader {
-    return new SegmentReader(
-      this.#arena.bytes(block.id),
-      this.context.model.kvHeads,
-      this.context.model.headDim,
-    );
+    return this.packed.reader(block);
   }
 
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
     this.exact.dispose();
-    for (const blocks of this.blocks) for (const b of blocks) this.#arena.free(b.id);
-    this.#recordBytes = 0;
+    this.packed.dispose();
     this.#pending = undefined;
   }
 
@@ -349,11 +329,7 @@ export class KvCache {
   /** Views of the memory that `hot` copies, in its order. */
   hotParts(layer: number): Uint8Array[] {
     const parts = this.exact.parts(layer, this.exactCount(layer));
-    if (this.tracksMass)
-      for (const block of this.blocks[layer]!) {
-        const bytes = this.#arena.bytes(block.id);
-        parts.push(bytes.subarray(this.reader(block).storedBytes));
-      }
+    if (this.tracksMass) for (const block of this.blocks[layer]!) parts.push(this.packed.masses(block));
     return parts;
   }
   segmentsOf(layer: number): number {
@@ -381,42 +357,15 @@ export class KvCache {
   }
   /** Adopts a block that restore made. */
   adopt(layer: number, id: BlockId, version: number): void {
-    this.blocks[layer]!.push({ id, version });
-    this.#recordBytes += this.#arena.size(id);
+    this.packed.adopt(layer, id, version);
   }
   adoptPlan(plan: PendingPlan): void {
     this.#pending = plan;
   }
 
-  /** Rewrites one segment of one layer under new tiers ([kvHeads][tokens], at `from`). Mass moves along if it is tracked. */
+  /** Rewrites one segment of one layer under new tiers ([kvHeads][tokens], at `from`). */
   recode(layer: number, segment: number, tiers: Uint8Array, from: number, version: number): void {
-    const { kernels, model } = this.context;
-    const { kvHeads, headDim } = model;
-    const span = this.spans[segment]!;
-    const old = this.blocks[layer]![segment]!;
-    const place = this.#place(span, tiers, from);
-    const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
-    this.#recordBytes += this.#arena.size(id) - this.#arena.size(old.id);
-    this.#writeHeader(id, span, place);
-    const scratch = this.#setTiers(tiers, from, kvHeads * span.tokens);
-    const reader = this.reader(old);
-    for (let h = 0; h < kvHeads; h++) {
-      const source = this.#arena.ptr(old.id);
-      const target = this.#arena.ptr(id);
-      // Both are empty then: nothing dropped comes back.
-      if (reader.recordAt(h) === 0 || place.recordAt[h] === 0) continue;
-      kernels.recodeRecord(
-        source + reader.recordAt(h),
-        span.tokens,
-        headDim,
-        scratch + h * span.tokens,
-        target + place.recordAt[h]!,
-        this.tracksMass ? source + reader.massAt(h) : 0,
-        this.tracksMass ? target + place.massAt[h]! : 0,
-      );
-    }
-    this.#arena.free(old.id);
-    this.blocks[layer]![segment] = { id, version };
+    this.packed.recode(layer, segment, this.spans[segment]!, { tiers, from }, version);
   }
 
   // ---- private ------------------------------------------------------------------------------------------------
@@ -487,47 +436,12 @@ export class KvCache {
         continue;
       }
       const used = this.exactCount(layer) + appended;
-      this.#encode(layer, span, tiers, from, version);
       const { sinks } = this.config;
+      this.packed.encode(layer, span, { tiers, from }, version, () => this.exactRef(layer), sinks);
       const left = sinks + span.tokens;
       if (used > left) kernels.moveExact(this.exactRef(layer), left, sinks, used - left);
       this.exact.resize(layer, used - span.tokens, stepped(used - span.tokens), true);
     }
-  }
-
-  #encode(layer: number, span: SegmentSpan, tiers: Uint8Array, from: number, version: number): void {
-    const { kernels, model } = this.context;
-    const place = this.#place(span, tiers, from);
-    const id = this.#arena.alloc(place.totalBytes, 'a cache segment');
-    this.#recordBytes += this.#arena.size(id);
-    this.#writeHeader(id, span, place);
-    const scratch = this.#setTiers(tiers, from, model.kvHeads * span.tokens);
-    const target = this.#arena.ptr(id);
-    const exact = this.exactRef(layer);
-    for (let h = 0; h < model.kvHeads; h++) {
-      if (place.recordAt[h] === 0) continue;
-      kernels.encodeRecord(
-        exact,
-        h,
-        this.config.sinks,
-        span.tokens,
-        scratch + h * span.tokens,
-        target + place.recordAt[h]!,
-        this.tracksMass ? target + place.massAt[h]! : 0,
-      );
-    }
-    this.blocks[layer]!.push({ id, version });
-  }
-
-  #writeHeader(id: BlockId, span: SegmentSpan, place: ReturnType<typeof layOut>): void {
-    writeHeader(this.#arena.bytes(id), span, place);
-    this.context.kernels.hostWrote(this.#arena.ptr(id), segmentHeaderBytes(this.context.model.kvHeads));
-  }
-
-  #setTiers(tiers: Uint8Array, from: number, count: number): Ptr {
-    const ptr = this.context.tierScratch;
-    new Uint8Array(this.#arena.memory.buffer, ptr, count).set(tiers.subarray(from, from + count));
-    return ptr;
   }
 
   #decay(): void {
@@ -540,11 +454,7 @@ export class KvCache {
         const { ptr, count } = this.exact.masses(layer);
         kernels.decayMass(ptr, count, numerator);
       }
-      for (const block of this.blocks[layer]!) {
-        const stored = this.reader(block).storedBytes;
-        const bytes = this.#arena.size(block.id) - stored;
-        kernels.decayMass(this.#arena.ptr(block.id) + stored, bytes / 2, numerator);
-      }
+      this.packed.decay(layer, numerator);
     }
   }
 }
