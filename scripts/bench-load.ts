@@ -3,12 +3,14 @@ import { parseArgs } from 'node:util';
 import { ask, post, prose, Refused, type Served, servedModel, type Timed, workerdUse } from './served.ts';
 
 /**
- * `npm run bench:load [-- --part load,fairness,fork,cost]`: the embedded model in one workerd on loopback, under a bounded number of clients
+ * `npm run bench:load [-- --part load,fairness,fork,alternate,cost]`: the embedded model in one workerd on loopback, under a bounded number of clients
  * that each wait for their answer before they send the next message. Prints JSON, a part after the other:
  * - load: `--load 1x1,4x4,8x8,16x4,32x32`, clients x conversations; clients of one conversation queue for it. A refused client waits as long as
  *   Retry-After says and sends the message again.
  * - fairness: a short turn (`--short` tokens) alone, and beside a prefill of `--prefill` tokens in another conversation, whose cache may take `--bytes`.
  * - fork: the time to the first token of a conversation over a shared document of `--document` tokens: read anew, and forked from a stored prefix.
+ * - alternate: two conversations of `--prefill` tokens each, whose caches of the default size cannot be in memory at once, asked at once, three turns each;
+ *   and the same two one after the other, whose answers must be the same.
  * - cost: what a turn of a growing conversation takes in processor time, rows and bytes.
  */
 const { values } = parseArgs({
@@ -180,6 +182,46 @@ async function fork(server: Served) {
   };
 }
 
+async function alternate(server: Served) {
+  const talk = async (seed: number, atOnce: boolean) => {
+    const id = await newSession(server);
+    const turns: (Timed & { withWaitMs: number; refused: number })[] = [];
+    for (const content of [prose(Number(values.prefill), seed), 'Where does it go?', 'And why?']) {
+      const refusals: string[] = [];
+      turns.push({ ...(await insist(server, id, content, refusals)), refused: refusals.length });
+    }
+    await remove(server, id);
+    return {
+      atOnce,
+      texts: turns.map(({ text }) => text),
+      turns: turns.map((turn, i) => ({
+        promptTokens: turn.promptTokens,
+        cachedTokens: turn.cachedTokens,
+        // All that was said before but the last token, which nobody has fed yet.
+        reuseIsExact:
+          turn.cachedTokens ===
+          (i === 0 ? 0 : turns[i - 1]!.promptTokens + turns[i - 1]!.completionTokens - 1),
+        seconds: round(turn.withWaitMs / 100) / 10,
+        waitedSeconds: round(turn.timing.wait_ms! / 100) / 10,
+        restoredMs: round(turn.timing.restore_ms!),
+        refused: turn.refused,
+      })),
+    };
+  };
+  const start = performance.now();
+  const seeds = [11, 12];
+  const together = await Promise.all(seeds.map((seed) => talk(seed, true)));
+  const seconds = round((performance.now() - start) / 1000);
+  const apart: Awaited<ReturnType<typeof talk>>[] = [];
+  for (const seed of seeds) apart.push(await talk(seed, false));
+  return {
+    seconds,
+    peakMB: mb(workerdUse(server)?.peakBytes),
+    sameAnswers: together.map(({ texts }, i) => JSON.stringify(texts) === JSON.stringify(apart[i]!.texts)),
+    conversations: [...together, ...apart].map(({ atOnce, turns }) => ({ atOnce, turns })),
+  };
+}
+
 async function cost(server: Served) {
   const id = await newSession(server);
   const turns = [];
@@ -223,6 +265,7 @@ try {
     }
   if (parts.includes('fairness')) print('fairness', await fairness(server));
   if (parts.includes('fork')) print('fork', await fork(server));
+  if (parts.includes('alternate')) print('alternate', await alternate(server));
   if (parts.includes('cost')) print('cost', await cost(server));
 } finally {
   server.kill();

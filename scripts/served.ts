@@ -34,6 +34,7 @@ export interface Own {
 }
 
 export interface Timed {
+  text: string;
   promptTokens: number;
   cachedTokens: number;
   completionTokens: number;
@@ -82,16 +83,20 @@ export async function ask(url: string, body: object, signal?: AbortSignal): Prom
     throw new Refused(response.status, error.code, wait === null ? undefined : Number(wait));
   }
   const at: number[] = [];
+  let text = '';
   let usage: Usage | undefined;
   let own: Own | undefined;
   for await (const chunk of eventsOf(response)) {
     if (chunk.error) throw new Refused(200, chunk.error.code, chunk.error.data?.retryAfter);
-    if (chunk.choices[0]?.delta.content) at.push(performance.now());
+    const piece = chunk.choices[0]?.delta.content;
+    if (piece) at.push(performance.now());
+    text += piece ?? '';
     usage = chunk.usage ?? usage;
     own = chunk.adkvc ?? own;
   }
   if (!usage || !own || at.length < 1) throw new Error('the answer was cut short');
   return {
+    text,
     promptTokens: usage.prompt_tokens,
     cachedTokens: usage.prompt_tokens_details.cached_tokens,
     completionTokens: usage.completion_tokens,

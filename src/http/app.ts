@@ -6,6 +6,7 @@ import { ANONYMOUS_OWNER, type AuthConfig, authenticate } from './auth.ts';
 import { chatCompletions } from './chat-completions.ts';
 import { getDocs } from './docs.ts';
 import { errorReply, HttpError, isInternal, wireError } from './error-response.ts';
+import { getInputItems } from './input-items.ts';
 import { meteredHost } from './metrics/metered-host.ts';
 import { getMetrics, MemoryMetrics, type Metrics } from './metrics/metrics.ts';
 import { getModel, listModels, type ServedModel } from './models.ts';
@@ -99,6 +100,9 @@ export function createApp(options: AppOptions): App {
   app.post('/v1/responses', async (c) => createResponse(c, c.var.owner, hostOf(c), await model()));
   app.get('/v1/responses/:id', (c) => getResponse(c, c.var.owner, hostOf(c), c.req.param('id')));
   app.delete('/v1/responses/:id', (c) => deleteResponse(c, c.var.owner, hostOf(c), c.req.param('id')));
+  app.get('/v1/responses/:id/input_items', (c) =>
+    getInputItems(c, c.var.owner, hostOf(c), c.req.param('id')),
+  );
   app.get('/v1/models', async (c) => listModels(c, await model()));
   app.get('/v1/models/:id{.+}', async (c) => getModel(c, await model(), c.req.param('id')));
   app.post('/v1/sessions', (c) => createSession(c, c.var.owner, hostOf(c)));

@@ -41,9 +41,11 @@ ${operations}
 
 function section(method: string, path: string, operation: Operation) {
   const [type, body] = Object.entries(operation.requestBody?.content ?? {})[0] ?? [];
+  const query = (operation.parameters ?? []).filter((parameter) => parameter.in === 'query');
   return html`<details>
 <summary><code>${method.toUpperCase()} ${path}</code> ${operation.summary}${operation.security?.length === 0 ? ' (public)' : ''}</summary>
 ${operation.description ? html`<p>${operation.description}</p>` : ''}
+${query.length > 0 ? html`<p>Query:</p><pre>${JSON.stringify(Object.fromEntries(query.map(({ name, schema }) => [name, schema])), null, 2)}</pre>` : ''}
 ${body ? html`<p>Body: <code>${type}</code></p><pre>${JSON.stringify(body.schema, null, 2)}</pre>` : ''}
 <p>Answers: <code>${Object.keys(operation.responses).join(', ')}</code></p>
 </details>

@@ -9,6 +9,8 @@ export const MAX_STOP_LENGTH = 256;
 export const MAX_TOP_LOGPROBS = 20;
 /** Sessions of one list; each is asked how it is. */
 export const MAX_PAGE = 40;
+/** OpenAI's own limit of a list of items. https://platform.openai.com/docs/api-reference/responses/input-items */
+export const MAX_ITEMS_PAGE = 100;
 /** Seconds a session may live unused. */
 export const MAX_TTL_SECONDS = 30 * 24 * 3600;
 export const MIN_TTL_SECONDS = 60;

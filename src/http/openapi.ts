@@ -1,7 +1,8 @@
 import { toJsonSchema } from '@valibot/to-json-schema';
 import type { GenericSchema } from 'valibot';
+import { cacheQuery, importQuery, itemsQuery, listQuery } from './query-schema.ts';
 import { responsesSchema } from './responses-schema.ts';
-import { chatSchema, sessionSchema } from './schema.ts';
+import { chatSchema, forkSchema, sessionSchema } from './schema.ts';
 
 /** What a route takes and gives. Bodies are the schemas that validate. */
 interface RouteDoc {
@@ -9,6 +10,9 @@ interface RouteDoc {
   /** What the summary would leave out that a caller must know. */
   readonly description?: string;
   readonly body?: GenericSchema;
+  /** Whether the body may be left out. */
+  readonly bodyOptional?: true;
+  readonly query?: GenericSchema;
   /** Of a body that is no JSON. */
   readonly bodyType?: string;
   /** 'stream': JSON, or server-sent events when `stream` is set. */
@@ -23,9 +27,20 @@ const RESTORABLE =
 
 /** `METHOD path`, as the application spells it. Those that the application lacks are left out of the document. */
 export const ROUTES: Readonly<Record<string, RouteDoc>> = {
-  'POST /v1/chat/completions': { summary: 'Answer a conversation', body: chatSchema, answer: 'stream' },
+  'POST /v1/chat/completions': {
+    summary: 'Answer a conversation',
+    description:
+      "Log-probabilities are those of the model's own distribution over all its tokens, before temperature, penalties and cuts. The header Idempotency-Key names a message that is sent with session_append: sent again under it, it is answered again and not said twice. prompt_cache_key and the header X-Session-Affinity part conversations that begin alike.",
+    body: chatSchema,
+    answer: 'stream',
+  },
   'POST /v1/responses': { summary: 'Create a response', body: responsesSchema, answer: 'stream' },
   'GET /v1/responses/:id': { summary: 'Read a stored response', answer: 'json' },
+  'GET /v1/responses/:id/input_items': {
+    summary: 'List what a response answered, without its instructions',
+    query: itemsQuery,
+    answer: 'json',
+  },
   'DELETE /v1/responses/:id': {
     summary: 'Delete a response',
     description: `Where others went on from it, its text stays as a part of theirs. ${RESTORABLE}`,
@@ -37,7 +52,7 @@ export const ROUTES: Readonly<Record<string, RouteDoc>> = {
     answer: 'json',
   },
   'POST /v1/sessions': { summary: 'Create a session', body: sessionSchema, answer: 'json', status: 201 },
-  'GET /v1/sessions': { summary: "List the key's own sessions", answer: 'json' },
+  'GET /v1/sessions': { summary: "List the key's own sessions", query: listQuery, answer: 'json' },
   'GET /v1/sessions/:id': { summary: 'Read a session: tokens, bytes, ratio, last use', answer: 'json' },
   'DELETE /v1/sessions/:id': {
     summary: 'Delete a session and every byte of it',
@@ -45,9 +60,15 @@ export const ROUTES: Readonly<Record<string, RouteDoc>> = {
     answer: 'json',
   },
   'GET /v1/sessions/:id/messages': { summary: 'Read the conversation', answer: 'json' },
-  'GET /v1/sessions/:id/cache': { summary: 'Read tiers and relevance, layer by layer', answer: 'json' },
+  'GET /v1/sessions/:id/cache': {
+    summary: 'Read tiers and relevance, layer by layer',
+    query: cacheQuery,
+    answer: 'json',
+  },
   'POST /v1/sessions/:id/fork': {
     summary: 'Copy a session; the copy goes on apart',
+    body: forkSchema,
+    bodyOptional: true,
     answer: 'json',
     status: 201,
   },
@@ -61,6 +82,7 @@ export const ROUTES: Readonly<Record<string, RouteDoc>> = {
     summary: 'Bring a session in that was exported',
     description:
       'A cache that another backend computed (WebAssembly, a GPU) is made again from the conversation at the next turn; with numerics=foreign it is gone on from as it lies. The session then says foreign_prefix: those tokens cannot be made again here with the same bits.',
+    query: importQuery,
     bodyType: 'application/octet-stream',
     answer: 'json',
     status: 201,
@@ -85,13 +107,20 @@ export interface OpenApiDocument {
 export interface Operation {
   readonly summary: string;
   readonly description?: string;
-  readonly parameters?: readonly { readonly name: string; readonly in: 'path' }[];
+  readonly parameters?: readonly Parameter[];
   readonly requestBody?: {
-    readonly required: true;
+    readonly required: boolean;
     readonly content: Readonly<Record<string, { schema: Json }>>;
   };
   readonly responses: Json;
   readonly security?: readonly Json[];
+}
+
+interface Parameter {
+  readonly name: string;
+  readonly in: 'path' | 'query';
+  readonly required: boolean;
+  readonly schema: Json;
 }
 
 /** @param routes the application's own, so that the document tells what is there */
@@ -141,13 +170,12 @@ export function openApiDocument(
   };
 }
 
-function operation(doc: RouteDoc, path: string): Operation {
-  const parameters = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => ({
-    name: name!,
-    in: 'path' as const,
-    required: true,
-    schema: { type: 'string' },
-  }));
+function operation(doc: RouteDoc, route: string): Operation {
+  const path = [...route.matchAll(/\{(\w+)\}/g)].map(([, name]) => name!);
+  const parameters: Parameter[] = [
+    ...path.map((name) => ({ name, in: 'path' as const, required: true, schema: { type: 'string' } })),
+    ...(doc.query ? queryParameters(doc.query) : []),
+  ];
   const type = { binary: 'application/octet-stream', text: 'text/plain', html: 'text/html' } as const;
   const content: Json =
     doc.answer === 'json' || doc.answer === 'stream'
@@ -163,7 +191,7 @@ function operation(doc: RouteDoc, path: string): Operation {
     summary: doc.summary,
     ...(doc.description !== undefined && { description: doc.description }),
     ...(parameters.length > 0 && { parameters }),
-    ...(requestBody && { requestBody: { required: true, content: requestBody } }),
+    ...(requestBody && { requestBody: { required: !doc.bodyOptional, content: requestBody } }),
     responses: {
       [doc.status ?? 200]: { description: 'Done', content },
       default: {
@@ -173,6 +201,18 @@ function operation(doc: RouteDoc, path: string): Operation {
     },
     ...(doc.public && { security: [] }),
   };
+}
+
+/** None is required, and what they are read as is their schema: a number is one. */
+function queryParameters(schema: GenericSchema): Parameter[] {
+  const { properties } = toJsonSchema(schema, { typeMode: 'output', errorMode: 'ignore' });
+  return Object.entries(properties as Record<string, { anyOf: [Json, Json] }>).map(([name, { anyOf }]) => ({
+    name,
+    in: 'query',
+    required: false,
+    // The other one is null, which only a body can hold.
+    schema: anyOf[0],
+  }));
 }
 
 /** What a client sends: the schema before its transformations. Checks that JSON Schema cannot express are left to the messages of errors. */

@@ -49,12 +49,7 @@ export const responsesSchema = v.looseObject({
   stream: optional(flag),
   max_output_tokens: optional(integer(1, 1_000_000)),
   temperature: optional(between(0, 2)),
-  top_p: optional(
-    v.pipe(
-      between(0, 1),
-      v.check((p) => p > 0, 'must be above 0'),
-    ),
-  ),
+  top_p: optional(v.pipe(between(0, 1), v.gtValue(0, 'must be above 0'))),
   top_logprobs: optional(integer(0, MAX_TOP_LOGPROBS)),
   include: optional(v.array(v.literal('message.output_text.logprobs', 'is not supported'))),
   text: optional(

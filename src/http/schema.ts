@@ -6,7 +6,6 @@ import { HttpError } from './error-response.ts';
 import {
   MAX_BODY_BYTES,
   MAX_MESSAGES,
-  MAX_PAGE,
   MAX_STOP_LENGTH,
   MAX_STOP_STRINGS,
   MAX_TOP_LOGPROBS,
@@ -122,22 +121,12 @@ export const chatSchema = v.looseObject({
   max_tokens: optional(integer(1, 1_000_000)),
   max_completion_tokens: optional(integer(1, 1_000_000)),
   temperature: optional(between(0, 2)),
-  top_p: optional(
-    v.pipe(
-      between(0, 1),
-      v.check((p) => p > 0, 'must be above 0'),
-    ),
-  ),
+  top_p: optional(v.pipe(between(0, 1), v.gtValue(0, 'must be above 0'))),
   top_k: optional(integer(0, 1_000_000)),
   min_p: optional(between(0, 1)),
   frequency_penalty: optional(between(-2, 2)),
   presence_penalty: optional(between(-2, 2)),
-  repetition_penalty: optional(
-    v.pipe(
-      between(0, 10),
-      v.check((p) => p > 0, 'must be above 0'),
-    ),
-  ),
+  repetition_penalty: optional(v.pipe(between(0, 10), v.gtValue(0, 'must be above 0'))),
   stop: optional(stop),
   seed: optional(integer(Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)),
   logprobs: optional(flag),
@@ -158,6 +147,7 @@ export const chatSchema = v.looseObject({
     ),
   ),
   store: optional(flag),
+  user: optional(text),
   prompt_cache_key: optional(v.pipe(text, v.maxLength(1024, 'must be at most 1024 characters'))),
   session_id: optional(sessionId),
   session_append: optional(flag),
@@ -179,31 +169,13 @@ export const sessionSchema = v.looseObject({
 });
 export type SessionRequest = v.InferOutput<typeof sessionSchema>;
 
-const forkSchema = v.looseObject({
+export const forkSchema = v.looseObject({
   id: optional(sessionId),
   /** How many of the conversation's messages the fork keeps. */
   messages: optional(integer(1, MAX_MESSAGES)),
   ttl_seconds: optional(integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS)),
 });
 export type ForkRequest = v.InferOutput<typeof forkSchema>;
-
-const importSchema = v.looseObject({
-  id: optional(sessionId),
-  ttl_seconds: optional(v.pipe(v.string(), v.transform(Number), integer(MIN_TTL_SECONDS, MAX_TTL_SECONDS))),
-  /** foreign: go on from a cache that another backend computed, as it lies. */
-  numerics: optional(v.picklist(['foreign'], 'must be foreign, or left out')),
-});
-const listSchema = v.looseObject({
-  limit: optional(v.pipe(v.string(), v.transform(Number), integer(1, MAX_PAGE))),
-  after: optional(sessionId),
-});
-export type ListQuery = v.InferOutput<typeof listSchema>;
-
-const cacheSchema = v.looseObject({
-  layer: optional(v.pipe(v.string(), v.transform(Number), integer(0, 10_000))),
-});
-export type CacheQuery = v.InferOutput<typeof cacheSchema>;
-export type ImportQuery = v.InferOutput<typeof importSchema>;
 
 /** A checked request; what is undefined takes the model's defaults. */
 export interface ChatRequest {
@@ -308,10 +280,7 @@ function refuseUnsupported(body: unknown): void {
     refuse('modalities', 'only ["text"] is');
 }
 
-export const parseListQuery = (query: unknown): ListQuery => check(listSchema, query);
-export const parseCacheQuery = (query: unknown): CacheQuery => check(cacheSchema, query);
 export const parseForkRequest = (body: unknown): ForkRequest => check(forkSchema, body);
-export const parseImportQuery = (query: unknown): ImportQuery => check(importSchema, query);
 
 export function check<T extends v.GenericSchema>(schema: T, body: unknown): v.InferOutput<T> {
   if (typeof body !== 'object' || body === null || Array.isArray(body))

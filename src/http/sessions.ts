@@ -5,16 +5,9 @@ import { MAX_EXPORT_BYTES, MAX_SESSIONS_PER_KEY } from '../session/limits.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
 import { directoryOf } from './owned-host.ts';
+import { parseCacheQuery, parseImportQuery, parseListQuery } from './query-schema.ts';
 import { cacheMapObject, sessionObject } from './report.ts';
-import {
-  parseCacheQuery,
-  parseForkRequest,
-  parseImportQuery,
-  parseListQuery,
-  parseSessionRequest,
-  readJson,
-  SESSION_ID,
-} from './schema.ts';
+import { parseForkRequest, parseSessionRequest, readJson, SESSION_ID } from './schema.ts';
 
 const DEFAULT_PAGE = 20;
 const FILE_TYPE = 'application/octet-stream';

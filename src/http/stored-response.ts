@@ -91,7 +91,7 @@ export async function deleteResponse(
 }
 
 /** Undefined for a note that is none: one that came with an imported session may be anything. */
-function parseNote(text: string | undefined): ResponseNote | undefined {
+export function parseNote(text: string | undefined): ResponseNote | undefined {
   try {
     const note: unknown = JSON.parse(text ?? 'null');
     const isNote = typeof note === 'object' && note !== null && (note as ResponseNote).object === 'response';

@@ -48,6 +48,11 @@ const PART_BYTES = MAX_PAYLOAD_BYTES - PART_HEADER;
 export const expiresAt = (head: Head): number | null =>
   head.ttlSeconds === null ? null : head.lastUsedAt + head.ttlSeconds * 1000;
 
+export function isExpired(head: Head, now: number): boolean {
+  const at = expiresAt(head);
+  return at !== null && now >= at;
+}
+
 /** Within a transaction. */
 export function writeHead(store: SessionStore, head: Head): void {
   const bytes = new TextEncoder().encode(JSON.stringify(head));

@@ -1,13 +1,8 @@
-import { type CacheConfig, completeConfig } from '../cache/policy.ts';
-import {
-  AbortedError,
-  AdkvcError,
-  ContextLengthError,
-  CorruptDataError,
-  InvalidInputError,
-} from '../core/errors.ts';
+import type { CacheConfig } from '../cache/policy.ts';
+import { AbortedError, AdkvcError, CorruptDataError, InvalidInputError } from '../core/errors.ts';
 import type { Engine } from '../engine/types.ts';
-import { LAYOUT_VERSION } from '../kernels/layout.ts';
+import { bytesToAdmit } from './admission.ts';
+import { adopt } from './adopt.ts';
 import type {
   ImportOptions,
   SaidMessage,
@@ -20,22 +15,19 @@ import type {
 import { ByteReader } from './byte-reader.ts';
 import { cacheMap } from './cache-map.ts';
 import type { Listing } from './directory.ts';
+import { exists, notFound } from './errors.ts';
 import { type Alarm, armExpiry, onAlarm } from './expiry.ts';
-import { type EngineIdentity, expiresAt, FIRST_FREE_ROW, type Head, readHead, writeHead } from './head.ts';
-import {
-  IMPLICIT_TTL_SECONDS,
-  IMPORT_TIMEOUT_MS,
-  MAX_EXPORTS_PER_SESSION,
-  RETRY_AFTER_SECONDS,
-} from './limits.ts';
-import { EMPTY_LOG, joinPrompt, titleOf } from './log.ts';
+import { Exports } from './exports.ts';
+import { type Head, isExpired, writeHead } from './head.ts';
+import { saidMessages, sessionInfo } from './info.ts';
+import { KeptHead } from './kept-head.ts';
+import { IMPLICIT_TTL_SECONDS, IMPORT_TIMEOUT_MS } from './limits.ts';
+import { joinPrompt } from './log.ts';
+import { identityOf, newHead } from './new-head.ts';
 import type { Residence } from './recover.ts';
-import { RowAllocator, RowKind, RowStream } from './row.ts';
 import type { Tenant } from './scheduler.ts';
 import type { SessionServices } from './services.ts';
-import { encodeState } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
-import { exportChunks, type Imported, readExport, type Snapshot, snapshot } from './transfer.ts';
 import { Turn } from './turn.ts';
 import { TurnLock } from './turn-lock.ts';
 import { unsay } from './unsay.ts';
@@ -54,14 +46,13 @@ export class Session implements Tenant {
   readonly #alarm: Alarm;
   readonly #now: () => number;
   readonly #lock = new TurnLock();
-  #head: Head | undefined;
-  #damage: string | undefined;
+  readonly #head: KeptHead;
   #residence: Residence | undefined;
   #running: AbortController | undefined;
   /** The turn that runs; it holds the residence meanwhile. */
   #turn: Turn | undefined;
   /** Commits that are being exported: their rows stay as they are. */
-  #exports = new Set<Snapshot>();
+  readonly #exports: Exports;
 
   /** @param key names the conversation within the isolate */
   constructor(key: string, services: SessionServices, store: SessionStore, alarm: Alarm) {
@@ -70,16 +61,18 @@ export class Session implements Tenant {
     this.#store = store;
     this.#alarm = alarm;
     this.#now = services.now ?? Date.now;
+    this.#head = new KeptHead(store);
+    this.#exports = new Exports(store);
   }
 
   get residentBytes(): number {
     return (this.#turn?.residence ?? this.#residence)?.cache.bytes ?? 0;
   }
   get implicit(): boolean {
-    return this.#head?.implicit ?? false;
+    return this.#head.known?.implicit ?? false;
   }
   get lastUsedAt(): number {
-    return this.#head?.lastUsedAt ?? 0;
+    return this.#head.known?.lastUsedAt ?? 0;
   }
   /** A turn runs or waits. */
   get busy(): boolean {
@@ -88,7 +81,7 @@ export class Session implements Tenant {
 
   /** Something reads or writes it. */
   get used(): boolean {
-    return this.busy || this.#exports.size > 0;
+    return this.busy || this.#exports.running > 0;
   }
 
   forget(): void {
@@ -116,7 +109,7 @@ export class Session implements Tenant {
     const engine = await this.#services.loadEngine();
     const release = await this.#lock.acquire();
     try {
-      if (this.#readHead()) throw exists(id);
+      if (this.#head.read()) throw exists(id);
       await this.#clearUnfinished();
       const head = newHead(id, this.#now(), {
         ...options,
@@ -129,7 +122,7 @@ export class Session implements Tenant {
       this.#store.transaction(() => writeHead(this.#store, head));
       await this.#store.sync();
       await armExpiry(this.#alarm, head);
-      this.#head = head;
+      this.#head.keep(head);
       return this.info();
     } finally {
       release();
@@ -138,31 +131,12 @@ export class Session implements Tenant {
 
   /** @throws AdkvcError session_not_found */
   info(): SessionInfo {
-    const head = this.#existing();
-    return {
-      id: head.id,
-      title: titleOf(head.log),
-      model: head.engine?.model ?? '',
-      createdAt: head.createdAt,
-      lastUsedAt: head.lastUsedAt,
-      expiresAt: expiresAt(head),
-      turns: head.log.messages.filter(({ role }) => role === 'assistant').length,
-      tokens: head.log.ids.length,
-      cacheConfig: head.cacheConfig,
-      cache: head.report,
-      storedBytes: this.#store.size().bytes,
-      ...(head.foreign && { foreign: head.foreign }),
-    };
+    return sessionInfo(this.#existing(), this.#store.size().bytes);
   }
 
   /** @throws AdkvcError session_not_found */
   messages(): SaidMessage[] {
-    return this.#existing().log.messages.map(({ role, content, made, withdrawn }) => ({
-      role,
-      content,
-      ...(made && { made }),
-      ...(withdrawn && { withdrawn }),
-    }));
+    return saidMessages(this.#existing());
   }
 
   /** @throws AdkvcError session_not_found, session_busy; InvalidInputError message */
@@ -171,10 +145,10 @@ export class Session implements Tenant {
     try {
       const head = this.#existing();
       // An export pins rows that are to go.
-      if (this.#exports.size > 0) throw exporting(this.#exports.size, 1);
+      this.#exports.refuse(1);
       this.forget();
-      this.#head = undefined;
-      this.#head = unsay(this.#store, head, count);
+      this.#head.forget();
+      this.#head.keep(unsay(this.#store, head, count));
       await this.#store.sync();
     } finally {
       release();
@@ -197,34 +171,7 @@ export class Session implements Tenant {
    * @throws AdkvcError session_not_found, session_busy; InvalidInputError messages
    */
   export(messages?: number): SessionExport {
-    const head = this.#existing();
-    if (this.#exports.size >= MAX_EXPORTS_PER_SESSION)
-      throw exporting(this.#exports.size, MAX_EXPORTS_PER_SESSION);
-    const shot = snapshot(this.#store, head, messages);
-    this.#exports.add(shot);
-    const end = () => this.#exports.delete(shot);
-    const chunks = exportChunks(this.#store, shot);
-    // Pulled by the reader: a row is read when it can be sent.
-    const stream = new ReadableStream<Uint8Array>(
-      {
-        pull(controller) {
-          try {
-            const { done, value } = chunks.next();
-            if (!done) return controller.enqueue(value);
-            end();
-            controller.close();
-          } catch (error) {
-            end();
-            controller.error(error);
-          }
-        },
-        cancel() {
-          end();
-        },
-      },
-      { highWaterMark: 0 },
-    );
-    return { bytes: shot.bytes, stream };
+    return this.#exports.open(this.#existing(), messages);
   }
 
   /**
@@ -242,11 +189,16 @@ export class Session implements Tenant {
       const engine = await this.#services.loadEngine();
       const release = await this.#lock.acquire();
       try {
-        if (this.#readHead()) throw exists(id);
+        if (this.#head.read()) throw exists(id);
         await this.#clearUnfinished();
         await this.#alarm.set(this.#now() + IMPORT_TIMEOUT_MS);
         try {
-          await this.#take(id, options, engine, file);
+          const head = await adopt(this.#store, engine, file, { ...options, id, now: this.#now() });
+          await this.#list(head);
+          await this.#store.sync();
+          this.#head.keep(head);
+          await this.#alarm.clear();
+          await armExpiry(this.#alarm, head);
         } catch (error) {
           await this.#destroy();
           throw error;
@@ -258,23 +210,6 @@ export class Session implements Tenant {
     } finally {
       await file.cancel();
     }
-  }
-
-  async #take(id: string, options: ImportOptions, engine: Engine, file: ByteReader): Promise<void> {
-    const store = this.#store;
-    const putRow = (row: number, bytes: Uint8Array): void => store.transaction(() => store.put(row, bytes));
-    const imported = await readExport(file, engine, putRow, options.foreignNumerics);
-    engine.worstCaseBytes(imported.cacheConfig, 1); // refuses a configuration that no cache could have
-    const head = store.transaction(() => {
-      const made = adopted(id, this.#now(), options, imported, store);
-      writeHead(store, made);
-      return made;
-    });
-    await this.#list(head);
-    await store.sync();
-    this.#head = head;
-    await this.#alarm.clear();
-    await armExpiry(this.#alarm, head);
   }
 
   /** Ends the running turn, then deletes every byte. @throws AdkvcError session_not_found */
@@ -293,7 +228,7 @@ export class Session implements Tenant {
 
   /** Called by the host when the alarm fires. */
   async expire(): Promise<void> {
-    const step = onAlarm(this.#peekHead(), this.busy, this.#now());
+    const step = onAlarm(this.#head.peek(), this.busy, this.#now());
     if (typeof step === 'number') await this.#alarm.set(step);
     if (step !== 'delete') return;
     const release = await this.#lock.acquire();
@@ -349,12 +284,13 @@ export class Session implements Tenant {
     const engine = await this.#services.loadEngine();
     const loadMs = this.#now() - begin;
     const { head, damage } = await this.#headForTurn(id, request, engine);
-    const isNew = this.#head === undefined;
+    const isNew = this.#head.known === undefined;
     const identity = identityOf(engine);
     const sameModel = head.engine?.fingerprint === identity.fingerprint;
     const prompt = joinPrompt(engine, head.log, request, sameModel);
     const tokens = Math.min(prompt.ids.length + request.maxTokens, engine.positionLimit(head.cacheConfig));
-    const bytes = this.#checkFits(engine, head.cacheConfig, prompt.ids.length, tokens);
+    const capacity = scheduler.capacity(engine);
+    const bytes = bytesToAdmit(capacity, engine, head.cacheConfig, prompt.ids.length, tokens);
     if (signal.aborted) throw new AbortedError();
 
     if (isNew) await this.#list(head);
@@ -374,11 +310,10 @@ export class Session implements Tenant {
       residence: this.#residence,
       request: { ...request, maxTokens: tokens - prompt.ids.length },
       signal,
-      pinned: () => [...this.#exports].flatMap(({ stored }) => stored),
+      pinned: () => this.#exports.pinned(),
       deleted: () => signal.reason === DELETED,
       committed: async (next) => {
-        this.#head = next;
-        this.#damage = undefined;
+        this.#head.keep(next);
         await armExpiry(this.#alarm, next);
       },
       emit,
@@ -393,7 +328,7 @@ export class Session implements Tenant {
       else {
         // Memory may differ from the store now; the store is right, and is read again.
         turn.residence?.cache.dispose();
-        this.#head = undefined;
+        this.#head.forget();
         scheduler.leave(this);
       }
       lease.release();
@@ -416,41 +351,18 @@ export class Session implements Tenant {
         engine,
       });
     try {
-      const head = this.#readHead();
+      const head = this.#head.read();
       if (head && isExpired(head, this.#now())) {
         await this.#destroy();
         return { head: fresh(), damage: undefined };
       }
       if (!head) await this.#clearUnfinished();
-      return { head: head ?? fresh(), damage: this.#damage };
+      return { head: head ?? fresh(), damage: this.#head.damage };
     } catch (error) {
       // Nothing tells what was said before, unless the request does.
       if (!(error instanceof CorruptDataError) || request.mode === 'append') throw error;
       return { head: fresh(), damage: error.message };
     }
-  }
-
-  /** The bytes to be admitted by. @throws ContextLengthError naming the tokens that would fit */
-  #checkFits(engine: Engine, config: CacheConfig, promptTokens: number, tokens: number): number {
-    const limit = engine.positionLimit(config);
-    if (promptTokens >= limit)
-      throw new ContextLengthError(
-        `messages take ${promptTokens} tokens, ${limit - 1} fit before an answer: shorten them or start a new session`,
-        { tokens: promptTokens, limit: limit - 1 },
-      );
-    const bytes = engine.worstCaseBytes(config, tokens);
-    const capacity = this.#services.scheduler.capacity(engine);
-    if (bytes <= capacity) return bytes;
-    let low = 0;
-    for (let high = tokens; low < high; ) {
-      const middle = Math.ceil((low + high) / 2);
-      if (engine.worstCaseBytes(config, middle) <= capacity) low = middle;
-      else high = middle - 1;
-    }
-    throw new ContextLengthError(
-      `${tokens} tokens (messages and max_tokens) need ${bytes} bytes under policy ${config.policy}, ${capacity} are there: at most ${low} tokens fit`,
-      { tokens, limit: low },
-    );
   }
 
   /** Before the session is there: an entry without a session does no harm. @throws AdkvcError session_quota_exceeded */
@@ -465,17 +377,9 @@ export class Session implements Tenant {
   }
 
   #existing(): Head {
-    const head = this.#readHead();
+    const head = this.#head.read();
     if (!head || (isExpired(head, this.#now()) && !this.busy)) throw notFound();
     return head;
-  }
-
-  #readHead(): Head | undefined {
-    if (this.#head) return this.#head;
-    const reading = readHead(this.#store);
-    this.#head = reading?.head;
-    this.#damage = reading?.damage;
-    return this.#head;
   }
 
   /** Rows without a head are of an import that was cut off. */
@@ -483,110 +387,14 @@ export class Session implements Tenant {
     if (this.#store.ids().length > 0) await this.#destroy();
   }
 
-  /** 'damaged': there are rows, and nothing can be told about them. */
-  #peekHead(): Head | 'damaged' | undefined {
-    try {
-      return this.#readHead() ?? (this.#store.ids().length > 0 ? 'damaged' : undefined);
-    } catch (error) {
-      if (error instanceof CorruptDataError) return 'damaged';
-      throw error;
-    }
-  }
-
-  #peekListing(): Listing | undefined {
-    const head = this.#peekHead();
-    return head === 'damaged' ? undefined : head?.listing;
-  }
-
   async #destroy(): Promise<void> {
     this.forget();
     this.#services.scheduler.leave(this);
-    const listing = this.#peekListing();
-    this.#head = undefined;
-    this.#damage = undefined;
+    const head = this.#head.peek();
+    this.#head.forget();
     await this.#alarm.clear();
     await this.#store.destroy();
+    const listing = head === 'damaged' ? undefined : head?.listing;
     if (listing) await this.#services.directories?.remove(listing.directory, listing.key);
   }
-}
-
-const notFound = (message = 'no such session') =>
-  new AdkvcError('session_not_found', message, { param: 'session_id' });
-
-const exporting = (running: number, limit: number) =>
-  new AdkvcError(
-    'session_busy',
-    `${running} exports of this session run already (MAX_EXPORTS_PER_SESSION); try again in ${RETRY_AFTER_SECONDS} s`,
-    { data: { retryAfter: RETRY_AFTER_SECONDS, limit } },
-  );
-
-const exists = (id: string) =>
-  new AdkvcError('session_exists', `session ${id} exists already`, { param: 'id' });
-
-const isExpired = (head: Head, now: number): boolean => {
-  const at = expiresAt(head);
-  return at !== null && now >= at;
-};
-
-const identityOf = (engine: Engine): EngineIdentity => ({
-  model: engine.model.name,
-  fingerprint: engine.fingerprint,
-  numerics: engine.numerics,
-  layoutVersion: LAYOUT_VERSION,
-});
-
-function newHead(
-  id: string,
-  now: number,
-  options: {
-    cache?: Partial<CacheConfig>;
-    cacheBytes?: number;
-    ttlSeconds?: number;
-    implicit: boolean;
-    engine: Engine;
-    listing?: Listing;
-  },
-): Head {
-  return {
-    id,
-    createdAt: now,
-    lastUsedAt: now,
-    ttlSeconds: options.ttlSeconds ?? null,
-    implicit: options.implicit,
-    ...(options.listing && { listing: options.listing }),
-    cacheConfig: completeConfig(options.cache, options.cacheBytes),
-    report: null,
-    engine: identityOf(options.engine),
-    log: EMPTY_LOG,
-    states: [],
-  };
-}
-
-/** Within the transaction that writes the head: the state record gets its rows beside those that it names. */
-function adopted(
-  id: string,
-  now: number,
-  options: ImportOptions,
-  imported: Imported,
-  store: SessionStore,
-): Head {
-  const { state, ttlSeconds, ...rest } = imported;
-  const base = {
-    ...rest,
-    id,
-    createdAt: now,
-    lastUsedAt: now,
-    ttlSeconds: options.ttlSeconds ?? ttlSeconds,
-    implicit: false,
-    ...(options.listing && { listing: options.listing }),
-  };
-  if (!state) return { ...base, states: [] };
-  const existing = store.ids();
-  const rows = new RowStream(
-    store,
-    new RowAllocator(existing, new Set(existing), FIRST_FREE_ROW),
-    RowKind.state,
-  );
-  rows.push(encodeState(state));
-  return { ...base, states: [{ refs: rows.end(), position: state.header.position }] };
 }

@@ -1,4 +1,4 @@
-/** Where a value breaks a schema: an independent reading of the keywords that the constraint holds, on parsed values. */
+/** Where a value breaks a schema: an independent reading of the keywords that the constraint holds and that the API's document uses, on parsed values. */
 export function violations(schema: any, value: any, path = '$'): string[] {
   const found: string[] = [];
   const fail = (why: string) => found.push(`${path} ${why}`);
@@ -14,7 +14,15 @@ export function violations(schema: any, value: any, path = '$'): string[] {
     fail('is not in the enumeration');
   if (schema.anyOf && !schema.anyOf.some((one: any) => violations(one, value).length === 0))
     fail('is none of the union');
+  if (schema.oneOf && schema.oneOf.filter((one: any) => violations(one, value).length === 0).length !== 1)
+    fail('is not one of the alternatives');
   if (kind === 'number' && !Number.isFinite(value)) fail('is not finite');
+  if (kind === 'number' && value < (schema.minimum ?? Number.NEGATIVE_INFINITY)) fail('is too small');
+  if (kind === 'number' && value <= (schema.exclusiveMinimum ?? Number.NEGATIVE_INFINITY))
+    fail('is too small');
+  if (kind === 'number' && value > (schema.maximum ?? Number.POSITIVE_INFINITY)) fail('is too large');
+  if (kind === 'string' && schema.pattern && !new RegExp(schema.pattern, 'u').test(value))
+    fail('does not match');
   if (kind === 'string') {
     const length = [...value].length;
     if (length < (schema.minLength ?? 0) || length > (schema.maxLength ?? Number.POSITIVE_INFINITY))
@@ -32,6 +40,8 @@ export function violations(schema: any, value: any, path = '$'): string[] {
       if (schema.properties?.[name])
         found.push(...violations(schema.properties[name], item, `${path}.${name}`));
       else if (schema.additionalProperties === false) fail(`has ${name}`);
+      else if (typeof schema.additionalProperties === 'object')
+        found.push(...violations(schema.additionalProperties, item, `${path}.${name}`));
     }
   }
   return found;

@@ -272,6 +272,14 @@ test('the responses of one key are not there for another', async () => {
     );
   const { id } = (await (await as('a', {})).json()) as { id: string };
   expect((await as('b', { previous_response_id: id })).status).toBe(404);
+  for (const path of [`/v1/responses/${id}`, `/v1/responses/${id}/input_items`])
+    for (const [key, status] of [
+      ['b', 404],
+      ['a', 200],
+    ] as const)
+      expect((await call(path, undefined, { headers: { authorization: `Bearer ${key}` } })).status).toBe(
+        status,
+      );
   expect((await as('a', { previous_response_id: id })).status).toBe(200);
 });
 
@@ -316,6 +324,60 @@ test('a stored response is read as it was handed out, by its own key alone', asy
   await expect(client.responses.retrieve((await ask({ store: false })).id)).rejects.toMatchObject({
     status: 404,
   });
+});
+
+test('input items: what a response answered, page by page, without its instructions', async () => {
+  const { client, ask } = setup();
+  const first = await ask({
+    instructions: 'Be brief.',
+    input: [
+      { role: 'developer', content: 'Dev' },
+      { role: 'user', content: 'one' },
+    ],
+  });
+  const list = async (id: string, query: object = {}) => {
+    const items: any[] = [];
+    for await (const item of client.responses.inputItems.list(id, query)) items.push(item);
+    return items;
+  };
+  const texts = (items: any[]) => items.map(({ role, content }) => [role, content[0].type, content[0].text]);
+  expect(texts(await list(first.id, { order: 'asc' }))).toEqual([
+    ['system', 'input_text', 'Dev'],
+    ['user', 'input_text', 'one'],
+  ]);
+  const second = await ask({ input: 'two', instructions: 'Be brief.', previous_response_id: first.id });
+  const items = await list(second.id, { order: 'asc' });
+  expect(texts(items).slice(1)).toEqual([
+    ['user', 'input_text', 'one'],
+    ['assistant', 'output_text', 'Hello there, friend.'],
+    ['user', 'input_text', 'two'],
+  ]);
+  // An answer has the id under which it was handed out; the others have one that stays.
+  expect(items[2].id).toBe(first.output[0]!.id);
+  expect(new Set(items.map(({ id }) => id)).size).toBe(4);
+  // Newest first by default; the client follows the pages by itself.
+  const page = await client.responses.inputItems.list(second.id, { limit: 3 });
+  expect([page.data.map(({ id }) => id), page.has_more]).toEqual([
+    items
+      .toReversed()
+      .slice(0, 3)
+      .map(({ id }) => id),
+    true,
+  ]);
+  for (const limit of [1, 3, 4, 100]) expect(await list(second.id, { limit })).toEqual(items.toReversed());
+  // Those of the first are as they were.
+  expect((await list(first.id)).length).toBe(2);
+
+  for (const [query, param] of [
+    [{ limit: 0 }, 'limit'],
+    [{ limit: 101 }, 'limit'],
+    [{ order: 'up' }, 'order'],
+    [{ after: 'msg_none' }, 'after'],
+  ] as const)
+    await expect(list(second.id, query)).rejects.toMatchObject({ status: 400, param });
+  await expect(list('resp_none')).rejects.toMatchObject({ status: 404, code: 'response_not_found' });
+  await client.responses.delete(second.id);
+  await expect(list(second.id)).rejects.toMatchObject({ status: 404 });
 });
 
 test('a deleted response is gone: alone with its session, the newest with its question, an older one for whoever names it', async () => {
