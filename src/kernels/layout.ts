@@ -225,6 +225,58 @@ export function recordParts(tokens: number, counts: ArrayLike<number>, headDim: 
 export const recordBytes = (tokens: number, counts: ArrayLike<number>, headDim: number): number =>
   recordParts(tokens, counts, headDim).bytes;
 
+/** `recordBytes` for searches that ask it a million times: counts come by index in a list of tiers, and no object is made. */
+export class RecordSizes {
+  /** Of a cell, by index in the tiers: 0 where it drops. */
+  readonly #scales: Float64Array;
+  readonly #codes: Float64Array;
+  readonly #plain: readonly boolean[];
+  readonly #headDim: number;
+
+  constructor(tiers: readonly number[], headDim: number) {
+    const tier = (id: number): Tier | undefined => (id === DROP ? undefined : TIERS[id]!);
+    const both = (of: (t: Tier, bits: Bits) => number) =>
+      Float64Array.from(tiers, (id) => {
+        const t = tier(id);
+        return t ? of(t, t.kBits) + of(t, t.vBits) : 0;
+      });
+    this.#scales = both((t, bits) => scaleBytes(t, bits, headDim));
+    this.#codes = both((_, bits) => halfBlockBytes(bits, headDim) / 4);
+    this.#plain = tiers.map((id) => tier(id)?.plain ?? false);
+    this.#headDim = headDim;
+  }
+
+  /** Cells of the record that was asked for last. */
+  cells = 0;
+
+  /** @param counts tokens by index in the tiers; what stands at the index of a tier that drops is not read */
+  bytes(tokens: number, counts: ArrayLike<number>): number {
+    const scales = this.#scales;
+    const codes = this.#codes;
+    let present = 0;
+    let kept = 0;
+    let cells = 0;
+    let scaled = 0;
+    let coded = 0;
+    let plain = false;
+    for (let i = 0; i < codes.length; i++) {
+      const n = counts[i]!;
+      if (n === 0 || codes[i] === 0) continue;
+      const n4 = (n + 3) & ~3;
+      present++;
+      kept += n;
+      cells += n4;
+      scaled += n4 * scales[i]!;
+      coded += n4 * codes[i]!;
+      plain ||= this.#plain[i]!;
+    }
+    this.cells = cells;
+    if (kept === 0) return 0;
+    const map = present > 1 || kept < tokens ? pad4((tokens + 1) >> 1) : 0;
+    return pad16(pad4(RECORD_HEADER_BYTES + present) + (plain ? 0 : this.#headDim) + map + scaled) + coded;
+  }
+}
+
 /** Tokens by tier id of a record in memory. */
 export function recordCounts(bytes: Uint8Array, record: number): Uint8Array {
   const counts = new Uint8Array(TIER_IDS);
