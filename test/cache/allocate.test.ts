@@ -1,8 +1,16 @@
 import { expect, it } from 'vitest';
-import { allocate, hullThresholds, planBytes } from '../../src/cache/allocate.ts';
+import { allocate, allocateSteps, planBytes } from '../../src/cache/allocate.ts';
+import { hullThresholds } from '../../src/cache/hull.ts';
 import { type CacheView, FRESH } from '../../src/cache/policy.ts';
 import { uniform01 } from '../../src/core/random.ts';
-import { cellBytes, DROP, tierNamed } from '../../src/kernels/layout.ts';
+import {
+  cellBytes,
+  DROP,
+  RecordSizes,
+  recordBytes,
+  recordCells,
+  tierNamed,
+} from '../../src/kernels/layout.ts';
 
 const TIERS = [...['8,8', '8,4', '4,4', '3,2'].map(tierNamed), DROP];
 const OPTIONS = TIERS.map((tier) => ({ tier, bytes: cellBytes(tier, 64, true) }));
@@ -86,4 +94,31 @@ it('leaves everything fine when the budget suffices, and all coarse when nothing
   const input = scene(4);
   expect(allocate({ ...input, budgetBytes: Number.POSITIVE_INFINITY }).tiers).toEqual(planAt(input, -60));
   expect(allocate({ ...input, budgetBytes: 0 }).tiers).toEqual(planAt(input, 60));
+});
+
+it('sizes records in a search as the layout does', () => {
+  const lists = [TIERS, [...['q8_0', 'q4_0'].map(tierNamed), DROP], ['f16', '4,2', '2,1'].map(tierNamed)];
+  for (const [list, tiers] of lists.entries())
+    for (let seed = 0; seed < 200; seed++) {
+      const headDim = [64, 16, 128][seed % 3]!;
+      const sizes = new RecordSizes(tiers, headDim);
+      // Often a tier holds nothing, and sometimes no tier does.
+      const counts = tiers.map((_, i) =>
+        Math.max(0, Math.floor(40 * uniform01(seed, list, i) - 15 * (seed % 4))),
+      );
+      const byTier = new Uint8Array(16);
+      for (const [i, tier] of tiers.entries()) if (tier !== DROP) byTier[tier] = counts[i]!;
+      const tokens = counts.reduce((a, b) => a + b, 0);
+      expect(sizes.bytes(tokens, counts)).toBe(recordBytes(tokens, byTier, headDim));
+      expect(sizes.cells).toBe(recordCells(byTier));
+    }
+});
+
+it('yields a share of its work that rises to 1, whatever the budget', () => {
+  const input = scene(5);
+  for (const budgetBytes of [0, 3e4, 6e4, 9e4, Number.POSITIVE_INFINITY]) {
+    const shares = [...allocateSteps({ ...input, budgetBytes })];
+    expect(shares.every((share, i) => share >= (shares[i - 1] ?? 0))).toBe(true);
+    expect(shares.at(-1)).toBeCloseTo(1, 9);
+  }
 });

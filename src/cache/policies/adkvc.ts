@@ -1,7 +1,8 @@
 import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { InvalidInputError } from '../../core/errors.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
-import { allocateSteps, lastOf, type TierOption } from '../allocate.ts';
+import { allocateSteps, lastOf } from '../allocate.ts';
+import type { TierOption } from '../hull.ts';
 import {
   type ByteBudget,
   type CacheConfig,
@@ -155,7 +156,7 @@ function prepare(tokens: Float32Array, o: Pick<AdkvcOptions, 'pool' | 'block' | 
 }
 
 /** How much of a plan is the reading of relevance. */
-const READING = 0.4;
+const READING = 0.3;
 
 /** One allocation over all layers and heads under the byte budget: relevance times what the head's errors cost. */
 export function profiledPolicy(
