@@ -13,7 +13,7 @@ import { buildWasm } from './build-wasm.ts';
  * `npm run pack:evaluation -- --out FOLDER [--forms exact,compact] [--tasks pg19,needle-essay] [--data DIR] [--webgpu] [--with FILE,...] [--part-mib 60]`:
  * the program for a machine without network and without this checkout. Writes FOLDER/part-1.tar, ...: unpacked into one folder on that machine,
  * `node dist/eval/main.js evaluate --data data ...`, `... calibrate`, `... bench` and so on run there; only Node has to be there (or to come along, --with).
- * --webgpu takes along what `--backend webgpu` needs (21 MB, of x86-64 Linux); a Vulkan driver has to be there.
+ * --webgpu takes along what `--backend webgpu` needs (21 MB, of x86-64 Linux) and scripts/measure-gpu.ts; a Vulkan driver has to be there.
  */
 const { values } = parseArgs({
   options: {
@@ -38,9 +38,12 @@ const put = (from: string, to: string): void => {
 };
 
 await build({
-  entryPoints: ['src/cli/main.ts', 'src/eval/worker.ts', 'src/cli/calibrate-worker.ts'].map((file) =>
-    join(PROJECT_ROOT, file),
-  ),
+  entryPoints: [
+    'src/cli/main.ts',
+    'src/eval/worker.ts',
+    'src/cli/calibrate-worker.ts',
+    ...(values.webgpu ? ['scripts/measure-gpu.ts'] : []),
+  ].map((file) => join(PROJECT_ROOT, file)),
   // Side by side, and two levels below the root, where the program looks for its files.
   outdir: join(tree, 'dist/eval'),
   entryNames: '[name]',

@@ -7,3 +7,5 @@ fn swap2(x: vec2<f32>, lane: u32, mask: u32) -> vec2<f32> {
   return exchange[lane ^ mask];
 }
 fn swap1(x: f32, lane: u32, mask: u32) -> f32 { return swap2(vec2(x, 0.0), lane, mask).x; }
+/// How far a loop goes that exchanges: equally far in all lanes, as far as a compiler sees.
+fn stepsOf(count: u32, most: u32) -> u32 { return most; }

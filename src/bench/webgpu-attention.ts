@@ -1,23 +1,7 @@
-import { Arena } from '../core/arena.ts';
 import { InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
-import { uniform01 } from '../core/random.ts';
-import {
-  exactBytes,
-  recordBytes,
-  SEGMENT_HEADER_BYTES,
-  SEGMENT_TOKENS,
-  segmentHeaderBytes,
-  TIER_IDS,
-  tierNamed,
-} from '../kernels/layout.ts';
-import { cacheReference } from '../kernels/reference-cache.ts';
-import {
-  createWebGpuAttention,
-  type DevicePlan,
-  type ShaderSources,
-  subgroupsOf,
-} from '../kernels/webgpu.ts';
-import { type AttendItem, planAttend } from '../kernels/webgpu-plan.ts';
+import { SEGMENT_TOKENS } from '../kernels/layout.ts';
+import { createWebGpuAttention, type ShaderSources, subgroupsOf } from '../kernels/webgpu.ts';
+import { planAttend } from '../kernels/webgpu-plan.ts';
 import type { HeadShape } from '../kernels/webgpu-prelude.ts';
 import {
   COPY_DST,
@@ -27,6 +11,8 @@ import {
   QUERY_RESOLVE,
   STORAGE,
 } from '../kernels/webgpu-usage.ts';
+import { attentionData, EXACT, RATIO_4, referenceOutput, type TierMix } from './webgpu-attention-data.ts';
+import { type AttentionVariant, parseVariant } from './webgpu-attention-variants.ts';
 
 export interface AttentionBenchOptions {
   readonly device: GPUDevice;
@@ -36,25 +22,33 @@ export interface AttentionBenchOptions {
   readonly conversations: number;
   /** Tokens of each, at least 320. */
   readonly context: number;
-  readonly segmentsPerSplit?: number;
-  readonly subgroups?: boolean;
+  /** What attends, as `parseVariant` reads it. */
+  readonly variants: readonly string[];
+  /** Told what was measured, variant by variant. */
+  readonly onResult?: (result: AttentionBenchResult) => void;
 }
 
-/** Shares of the tiers among compressed tokens. */
-export type TierMix = Readonly<Record<string, number>>;
-
-/** Tiers of the adkvc policy's ladder, mixed so that a cache of 8k tokens takes a quarter of f16's bytes; the result says the ratio that came out. */
-export const RATIO_4: TierMix = { '8,4': 0.06, '4,4': 0.26, '4,2': 0.46, '3,2': 0.22 };
-
-export interface AttentionBenchResult {
-  readonly mix: TierMix;
-  /** Cache bytes that one dispatch reads: blocks without mass, and the visible part of the exact slots. */
+/** One cache's figures. */
+export interface MixResult {
+  /** Cache bytes that one dispatch reads. */
   readonly bytes: number;
   /** f16 bytes of the same tokens over `bytes`. */
   readonly ratio: number;
   /** Median of one dispatch, the joining of the splits included. */
   readonly milliseconds: number;
   readonly gigabytesPerSecond: number;
+  /** Bytes read a second over the copy kernel's. */
+  readonly shareOfCopy: number;
+  /** Of two conversations, from the reference kernels' output; undefined where a part was left out. */
+  readonly largestDifference?: number;
+}
+
+export interface AttentionBenchResult {
+  readonly variant: string;
+  readonly f16: MixResult;
+  readonly packed: MixResult;
+  /** f16's time over the packed cache's, in the same kernel. */
+  readonly speedup: number;
 }
 
 export interface AttentionBench {
@@ -62,21 +56,11 @@ export interface AttentionBench {
   readonly subgroups: boolean;
   readonly conversations: number;
   readonly context: number;
-  readonly segmentsPerSplit: number;
   /** A plain copy kernel in the same run: bytes read and written a second. */
   readonly copyGigabytesPerSecond: number;
-  readonly f16: AttentionBenchResult;
-  readonly packed: AttentionBenchResult;
-  /** f16's time over the packed cache's. */
-  readonly speedup: number;
-  /** Bytes read a second over the copy's, of both. */
-  readonly shareOfCopy: { readonly f16: number; readonly packed: number };
+  readonly results: readonly AttentionBenchResult[];
 }
 
-/** Sinks, window and epoch: what an exact part holds at most before an epoch ends. */
-const EXACT = 192;
-/** Different segments; conversations repeat them in another order, each with bytes of its own. */
-const SAMPLES = 6;
 const RUNS = 12;
 /** Dispatches between two readings of the device's clock, which Dawn rounds to 0.1 ms: enough for RUN_MS, at most MAX_PER_RUN. */
 const MAX_PER_RUN = 40;
@@ -85,10 +69,12 @@ const RUN_MS = 20;
 const WARM_UP_MS = 300;
 /** So many bytes at least are read before any is read again, so that no last-level cache serves them. */
 const WORKING_SET = 400e6;
+/** As far as one conversation goes in buffers of its own. */
+const MOST_LAYERS = 256;
 
 /** Runs the decode step of one layer for many conversations at once, on f16 and packed at ratio 4, beside a copy kernel. */
 export async function benchWebGpuAttention(options: AttentionBenchOptions): Promise<AttentionBench> {
-  const { device, conversations, context, segmentsPerSplit = 4 } = options;
+  const { device, conversations, context } = options;
   if (!device.features.has('timestamp-query'))
     throw new UnsupportedModelError(
       'the device has no clock of its own (timestamp-query), which this measurement needs',
@@ -98,154 +84,94 @@ export async function benchWebGpuAttention(options: AttentionBenchOptions): Prom
       `a context of ${context} tokens is too short: at least ${EXACT + SEGMENT_TOKENS}`,
       '--context',
     );
-  const subgroups = options.subgroups ?? subgroupsOf(device);
-  const run = (mix: TierMix) => attendMix({ ...options, segmentsPerSplit, subgroups }, mix);
-  const f16 = await run({ f16: 1 });
-  const packed = await run(RATIO_4);
+  const variants = options.variants.map(parseVariant);
   const copy = await copyBandwidth(device);
+  const f16 = placed(options, { f16: 1 });
+  const packed = placed(options, RATIO_4);
+  const results: AttentionBenchResult[] = [];
+  for (const variant of variants) {
+    const one = await attendMix(options, f16, variant, copy);
+    const other = await attendMix(options, packed, variant, copy);
+    const speedup = one.milliseconds / other.milliseconds;
+    const result = { variant: variant.name, f16: one, packed: other, speedup };
+    options.onResult?.(result);
+    results.push(result);
+  }
+  for (const { caches, queries, out } of [f16, packed])
+    for (const buffer of [...caches, queries, out]) buffer.destroy();
   const info = device.adapterInfo;
   return {
     device: [info.vendor, info.architecture, info.description].filter(Boolean).join(' '),
-    subgroups,
-    conversations,
-    context,
-    segmentsPerSplit,
-    copyGigabytesPerSecond: copy,
-    f16,
-    packed,
-    speedup: f16.milliseconds / packed.milliseconds,
-    shareOfCopy: { f16: f16.gigabytesPerSecond / copy, packed: packed.gigabytesPerSecond / copy },
+    subgroups: subgroupsOf(device),
+    ...{ conversations, context, copyGigabytesPerSecond: copy, results },
+  };
+}
+
+/** The caches of a mix on the device, as many layers as a working set wants. */
+function placed({ device, shape, conversations, context }: AttentionBenchOptions, mix: TierMix) {
+  const data = attentionData(shape, mix, conversations, context);
+  const { bytes, queries } = data;
+  const upload = (all: Uint8Array<ArrayBuffer>): GPUBuffer => {
+    const buffer = device.createBuffer({ size: all.length, usage: STORAGE | COPY_DST });
+    // Bounded pieces: a queue keeps what was written until it is submitted.
+    for (let from = 0; from < all.length; from += 64e6)
+      device.queue.writeBuffer(buffer, from, all, from, Math.min(64e6, all.length - from));
+    return buffer;
+  };
+  const layers = Math.max(2, Math.min(MOST_LAYERS, Math.ceil(WORKING_SET / bytes.length)));
+  const checked = [...new Set([0, conversations - 1])];
+  return {
+    ...{ data, checked, expected: checked.map((c) => referenceOutput(shape, data, c)) },
+    caches: Array.from({ length: layers }, () => upload(bytes)),
+    queries: upload(new Uint8Array(queries.buffer)),
+    out: device.createBuffer({ size: queries.byteLength, usage: STORAGE | COPY_SRC }),
   };
 }
 
 async function attendMix(
-  {
-    device,
-    shaders,
-    shape,
-    conversations,
-    context,
-    segmentsPerSplit,
-    subgroups,
-  }: AttentionBenchOptions & {
-    segmentsPerSplit: number;
-    subgroups: boolean;
-  },
-  mix: TierMix,
-): Promise<AttentionBenchResult> {
+  { device, shaders, shape, conversations, context }: AttentionBenchOptions,
+  { data, caches, queries, out, checked, expected }: ReturnType<typeof placed>,
+  { segmentsPerSplit, staged }: AttentionVariant,
+  copy: number,
+): Promise<MixResult> {
   const { heads, kvHeads, headDim } = shape;
-  const compressed = context - EXACT;
-  const lengths = Array.from({ length: Math.ceil(compressed / SEGMENT_TOKENS) }, (_, i) =>
-    Math.min(SEGMENT_TOKENS, compressed - i * SEGMENT_TOKENS),
-  );
-  const samples = new Map<number, Uint8Array[]>();
-  for (const tokens of new Set(lengths))
-    samples.set(
-      tokens,
-      Array.from({ length: SAMPLES }, (_, i) => sampleSegment(shape, tokens, mix, i)),
-    );
-
-  const exact = { kvHeads, headDim, capacity: EXACT, bits: 16 as const, mass: false };
-  const items: AttendItem[] = [];
-  const copies: { at: number; bytes: Uint8Array }[] = [];
-  const exactSample = randomHalves(exactBytes(exact) / 2);
-  let at = 0;
-  let read = 0;
-  const place = (bytes: Uint8Array): number => {
-    const here = at;
-    copies.push({ at: here, bytes });
-    at += (bytes.length + 15) & ~15;
-    read += bytes.length;
-    return here;
-  };
-  for (let c = 0; c < conversations; c++)
-    items.push({
-      q: c * heads * headDim,
-      out: c * heads * headDim,
-      exact: place(exactSample),
-      capacity: EXACT,
-      exactBits: 16,
-      visible: EXACT,
-      position: context,
-      segments: lengths.map((tokens, s) => place(samples.get(tokens)![(s + c) % SAMPLES]!)),
-    });
-
-  const plan = planAttend(items, 1, segmentsPerSplit);
-  const queries = device.createBuffer({
-    size: conversations * heads * headDim * 4,
-    usage: STORAGE | COPY_DST,
+  const plan = planAttend(data.items, 1, segmentsPerSplit);
+  const attention = createWebGpuAttention({
+    ...{ device, shaders, shape, subgroups: subgroupsOf(device) },
+    ...(staged && { staged }),
   });
-  device.queue.writeBuffer(
-    queries,
-    0,
-    Float32Array.from({ length: conversations * heads * headDim }, (_, i) => 2 * uniform01(i, 1) - 1),
-  );
-  const out = device.createBuffer({ size: queries.size, usage: STORAGE | COPY_SRC });
-  const attention = createWebGpuAttention({ device, shaders, shape, subgroups });
-  const layers = Math.max(2, Math.ceil(WORKING_SET / at));
-  const caches: GPUBuffer[] = [];
-  const plans: DevicePlan[] = [];
-  for (let layer = 0; layer < layers; layer++) {
-    const cache = device.createBuffer({ size: at, usage: STORAGE | COPY_DST });
-    // Bounded pieces: a queue keeps what was written until it is submitted.
-    const all = new Uint8Array(at);
-    for (const { at: to, bytes } of copies) all.set(bytes, to);
-    for (let from = 0; from < at; from += 64e6)
-      device.queue.writeBuffer(cache, from, all, from, Math.min(64e6, at - from));
-    caches.push(cache);
-    plans.push(attention.prepare({ plan, scale: 1 / Math.sqrt(headDim), mass: 0, cache, queries, out }));
-  }
-  const milliseconds = await timed(device, (pass, i) => plans[i % layers]!.attend(pass));
-  for (const buffer of [...caches, queries, out]) buffer.destroy();
+  const scale = 1 / Math.sqrt(headDim);
+  const plans = caches.map((cache) => attention.prepare({ plan, scale, mass: 0, cache, queries, out }));
+  const milliseconds = await timed(device, (pass, i) => plans[i % plans.length]!.attend(pass));
+  const whole = staged === undefined || (staged.keys !== false && staged.values !== false);
+  const width = heads * headDim;
+  const result = new Float32Array(await bytesOf(device, out));
+  let largestDifference = 0;
+  for (const [i, c] of checked.entries())
+    for (let j = 0; j < width; j++) {
+      const apart = Math.abs(result[c * width + j]! - expected[i]![j]!);
+      // No number is as wrong as can be.
+      if (!(apart <= largestDifference)) largestDifference = apart;
+    }
   for (const p of plans) p.destroy();
+  const gigabytesPerSecond = data.read / milliseconds / 1e6;
   return {
-    mix,
-    bytes: read,
-    ratio: (conversations * context * kvHeads * headDim * 4) / read,
-    milliseconds,
-    gigabytesPerSecond: read / milliseconds / 1e6,
+    bytes: data.read,
+    ratio: (conversations * context * kvHeads * headDim * 4) / data.read,
+    ...{ milliseconds, gigabytesPerSecond, shareOfCopy: gigabytesPerSecond / copy },
+    ...(whole && { largestDifference }),
   };
 }
 
-/** A segment block of noise, encoded by the reference kernels. */
-function sampleSegment(shape: HeadShape, tokens: number, mix: TierMix, seed: number): Uint8Array {
-  const { kvHeads, headDim } = shape;
-  const exact = { kvHeads, headDim, capacity: tokens, bits: 16 as const, mass: false };
-  const buffer = new ArrayBuffer(4 * exactBytes(exact) + 100_000);
-  const arena = new Arena({ buffer, maxBytes: buffer.byteLength, ensure: () => {} }, 16);
-  const kernels = cacheReference(arena);
-  const exactAt = arena.allocStatic(exactBytes(exact));
-  new Uint8Array(buffer, exactAt).set(randomHalves(exactBytes(exact) / 2, seed));
-  const tiersAt = arena.allocStatic(tokens);
-  const block = arena.allocStatic(2 * exactBytes(exact));
-  const names = Object.keys(mix);
-  const total = Object.values(mix).reduce((a, b) => a + b, 0);
-  let to = block + segmentHeaderBytes(kvHeads);
-  for (let h = 0; h < kvHeads; h++) {
-    const counts = new Uint8Array(TIER_IDS);
-    for (let t = 0; t < tokens; t++) {
-      let x = uniform01(seed, h, t) * total;
-      const name = names.find((n) => (x -= mix[n]!) < 0) ?? names.at(-1)!;
-      const tier = tierNamed(name);
-      new Uint8Array(buffer)[tiersAt + t] = tier;
-      counts[tier]!++;
-    }
-    new Uint32Array(buffer, block + SEGMENT_HEADER_BYTES, kvHeads)[h] = to - block;
-    kernels.encodeRecord({ ptr: exactAt, ...exact }, h, 0, tokens, tiersAt, to, 0);
-    to += recordBytes(tokens, counts, headDim);
-  }
-  new Uint32Array(buffer, block, 3).set([0, tokens, to - block]);
-  return new Uint8Array(buffer.slice(block, to));
-}
-
-/** f16 noise in -2..2. */
-function randomHalves(count: number, seed = 0): Uint8Array {
-  const halves = new Uint16Array(count);
-  for (let i = 0; i < count; i++) {
-    const word = Math.floor(uniform01(seed, i, 3) * 65536);
-    halves[i] = (word & 0x83ff) | ((12 + ((word >> 10) & 3)) << 10);
-  }
-  return new Uint8Array(halves.buffer);
+async function bytesOf(device: GPUDevice, buffer: GPUBuffer): Promise<ArrayBuffer> {
+  const mapped = device.createBuffer({ size: buffer.size, usage: MAP_READ | COPY_DST });
+  const encoder = device.createCommandEncoder();
+  encoder.copyBufferToBuffer(buffer, 0, mapped, 0, buffer.size);
+  device.queue.submit([encoder.finish()]);
+  await mapped.mapAsync(MAP_MODE_READ);
+  const bytes = mapped.getMappedRange().slice(0);
+  mapped.destroy();
+  return bytes;
 }
 
 const COPY_SHADER = `

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
 import { benchKernels } from '../bench/kernels.ts';
@@ -6,6 +7,8 @@ import { measureShares } from '../bench/shares.ts';
 import { MEASURED_TOKENS, measure, type SpeedResult } from '../bench/speed.ts';
 import { measureSteps } from '../bench/steps.ts';
 import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
+import { SWEEP } from '../bench/webgpu-attention-variants.ts';
+import { compareGoldens, type LogitGolden } from '../bench/webgpu-golden.ts';
 import { measureWebGpu } from '../bench/webgpu-model.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import type { Kernels } from '../kernels/kernels.ts';
@@ -27,14 +30,16 @@ interface BenchOptions extends EngineOptions {
   tokenBytes?: number[];
   text?: string;
   webgpuAttention?: boolean;
-  conversations: number;
+  conversations?: number[];
+  variant?: string[];
+  golden?: string;
 }
 
 const contexts = (text: string): number[] =>
   text.split(',').map((part) => {
     const n = Number(part);
     if (!Number.isInteger(n) || n < 1)
-      throw new InvalidArgumentError('expected token counts, as in 128,512,4096');
+      throw new InvalidArgumentError('expected positive numbers, as in 128,512,4096');
     return n;
   });
 
@@ -64,34 +69,40 @@ async function calibratorFor(kernels: Kernels): Promise<WasmKernels> {
 }
 
 /** SmolLM2-135M's heads, at 8k tokens where no context is given. */
-async function benchAttention({ context, conversations, json }: BenchOptions): Promise<void> {
-  if (!Number.isInteger(conversations) || conversations < 1)
-    throw new InvalidInputError('--conversations expects a positive number', '--conversations');
+async function benchAttention(options: BenchOptions): Promise<void> {
+  const { context, conversations: counts, json, variant = ['float@4'] } = options;
+  const conversations = counts?.at(-1) ?? 64;
   const alive = setInterval(() => {}, 1000);
   try {
     const device = await openWebGpuInNode();
+    const percentOf = (x: number): string => `${(100 * x).toFixed(0)} %`;
     const result = await benchWebGpuAttention({
       device,
       shaders: shadersFrom(join(PROJECT_ROOT, 'shaders')),
       shape: { heads: 9, kvHeads: 3, headDim: 64 },
       conversations,
       context: context?.at(-1) ?? 8192,
+      variants: variant.includes('sweep') ? SWEEP : variant,
+      onResult: (one) => {
+        if (json) return;
+        for (const name of ['f16', 'packed'] as const) {
+          const { milliseconds, gigabytesPerSecond, shareOfCopy, ratio, largestDifference } = one[name];
+          process.stdout.write(
+            `${one.variant.padEnd(34)} ${name.padEnd(6)} ${milliseconds.toFixed(3)} ms  ${gigabytesPerSecond.toFixed(0)} GB/s (${percentOf(shareOfCopy)} of the copy)  ratio ${ratio.toFixed(2)}` +
+              `${largestDifference === undefined ? '' : `  off by ${largestDifference.toExponential(1)}`}\n`,
+          );
+        }
+        process.stdout.write(
+          `${one.variant.padEnd(34)} packed is ${one.speedup.toFixed(2)} times as fast as f16\n`,
+        );
+      },
     });
     device.destroy();
-    if (json) {
-      process.stdout.write(`${JSON.stringify(result)}\n`);
-      return;
-    }
     process.stdout.write(
-      `${result.device}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s\n`,
+      json
+        ? `${JSON.stringify(result)}\n`
+        : `${result.device}, subgroups ${result.subgroups}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s\n`,
     );
-    for (const name of ['f16', 'packed'] as const) {
-      const { milliseconds, gigabytesPerSecond, ratio } = result[name];
-      process.stdout.write(
-        `${name.padEnd(7)} ${milliseconds.toFixed(3)} ms  ${gigabytesPerSecond.toFixed(0)} GB/s (${(100 * result.shareOfCopy[name]).toFixed(0)} % of the copy)  ratio ${ratio.toFixed(2)}\n`,
-      );
-    }
-    process.stdout.write(`packed is ${result.speedup.toFixed(2)} times as fast as f16\n`);
   } finally {
     clearInterval(alive);
   }
@@ -105,7 +116,11 @@ export function benchCommand(program: Command): void {
     .option('--json', 'one JSON object on standard output')
     .option('--shares', 'where the time goes instead: the share of each kernel in prefill and decoding')
     .option('--kernels', 'GMAC/s and GB/s of every product, relaxed and plain SIMD, beside the calibration')
-    .option('--steps <n>', 'how evenly that many decoding steps come: the slowest beside the median', count)
+    .option(
+      '--steps <n>',
+      'how evenly that many decoding steps come: the slowest beside the median; on a GPU, steps of a window',
+      count,
+    )
     .option('--trackers', 'what keeping attention history costs, tracker by tracker (context 1024)')
     .option(
       '--token-bytes <ratios>',
@@ -117,7 +132,19 @@ export function benchCommand(program: Command): void {
       '--webgpu-attention',
       'attention alone on a GPU, many conversations in one dispatch: packed against f16 and a copy kernel',
     )
-    .option('--conversations <n>', 'with --webgpu-attention: conversations in one dispatch', Number, 64)
+    .option(
+      '--variant <name...>',
+      'with --webgpu-attention: what attends, as float@4, staged-4-8-640@4, or sweep for all that are worth knowing',
+    )
+    .option(
+      '--golden <folder>',
+      'with --backend webgpu: greedy continuations and logits beside those of greedy.json and logits.json there',
+    )
+    .option(
+      '--conversations <list>',
+      'with --webgpu-attention: conversations in one dispatch (64); with --backend webgpu: decode so many at once, as in 1,8,32',
+      contexts,
+    )
     .action(async (options: BenchOptions) => {
       if (options.webgpuAttention) return benchAttention(options);
       if (options.trackers) return benchTrackers(options, options.context?.at(-1) ?? 1024);
@@ -132,8 +159,22 @@ export function benchCommand(program: Command): void {
       const config = cacheConfig(options);
       if (options.backend === 'webgpu') {
         const engine = await loadWebGpuCliEngine(options);
-        for (const context of options.context ?? [128, 512])
-          process.stdout.write(`${JSON.stringify(await measureWebGpu(engine, config, context))}\n`);
+        const { conversations = [1], steps, golden } = options;
+        if (golden !== undefined) {
+          const read = (file: string) => JSON.parse(readFileSync(join(golden, file), 'utf8')).prompts;
+          const short = (read('logits.json') as LogitGolden[]).filter(({ ids }) => ids.length <= 2048);
+          const result = await compareGoldens(engine, config, read('greedy.json'), short);
+          process.stdout.write(`${JSON.stringify(result)}\n`);
+          engine.forward.device.destroy();
+          return;
+        }
+        for (const context of options.context ?? [128, 512]) {
+          const result = await measureWebGpu(engine, {
+            ...{ config, context, conversations },
+            ...(steps && { steps }),
+          });
+          process.stdout.write(`${JSON.stringify(result)}\n`);
+        }
         engine.forward.device.destroy();
         return;
       }

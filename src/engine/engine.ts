@@ -11,7 +11,8 @@ import type { RecordKernels } from '../kernels/kernels.ts';
 import type { ForwardPass } from '../runtime/forward.ts';
 import type { LoadedModel } from '../runtime/model.ts';
 import { messageMarks } from './message-marks.ts';
-import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer } from './types.ts';
+import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer, TopLogits } from './types.ts';
+import { Workspace } from './workspace.ts';
 
 export interface EngineParts {
   readonly loaded: Pick<LoadedModel, 'manifest' | 'config' | 'weightBytes' | 'tierScratch'> & {
@@ -71,30 +72,14 @@ export function createEngine(parts: EngineParts): ModelEngine {
   };
   const limitOf = (config: KvCache['config']): number =>
     parts.endsAtTrainedLength ? model.contextLength : positionLimit(model, config);
-  /** Chunks that want the workspace, the one that has it first. */
-  const queue: symbol[] = [];
-
-  /**
-   * The workspace belongs to one chunk at a time, first come first served. Waiters look again after each of their own yields: the promise of
-   * another Durable Object's request must not be awaited (workerd takes that for a hang).
-   */
-  async function exclusive<T>(pause: () => Promise<void>, work: (alone: boolean) => Promise<T>): Promise<T> {
-    const ticket = Symbol('chunk');
-    queue.push(ticket);
-    try {
-      while (queue[0] !== ticket) await pause();
-      return await work(queue.length === 1);
-    } finally {
-      queue.splice(queue.indexOf(ticket), 1);
-    }
-  }
+  const workspace = new Workspace(forward);
 
   async function feedEach(
     engineCache: EngineCache,
     ids: readonly number[],
     wanted: (index: number) => boolean,
-    sink: (index: number, logits: Float32Array) => void,
-    options: RunOptions & { chunk?: number } = {},
+    sink: (index: number, logits: Float32Array, top?: Uint32Array) => void,
+    options: RunOptions & { chunk?: number; top?: number } = {},
   ): Promise<void> {
     const cache = engineCache as KvCache;
     const tokens = cache.position + ids.length;
@@ -112,9 +97,19 @@ export function createEngine(parts: EngineParts): ModelEngine {
           `ids[${i}] is ${id}: token ids are integers from 0 to ${model.vocab - 1}`,
           `ids[${i}]`,
         );
+    const pause = options.yield ?? macrotask;
+    if (ids.length === 1 && workspace.together) {
+      if (options.signal?.aborted) throw new AbortedError();
+      const tell = wanted(0)
+        ? (logits: Float32Array, top?: Uint32Array): void => sink(0, logits, top)
+        : undefined;
+      await workspace.step({ cache, id: ids[0]!, top: options.top, sink: tell }, pause);
+      await options.yield?.();
+      return;
+    }
     for (let at = 0; at < ids.length; ) {
       if (options.signal?.aborted) throw new AbortedError();
-      await exclusive(options.yield ?? macrotask, async (alone) => {
+      await workspace.exclusive(pause, async (alone) => {
         const most = alone ? EPOCH : SHARED_CHUNK;
         const rows = Math.min(ids.length - at, cache.room, options.chunk ?? most);
         const begin = at;
@@ -122,8 +117,8 @@ export function createEngine(parts: EngineParts): ModelEngine {
         for (let r = 0; r < rows; r++) if (wanted(begin + r)) rowsWanted.push(r);
         const chunk = ids.slice(begin, begin + rows);
         cache.hear(chunk);
-        await forward.run(cache, chunk, rowsWanted, (row, logits) => sink(begin + row, logits), {
-          yield: options.yield,
+        await forward.run(cache, chunk, rowsWanted, (row, logits, top) => sink(begin + row, logits, top), {
+          ...{ yield: options.yield, top: options.top },
         });
         at += rows;
       });
@@ -147,6 +142,22 @@ export function createEngine(parts: EngineParts): ModelEngine {
       return kernels.arena.availableBytes;
     },
     feedEach,
+    ...(forward.mostTop !== undefined && {
+      mostTop: forward.mostTop,
+      async feedTop(cache, ids, count, options) {
+        let found: TopLogits | undefined;
+        await feedEach(
+          cache,
+          ids,
+          (i) => i === ids.length - 1,
+          (_, logits, top) => {
+            found = { logits, ids: top! };
+          },
+          { ...options, top: count },
+        );
+        return found!;
+      },
+    }),
     async feed(cache, ids, want, options) {
       const count = want === 'all' ? ids.length : want === 'last' ? 1 : 0;
       const first = ids.length - count;

@@ -1,7 +1,7 @@
 import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
 import type { Constraint } from './constraint.ts';
-import { sample } from './sampler.ts';
+import { candidatesOf, type Sampled, sample, sampleTop } from './sampler.ts';
 import { StopFilter } from './stop.ts';
 import type { Engine, EngineCache, GenerateEvent, RunOptions, SamplingOptions } from './types.ts';
 
@@ -39,28 +39,40 @@ export async function* generate(
       `the conversation has ${ids.length} tokens, under its cache policy it may have ${limit} with the answer: shorten it to at most ${limit - 1}`,
       { tokens: ids.length, limit },
     );
+  const generated: number[] = [];
+  const history = sampling.repetitionPenalty === 1 ? [] : [...ids];
+  const few = candidatesOf(sampling, mask !== undefined);
+  const feedTop = few !== undefined && few <= (engine.mostTop ?? 0) ? engine.feedTop : undefined;
   // One row for the whole answer: 200 kB of garbage with each token would count against an isolate's memory.
-  const out = new Float32Array(engine.model.vocab);
-  let logits: Float32Array = out;
+  const out = new Float32Array(feedTop ? 0 : engine.model.vocab);
+  /** Feeds the last ids of what is known. @returns what draws the next token */
+  const feedLast = async (chunk: readonly number[]): Promise<() => Sampled> => {
+    const at = ids.length + generated.length;
+    if (feedTop) {
+      const top = await feedTop(current(), chunk, few!, options);
+      return () => sampleTop(top, sampling, at);
+    }
+    const logits = await engine.feed(current(), chunk, 'last', { ...options, out });
+    return () => sample(logits, sampling, at, history, generated, mask);
+  };
+  let draw: (() => Sampled) | undefined;
   for (let { position } = cache; position < ids.length; ) {
     if (signal?.aborted) throw new AbortedError();
     const step = Math.min(ids.length - position, EPOCH - (position % EPOCH));
     const chunk = ids.slice(position, position + step);
-    const last = position + step === ids.length;
-    logits = await engine.feed(current(), chunk, last ? 'last' : 'none', { ...options, out });
+    if (position + step === ids.length) draw = await feedLast(chunk);
+    else await engine.feed(current(), chunk, 'none', options);
     position += step;
     yield { type: 'prefill', position, total: ids.length };
   }
 
   const text = engine.tokenizer.stream();
   const stop = new StopFilter(options.stop);
-  const generated: number[] = [];
-  const history = sampling.repetitionPenalty === 1 ? [] : [...ids];
   const eos = new Set(engine.eosIds);
   let reason: 'stop' | 'length' = 'length';
   while (true) {
     if (signal?.aborted) throw new AbortedError();
-    const next = sample(logits, sampling, ids.length + generated.length, history, generated, mask);
+    const next = draw!();
     constraint?.accept(next.id);
     generated.push(next.id);
     history.push(next.id);
@@ -76,7 +88,7 @@ export async function* generate(
       break;
     }
     if (generated.length >= options.maxTokens || ids.length + generated.length >= limit) break;
-    logits = await engine.feed(current(), [next.id], 'last', { ...options, out });
+    draw = await feedLast([next.id]);
   }
   const rest = stop.stopped ? '' : stop.push(text.end()) + stop.end();
   yield { type: 'finish', reason: stop.stopped ? 'stop' : reason, text: rest };

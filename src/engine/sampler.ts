@@ -1,5 +1,5 @@
 import { uniform01 } from '../core/random.ts';
-import type { SamplingOptions, TokenLogprob } from './types.ts';
+import type { SamplingOptions, TokenLogprob, TopLogits } from './types.ts';
 
 export const GREEDY: SamplingOptions = {
   temperature: 0,
@@ -90,6 +90,27 @@ export function sample(
   penalise(logits, history, generated, options);
   const id = options.temperature === 0 ? argmax(logits) : draw(logits, options, position);
   return { id, ...report?.(id) };
+}
+
+/**
+ * How many of the largest logits `sampleTop` needs to draw what `sample` would; undefined: all of them are needed, as log-probabilities, penalties, masks
+ * and draws from a whole vocabulary do.
+ */
+export function candidatesOf(o: SamplingOptions, masked: boolean): number | undefined {
+  const whole =
+    masked ||
+    o.topLogprobs !== undefined ||
+    o.repetitionPenalty !== 1 ||
+    o.frequencyPenalty !== 0 ||
+    o.presencePenalty !== 0;
+  if (whole) return undefined;
+  if (o.temperature === 0) return 1;
+  return o.topK > 0 ? o.topK : undefined;
+}
+
+/** As `sample`, from the `candidatesOf` largest logits, best first: the same token. */
+export function sampleTop({ logits, ids }: TopLogits, options: SamplingOptions, position: number): Sampled {
+  return { id: ids[options.temperature === 0 ? 0 : draw(logits, options, position)]! };
 }
 
 /** Steps of ln p, in units of 1/16, that sort candidates roughly; beyond 40 a token has no weight in float64 sums of 50k terms. */

@@ -102,7 +102,25 @@ export interface Engine {
     want: 'last' | 'all' | 'none',
     options?: RunOptions & { readonly out?: Float32Array },
   ): Promise<Float32Array>;
+  /** The most candidates that `feedTop` finds; undefined: all logits lie here anyway. */
+  readonly mostTop?: number;
+  /**
+   * As `feed` with 'last', but only the `count` largest logits come back, best first, equal ones by the lowest id: where logits lie on a GPU, that saves
+   * bringing all of them.
+   */
+  feedTop?(
+    cache: EngineCache,
+    ids: readonly number[],
+    count: number,
+    options?: RunOptions,
+  ): Promise<TopLogits>;
   ledger(): Record<string, number>;
+}
+
+/** The largest logits, best first. */
+export interface TopLogits {
+  readonly logits: Float32Array;
+  readonly ids: Uint32Array;
 }
 
 export interface TokenLogprob {

@@ -39,6 +39,10 @@ const unit = (bytes: number, what: string): number => {
   return bytes / 16;
 };
 
+/** Splits that `planAttend` makes of an item. */
+export const splitsOf = (a: AttendItem, rows: number, segmentsPerSplit: number): number =>
+  Math.ceil(a.segments.length / segmentsPerSplit) + Math.ceil((a.visible + rows - 1) / SEGMENT_TOKENS);
+
 /**
  * Divides every conversation's cells into splits, which run side by side: runs of `segmentsPerSplit` segments, and the exact part by 128 slots.
  * Where a split ends follows from the conversation alone, so that its bits do not depend on the company or on the number of rows.

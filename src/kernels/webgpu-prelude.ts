@@ -37,12 +37,6 @@ export const WARPS = 2;
 
 /** The constants in front of every shader, from layout.ts: the layout is written down once. */
 export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
-  const levels: number[] = [];
-  const starts = ([4, 3, 2, 1] as const).map((bits) => {
-    const at = levels.length;
-    levels.push(...CODEBOOKS[bits]);
-    return `const LEVELS_${bits} = ${at}u;`;
-  });
   return [
     `const HEADS = ${heads}u;`,
     `const KV_HEADS = ${kvHeads}u;`,
@@ -50,8 +44,6 @@ export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
     `const HEAD_DIM = ${headDim}u;`,
     `const HADAMARD = ${hadamardSize(headDim)}u;`,
     `const HADAMARD_NORM = ${f32Literal(1 / Math.sqrt(hadamardSize(headDim)))};`,
-    `const LANES = ${lanesOf(headDim)}u;`,
-    `const WARPS = ${WARPS}u;`,
     `const DROP = ${DROP}u;`,
     `const TIER_COUNT = ${TIERS.length}u;`,
     `const MAX_CELLS = ${MAX_CELLS}u;`,
@@ -60,9 +52,19 @@ export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
     `const K_BITS_HIGH = ${packed('kBits', 8)};`,
     `const V_BITS_LOW = ${packed('vBits', 0)};`,
     `const V_BITS_HIGH = ${packed('vBits', 8)};`,
-    ...starts,
     '',
   ].join('\n');
+}
+
+/** Constants of attend.wgsl. */
+export function attendPrelude({ headDim }: HeadShape): string {
+  let at = 0;
+  const starts = ([4, 3, 2, 1] as const).map((bits) => {
+    const start = at;
+    at += CODEBOOKS[bits].length;
+    return `const LEVELS_${bits} = ${start}u;`;
+  });
+  return [`const LANES = ${lanesOf(headDim)}u;`, `const WARPS = ${WARPS}u;`, ...starts, ''].join('\n');
 }
 
 /** Fills attend.wgsl's table: each level once a lane. */

@@ -11,7 +11,7 @@ import {
 /** Bindings may start at multiples of this: WebGPU's default for storage and uniform buffers. */
 export const TABLE_ALIGNMENT = 256;
 /** A binding with a dynamic offset has a fixed size, which must fit behind every table. */
-export const TABLE_WINDOW = 65536;
+export const TABLE_WINDOW = 1 << 18;
 const TABLE_BYTES = 4 << 20;
 const MAX_TIMED = 2048;
 

@@ -1,6 +1,13 @@
 import { UnsupportedModelError } from '../core/errors.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
-import { fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
+import { attendPrelude, fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
+import {
+  isStageable,
+  loadsOf,
+  type StagedDivision,
+  type StagedParts,
+  stagedPrelude,
+} from './webgpu-staged.ts';
 import { TABLE_WINDOW } from './webgpu-stream.ts';
 import { COMPUTE, COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
@@ -9,6 +16,7 @@ export const SHADER_FILES = [
   'lanes-subgroup',
   'lanes-workgroup',
   'attend',
+  'attend-staged',
   'attend-combine',
   'attend-mass',
   'append',
@@ -25,6 +33,7 @@ export const SHADER_FILES = [
   'embed',
   'rms-norm',
   'elementwise',
+  'top-k',
 ] as const;
 export type ShaderSources = Readonly<Record<(typeof SHADER_FILES)[number], string>>;
 
@@ -34,6 +43,8 @@ export interface WebGpuAttentionOptions {
   readonly shape: HeadShape;
   /** Exchange between lanes by subgroup operations. Only where the device has them in subgroups of exactly 32: see `subgroupsOf`. */
   readonly subgroups: boolean;
+  /** attend-staged.wgsl instead of attend.wgsl, divided so: not yet measured on a real GPU. */
+  readonly staged?: StagedDivision & Partial<StagedParts>;
   /** The output leaves the Hadamard rotation, as whoever reads it next wants. */
   readonly unrotated?: boolean;
 }
@@ -139,6 +150,7 @@ export function createWebGpuAttention({
   shaders,
   shape,
   subgroups,
+  staged,
   unrotated = false,
 }: WebGpuAttentionOptions): WebGpuAttention {
   const { heads, kvHeads, headDim } = shape;
@@ -147,12 +159,20 @@ export function createWebGpuAttention({
       `${heads} heads over ${kvHeads} of ${headDim} channels: the WebGPU kernels want a multiple of 4 channels, at most 256`,
     );
   const prelude = shaderPrelude(shape);
+  if (staged && !isStageable(shape))
+    throw new UnsupportedModelError(`staged attention wants 32, 64 or 128 channels, not ${headDim}`);
+  const group = heads / kvHeads;
+  const own = staged
+    ? [
+        stagedPrelude(shape, staged, { keys: staged.keys ?? true, values: staged.values ?? true }),
+        unroll(shaders['attend-staged'], { h: group, p: headDim / 16, f: loadsOf(staged) }),
+      ]
+    : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
   const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
     ...(subgroups ? ['enable subgroups;', shaders['lanes-subgroup']] : [shaders['lanes-workgroup']]),
     prelude,
     shaders.common,
-    fillLut(),
-    unroll(shaders.attend, { h: heads / kvHeads }),
+    ...own,
   ]);
   const combine = kernel(device, 'attend-combine', COMBINE_BINDINGS, [
     prelude,

@@ -1,5 +1,21 @@
+import type { KvCache } from '../cache/cache.ts';
+
 export interface ForwardOptions {
   readonly yield?: (() => Promise<void>) | undefined;
+  /** Hands out only so many of a row's logits, the largest, best first, with their ids; at most ForwardPass.mostTop. */
+  readonly top?: number | undefined;
+}
+
+/** What a row's logits go to: all of them, or the largest with their ids. Views are valid during the call only. */
+export type LogitSink = (logits: Float32Array, ids?: Uint32Array) => void;
+
+/** One token of a conversation, fed in company. */
+export interface StepJob {
+  readonly cache: KvCache;
+  readonly id: number;
+  readonly top?: number | undefined;
+  /** Undefined: nobody wants its logits. */
+  readonly sink?: LogitSink | undefined;
 }
 
 /** A chunk on its way through some of the steps. */

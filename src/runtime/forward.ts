@@ -5,7 +5,7 @@ import { align, type Ptr } from '../core/arena.ts';
 import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { type AttendArgs, activationKind } from '../kernels/kernels.ts';
-import type { Chunk, ForwardOptions } from './chunk.ts';
+import type { Chunk, ForwardOptions, StepJob } from './chunk.ts';
 import type { LoadedModel } from './model.ts';
 import type { Stage } from './partition.ts';
 import { compile, type Program, type Step } from './program.ts';
@@ -49,9 +49,18 @@ export interface ForwardPass {
     cache: KvCache,
     ids: readonly number[],
     wanted: readonly number[],
-    sink: (row: number, logits: Float32Array) => void,
+    sink: (row: number, logits: Float32Array, ids?: Uint32Array) => void,
     options?: ForwardOptions,
   ): Promise<void>;
+  /** The most that ForwardOptions.top may ask for; undefined: it may not. */
+  readonly mostTop?: number;
+  /** Jobs that `step` takes at once. */
+  readonly mostTogether?: number;
+  /**
+   * Feeds a token to each of several conversations in one pass, with the bits that each alone would have. One whose memory does not suffice stays as it
+   * was; its error is told at its place.
+   */
+  step?(jobs: readonly StepJob[]): Promise<(Error | undefined)[]>;
 }
 
 /**

@@ -1,6 +1,7 @@
 import type { Arena } from '../../src/core/arena.ts';
 import { createWebGpuAttention, type WebGpuAttention } from '../../src/kernels/webgpu.ts';
 import { planAttend } from '../../src/kernels/webgpu-plan.ts';
+import type { StagedDivision } from '../../src/kernels/webgpu-staged.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
 import { MASS_UNIT } from './attend-truth.ts';
@@ -8,9 +9,16 @@ import { type BuiltCache, type CacheCase, u32At } from './cache-cases.ts';
 
 const made = new Map<string, WebGpuAttention>();
 /** Compiling takes longer than running: one set of kernels for each shape. */
-export function attentionOf(device: GPUDevice, c: CacheCase, subgroups: boolean): WebGpuAttention {
-  const key = [c.heads, c.kvHeads, c.headDim, subgroups].join();
-  const found = made.get(key) ?? createWebGpuAttention({ device, shaders: shaders(), shape: c, subgroups });
+export function attentionOf(
+  device: GPUDevice,
+  c: CacheCase,
+  subgroups: boolean,
+  staged?: StagedDivision,
+): WebGpuAttention {
+  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, staged]);
+  const found =
+    made.get(key) ??
+    createWebGpuAttention({ device, shaders: shaders(), shape: c, subgroups, ...(staged && { staged }) });
   made.set(key, found);
   return found;
 }
@@ -27,12 +35,19 @@ export async function attendOnDevice(
   arena: Arena,
   c: CacheCase,
   built: BuiltCache,
-  options: { subgroups: boolean; mass?: boolean; segmentsPerSplit?: number; from?: number; rows?: number },
+  options: {
+    subgroups: boolean;
+    staged?: StagedDivision;
+    mass?: boolean;
+    segmentsPerSplit?: number;
+    from?: number;
+    rows?: number;
+  },
 ): Promise<Ran> {
   const { from = 0, rows = c.rows, segmentsPerSplit = 2, subgroups, mass = false } = options;
   const width = c.heads * c.headDim;
   device.pushErrorScope('validation');
-  const attention = attentionOf(device, c, subgroups);
+  const attention = attentionOf(device, c, subgroups, options.staged);
   const cache = uploaded(device, new Uint8Array(arena.memory.buffer));
   const out = uploaded(device, new Uint8Array(rows * width * 4).fill(0xff));
   const plan = planAttend(

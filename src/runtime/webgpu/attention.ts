@@ -2,22 +2,32 @@ import type { KvCache } from '../../cache/cache.ts';
 import type { ModelConfig } from '../../core/config.ts';
 import { type AttendGroups, planParams, scratchBytes, type WebGpuAttention } from '../../kernels/webgpu.ts';
 import { appendTable, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
-import { planAttend } from '../../kernels/webgpu-plan.ts';
+import { type AttendItem, type AttendPlan, planAttend, splitsOf } from '../../kernels/webgpu-plan.ts';
 import type { WebGpuRecords } from '../../kernels/webgpu-records.ts';
-import type { CommandStream } from '../../kernels/webgpu-stream.ts';
+import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from '../../kernels/webgpu-stream.ts';
 import { STORAGE } from '../../kernels/webgpu-usage.ts';
 
 /** Queries of a chunk that are attended in one dispatch: bounds the scores that the mass is made of. */
 const TILE_ROWS = 32;
 /** One conversation alone should spread over the whole device. */
 const SEGMENTS_PER_SPLIT = 1;
-/** Tables of one dispatch: generous for any trained length. */
+/** Tables of one dispatch of one conversation: generous for any trained length. */
 const TABLES_BYTES = 256 << 10;
+/** Splits of one dispatch of several: their table is seen through a window. */
+const MOST_SPLITS = TABLE_WINDOW / 16;
 
 interface Place {
   /** Byte offset in the workspace, and columns. */
   readonly at: number;
   readonly width: number;
+}
+
+/** A layer's queries, keys, values and output. */
+export interface AttentionPlaces {
+  readonly q: Place;
+  readonly k: Place;
+  readonly v: Place;
+  readonly out: Place;
 }
 
 export interface GpuAttentionOptions {
@@ -49,14 +59,10 @@ export class GpuAttention {
     };
   }
 
-  run(
-    cache: KvCache,
-    layer: number,
-    rows: number,
-    { q, k, v, out }: { readonly q: Place; readonly k: Place; readonly v: Place; readonly out: Place },
-  ): void {
-    const { stream, records, cacheKernels, attend, config } = this.#o;
-    const { kvHeads, heads, headDim } = config;
+  /** The next `rows` tokens of one conversation. */
+  run(cache: KvCache, layer: number, rows: number, { q, k, v, out }: AttentionPlaces): void {
+    const { stream, records, cacheKernels, config } = this.#o;
+    const { heads, headDim } = config;
     for (const run of cache.runs(layer, rows)) {
       const slot = cache.begin(layer, run);
       const exact = cache.exactRef(layer);
@@ -91,17 +97,66 @@ export class GpuAttention {
           count,
           SEGMENTS_PER_SPLIT,
         );
-        this.#grow(scratchBytes(plan, { heads, kvHeads, headDim }, mass > 0));
-        stream.reserve(TABLES_BYTES);
-        const at = {
-          params: stream.table(planParams(plan, config.attentionScale, mass)),
-          items: stream.table(plan.items),
-          splits: stream.table(plan.splits),
-          segments: stream.table(plan.segments),
-        };
-        attend.dispatch((label) => stream.pass(label), this.#attendGroups(gpu), at, plan, mass > 0);
+        this.#attend(gpu, plan, mass);
       }
     }
+  }
+
+  /** One token of each of several conversations: row r is that of caches[r]. Splits follow from a conversation alone, so that its bits do, too. */
+  runTogether(caches: readonly KvCache[], layer: number, { q, k, v, out }: AttentionPlaces): void {
+    const { stream, records, cacheKernels, config } = this.#o;
+    const { heads, headDim } = config;
+    const runs = caches.map((cache) => cache.runs(layer, 1)[0]!);
+    // Whatever a conversation takes over or grows by may move the others' blocks: places are asked for when all stand.
+    const slots = caches.map((cache, r) => cache.begin(layer, runs[r]!));
+    const places = caches.map((cache) => {
+      const exact = cache.exactRef(layer);
+      return { exact: exact.ptr, capacity: exact.capacity, exactBits: exact.bits };
+    });
+    const gpu = records.memory.gpu;
+    stream.reserve(TABLES_BYTES);
+    const table = stream.table(
+      appendTable(places.map((place, row) => ({ ...place, slot: slots[row]!, angle: row, row }))),
+    );
+    const group = this.#appendGroup(gpu, q, k, v);
+    cacheKernels.dispatchAppend(stream.pass('append'), group, table, caches.length);
+
+    const items = new Map<number, AttendItem[]>();
+    caches.forEach((cache, r) => {
+      const { mass } = cache.massOf(runs[r]!);
+      const item = {
+        ...{ ...places[r]!, segments: cache.segmentPtrs(layer), visible: slots[r]! + 1 },
+        ...{ position: cache.position, q: r * heads * headDim, out: out.at / 4 + r * heads * headDim },
+      };
+      const alike = items.get(mass);
+      if (alike) alike.push(item);
+      else items.set(mass, [item]);
+    });
+    for (const [mass, alike] of items)
+      for (let from = 0; from < alike.length; ) {
+        let to = from;
+        for (let splits = 0; to < alike.length; to++) {
+          splits += splitsOf(alike[to]!, 1, SEGMENTS_PER_SPLIT);
+          if (to > from && splits > MOST_SPLITS) break;
+        }
+        this.#attend(gpu, planAttend(alike.slice(from, to), 1, SEGMENTS_PER_SPLIT), mass);
+        from = to;
+      }
+  }
+
+  #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number): void {
+    const { stream, attend, config } = this.#o;
+    this.#grow(scratchBytes(plan, config, mass > 0));
+    const tables = [planParams(plan, config.attentionScale, mass), plan.items, plan.splits, plan.segments];
+    stream.reserve(tables.reduce((sum, { byteLength }) => sum + byteLength + TABLE_ALIGNMENT, 0));
+    const [params, items, splits, segments] = tables.map((data) => stream.table(data)) as [
+      number,
+      number,
+      number,
+      number,
+    ];
+    const at = { params, items, splits, segments };
+    attend.dispatch((label) => stream.pass(label), this.#bound(gpu).attend, at, plan, mass > 0);
   }
 
   /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. */
@@ -114,9 +169,6 @@ export class GpuAttention {
       this.#groups = { cache, attend: groups, append: new Map() };
     }
     return this.#groups;
-  }
-  #attendGroups(cache: GPUBuffer): AttendGroups {
-    return this.#bound(cache).attend;
   }
   #appendGroup(cache: GPUBuffer, q: Place, k: Place, v: Place): GPUBindGroup {
     const { append } = this.#bound(cache);

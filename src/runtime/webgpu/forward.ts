@@ -12,15 +12,16 @@ import { WebGpuDense } from '../../kernels/webgpu-dense.ts';
 import { createWebGpuRecords, type WebGpuRecords } from '../../kernels/webgpu-records.ts';
 import { CommandStream } from '../../kernels/webgpu-stream.ts';
 import { COPY_DST, COPY_SRC, STORAGE } from '../../kernels/webgpu-usage.ts';
-import type { ForwardOptions } from '../chunk.ts';
+import type { ForwardOptions, LogitSink, StepJob } from '../chunk.ts';
 import type { ForwardPass } from '../forward.ts';
 import type { Manifest } from '../manifest.ts';
 import { claimDecoder, partition } from '../partition.ts';
 import { compile, type Program, type Step } from '../program.ts';
 import { ropeFrequencies, ropeTables } from '../rope.ts';
-import { GpuAttention } from './attention.ts';
+import { type AttentionPlaces, GpuAttention } from './attention.ts';
 import { fuseProducts } from './fuse.ts';
 import { compileRows, type RowOp } from './rows.ts';
+import { GpuTop } from './top.ts';
 import type { GpuWeights } from './weights.ts';
 
 const MAX_ROWS = EPOCH;
@@ -57,6 +58,8 @@ export class GpuForward implements ForwardPass {
   readonly #cosines: GPUBuffer;
   readonly #sines: GPUBuffer;
   readonly #frequencies: Float64Array;
+  readonly #top: GpuTop;
+  readonly mostTogether = MAX_ROWS;
 
   constructor({ device, shaders, manifest, weights, maxBytes }: GpuForwardOptions) {
     const config = manifest.model;
@@ -89,7 +92,7 @@ export class GpuForward implements ForwardPass {
     });
     const values = Math.ceil(this.#program.workspaceBytes / 256) * 256;
     this.#logitsAt = values;
-    this.workspaceBytes = values + LOGIT_ROWS * Math.ceil(config.vocab / 4) * 16;
+    this.workspaceBytes = values + LOGIT_ROWS * logitStride(config.vocab);
     const buffer = (label: string, size: number): GPUBuffer =>
       device.createBuffer({ label, size, usage: STORAGE | COPY_DST | COPY_SRC });
     this.#workspace = buffer('workspace', this.workspaceBytes);
@@ -100,6 +103,10 @@ export class GpuForward implements ForwardPass {
     this.#attention = new GpuAttention({
       ...{ stream: this.stream, records: this.records, cacheKernels, attend, config },
       ...{ workspace: this.#workspace, cosines: this.#cosines, sines: this.#sines },
+    });
+    this.#top = new GpuTop({
+      ...{ stream: this.stream, shaders, values: this.#workspace, at: this.#logitsAt / 4 },
+      ...{ stride: logitStride(config.vocab) / 4, count: config.vocab, rows: LOGIT_ROWS },
     });
     this.#ops = compileRows({
       ...{ program: this.#program, weights: weights.weights, dense: new WebGpuDense(device, shaders) },
@@ -112,35 +119,29 @@ export class GpuForward implements ForwardPass {
     });
   }
 
+  get mostTop(): number {
+    return this.#top.most;
+  }
+
   async run(
     cache: KvCache,
     ids: readonly number[],
     wanted: readonly number[],
-    sink: (row: number, logits: Float32Array) => void,
+    sink: (row: number, logits: Float32Array, ids?: Uint32Array) => void,
     options: ForwardOptions = {},
   ): Promise<void> {
     const rows = ids.length;
     if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
     cache.reserve(rows);
-    const { cosines, sines } = ropeTables(this.#frequencies, cache.position, rows);
-    this.device.queue.writeBuffer(this.#cosines, 0, cosines);
-    this.device.queue.writeBuffer(this.#sines, 0, sines);
-
-    const { steps, lastAttention } = this.#program;
-    for (const [i, step] of steps.entries()) {
-      if (i > lastAttention && wanted.length === 0) break;
-      if (step.op === 'GroupQueryAttention') {
-        this.#attend(cache, step, rows);
-        // The device works on what it has while the next layers are recorded.
-        if (((step.node.attributes.layer as number) + 1) % LAYERS_A_SUBMIT === 0) this.stream.submit();
-      } else {
-        const op = this.#ops.get(i);
-        if (op?.kind === 'embed') op.record(this.stream, Uint32Array.from(ids));
-        else if (op?.kind === 'rows') op.record(this.stream, rows);
-        else if (op?.kind === 'logits') await this.#logits(op, wanted, sink);
-      }
-    }
-    this.stream.submit();
+    this.#setAngles([{ position: cache.position, rows }]);
+    await this.#run(
+      Uint32Array.from(ids),
+      (layer, places) => this.#attention.run(cache, layer, rows, places),
+      wanted.map((row) => ({
+        ...{ row, top: options.top },
+        sink: (logits: Float32Array, top?: Uint32Array) => sink(row, logits, top),
+      })),
+    );
     // Plans are made of the attention mass, which only the device has.
     if (rows === cache.room) await cache.fetchMass();
     else if (wanted.length === 0) await this.stream.done();
@@ -148,39 +149,126 @@ export class GpuForward implements ForwardPass {
     await options.yield?.();
   }
 
-  #attend(cache: KvCache, step: Step, rows: number): void {
+  async step(jobs: readonly StepJob[]): Promise<(Error | undefined)[]> {
+    const errors = jobs.map(({ cache }) => {
+      try {
+        cache.reserve(1);
+        return undefined;
+      } catch (error) {
+        return error as Error;
+      }
+    });
+    const fed = jobs.filter((_, i) => errors[i] === undefined);
+    if (fed.length === 0) return errors;
+    const caches = fed.map(({ cache }) => cache);
+    this.#setAngles(caches.map(({ position }) => ({ position, rows: 1 })));
+    await this.#run(
+      Uint32Array.from(fed, ({ id }) => id),
+      (layer, places) => this.#attention.runTogether(caches, layer, places),
+      fed.flatMap(({ top, sink }, row) => (sink ? { row, top, sink } : [])),
+    );
+    for (const cache of caches) {
+      if (cache.room === 1) await cache.fetchMass();
+      cache.advance(1);
+    }
+    return errors;
+  }
+
+  /** Fills the tables of angles, row after row. */
+  #setAngles(runs: readonly { readonly position: number; readonly rows: number }[]): void {
+    const half = this.#frequencies.length;
+    const rows = runs.reduce((sum, run) => sum + run.rows, 0);
+    const cosines = new Float32Array(rows * half);
+    const sines = new Float32Array(rows * half);
+    let at = 0;
+    for (const run of runs) {
+      const end = at + run.rows * half;
+      ropeTables(
+        this.#frequencies,
+        run.position,
+        run.rows,
+        cosines.subarray(at, end),
+        sines.subarray(at, end),
+      );
+      at = end;
+    }
+    this.device.queue.writeBuffer(this.#cosines, 0, cosines);
+    this.device.queue.writeBuffer(this.#sines, 0, sines);
+  }
+
+  /** All steps of the rows of `ids`. */
+  async #run(
+    ids: Uint32Array,
+    attend: (layer: number, places: AttentionPlaces) => void,
+    wanted: readonly WantedRow[],
+  ): Promise<void> {
+    const { steps, lastAttention } = this.#program;
+    for (const [i, step] of steps.entries()) {
+      if (i > lastAttention && wanted.length === 0) break;
+      if (step.op === 'GroupQueryAttention') {
+        const layer = step.node.attributes.layer as number;
+        attend(layer, this.#places(step));
+        // The device works on what it has while the next layers are recorded.
+        if ((layer + 1) % LAYERS_A_SUBMIT === 0) this.stream.submit();
+      } else {
+        const op = this.#ops.get(i);
+        if (op?.kind === 'embed') op.record(this.stream, ids);
+        else if (op?.kind === 'rows') op.record(this.stream, ids.length);
+        else if (op?.kind === 'logits') await this.#logits(op, wanted);
+      }
+    }
+    this.stream.submit();
+  }
+
+  #places({ inputs, output }: Step): AttentionPlaces {
     const place = (name: string): { at: number; width: number } => ({
       at: this.#program.offset.get(name)!,
       width: this.#program.width.get(name)!,
     });
-    const [q, k, v] = step.inputs.slice(0, 3).map(place) as [
-      { at: number; width: number },
-      { at: number; width: number },
-      { at: number; width: number },
-    ];
-    this.#attention.run(cache, step.node.attributes.layer as number, rows, {
-      ...{ q, k, v, out: place(step.output) },
-    });
+    return { q: place(inputs[0]!), k: place(inputs[1]!), v: place(inputs[2]!), out: place(output) };
   }
 
-  async #logits(
-    op: RowOp & { kind: 'logits' },
-    wanted: readonly number[],
-    sink: (row: number, logits: Float32Array) => void,
-  ): Promise<void> {
+  async #logits(op: RowOp & { kind: 'logits' }, wanted: readonly WantedRow[]): Promise<void> {
     const { vocab } = this.#config;
-    const stride = Math.ceil(vocab / 4) * 16;
+    const stride = logitStride(vocab);
     for (let i = 0; i < wanted.length; ) {
       // Rows that follow one another go together.
       let count = 1;
-      while (count < LOGIT_ROWS && wanted[i + count] === wanted[i]! + count) count++;
-      op.record(this.stream, wanted[i]!, count);
-      const [bytes] = await this.stream.read([
-        { buffer: this.#workspace, at: this.#logitsAt, bytes: count * stride },
-      ]);
-      for (let r = 0; r < count; r++)
-        sink(wanted[i + r]!, new Float32Array(bytes!.buffer, bytes!.byteOffset + r * stride, vocab));
+      while (count < LOGIT_ROWS && wanted[i + count]?.row === wanted[i]!.row + count) count++;
+      op.record(this.stream, wanted[i]!.row, count);
+      const tile = wanted.slice(i, i + count);
+      const most = Math.max(...tile.map(({ top }) => top ?? 0));
+      if (most > 0) this.#top.record(count, most);
+      const pieces = await this.stream.read(
+        tile.map(({ top }, r) =>
+          top === undefined
+            ? { buffer: this.#workspace, at: this.#logitsAt + r * stride, bytes: stride }
+            : { buffer: this.#top.pairs, at: this.#top.at + r * this.#top.stride, bytes: top * 8 },
+        ),
+      );
+      for (const [r, { top, sink }] of tile.entries()) {
+        const { buffer, byteOffset } = pieces[r]!;
+        if (top === undefined) sink(new Float32Array(buffer, byteOffset, vocab));
+        else {
+          const pairs = new Uint32Array(buffer, byteOffset, top * 2);
+          const bits = Uint32Array.from({ length: top }, (_, k) => pairs[2 * k]!);
+          sink(
+            new Float32Array(bits.buffer),
+            Uint32Array.from({ length: top }, (_, k) => pairs[2 * k + 1]!),
+          );
+        }
+      }
       i += count;
     }
   }
 }
+
+/** A row whose logits somebody wants. */
+interface WantedRow {
+  readonly row: number;
+  readonly top: number | undefined;
+  readonly sink: LogitSink;
+}
+
+/** Bytes from one row of logits to the next. */
+const logitStride = (vocab: number): number => Math.ceil(vocab / 4) * 16;
