@@ -17,6 +17,7 @@ export const PAGE_HEADERS: Readonly<Record<string, string>> = {
   'x-content-type-options': 'nosniff',
   'referrer-policy': 'no-referrer',
   'cross-origin-opener-policy': 'same-origin',
+  'cross-origin-resource-policy': 'same-origin',
 };
 
 /** Cloudflare's `_headers` file for static assets. https://developers.cloudflare.com/workers/static-assets/headers/ */

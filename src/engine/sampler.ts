@@ -38,6 +38,7 @@ export function argmax(logits: Float32Array): number {
 /** The `count` largest logits, best first; ties by index. */
 export function topK(logits: Float32Array, count: number): { id: number; logit: number }[] {
   const top: { id: number; logit: number }[] = [];
+  if (count === 0) return top;
   for (let id = 0; id < logits.length; id++) {
     const logit = logits[id]!;
     if (top.length === count && logit <= top[count - 1]!.logit) continue;

@@ -128,6 +128,10 @@ class BpeTokenizer implements ModelTokenizer {
     };
   }
 
+  bytesOf(id: number): Uint8Array {
+    return this.#table.get(this.#checked(id));
+  }
+
   order(): TokenOrder {
     return (this.#order ??= new TokenOrder(this.vocab, (id) =>
       this.#isSpecial.has(id) ? NO_BYTES : this.#table.get(id),

@@ -17,6 +17,8 @@ export interface Tokenizer {
   decode(ids: readonly number[], options?: { skipSpecials?: boolean }): string;
   /** Incremental decoding: never splits a UTF-8 sequence between pieces; the pieces joined equal decode(all, {skipSpecials: true}). */
   stream(): { push(id: number): string; end(): string };
+  /** What a token adds to a text, perhaps a part of a character only; special tokens are written out. A view: not to be changed. */
+  bytesOf(id: number): Uint8Array;
   /** The vocabulary by its bytes, made when it is first asked for; special tokens have none. */
   order(): TokenOrder;
 }

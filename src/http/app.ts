@@ -40,10 +40,13 @@ export interface AppOptions {
   readonly defer?: (work: Promise<unknown>) => void;
 }
 
-/** Answers are data, never pages; a page brings its own policy. */
+/** Answers are data of one key, never pages: a page brings its own policy, an event stream its own caching. */
 const SECURITY_HEADERS: Readonly<Record<string, string>> = {
   'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
+  'cross-origin-resource-policy': 'same-origin',
+  'referrer-policy': 'no-referrer',
   'x-content-type-options': 'nosniff',
+  'cache-control': 'no-store',
 };
 
 type Variables = { owner: string; requestId: string };

@@ -107,7 +107,7 @@ function checkLocal(request: Request): void {
       'forbidden_origin',
       'Without API keys this server answers only pages that it served itself: open its own page, or leave the header Origin out.',
     );
-  if (request.method !== 'GET' && request.method !== 'HEAD' && request.method !== 'DELETE') {
+  if (request.method === 'POST') {
     const type = (request.headers.get('content-type') ?? '').split(';')[0]!.trim().toLowerCase();
     // Either type makes a browser ask first.
     if (type !== 'application/json' && type !== 'application/octet-stream')

@@ -1,6 +1,7 @@
 import type { CacheConfig, CacheReport } from '../cache/policy.ts';
 import { DROP, TIERS } from '../kernels/layout.ts';
-import type { SessionCacheMap, SessionInfo, TurnEvent } from '../session/api.ts';
+import type { SessionCacheMap, SessionInfo, SessionPage, TurnEvent } from '../session/api.ts';
+import { MAX_SESSIONS_PER_KEY } from '../session/limits.ts';
 
 /** The vendor's part of answers, in the API's spelling. */
 
@@ -43,6 +44,15 @@ export const sessionObject = (info: SessionInfo) => ({
   stored_bytes: info.storedBytes,
   /** Tokens that another backend computed: what follows goes on from them, but they cannot be made again here with the same bits. */
   ...(info.foreign && { foreign_prefix: { ...info.foreign, reproducible: false } }),
+});
+
+export const sessionListObject = ({ sessions, last, more, total }: SessionPage) => ({
+  object: 'list',
+  data: sessions.map(sessionObject),
+  last_id: last,
+  has_more: more,
+  total,
+  quota: MAX_SESSIONS_PER_KEY,
 });
 
 /** The legend of tier ids, finest first. */
@@ -107,19 +117,16 @@ export const serverTiming = (timing: Finished['timing']): string =>
 type TokenEvent = Extract<TurnEvent, { type: 'token' }>;
 
 const utf8 = new TextEncoder();
-/** A token may hold part of a character only; then its bytes are not known from its text. */
-const bytesOf = (token: string): number[] | null =>
-  token.includes('\ufffd') ? null : [...utf8.encode(token)];
 
-/** OpenAI's log-probabilities. */
+/** OpenAI's log-probabilities. Where a token is a part of a character its bytes tell what it is. */
 export const tokenLogprobs = (tokens: readonly TokenEvent[]) =>
-  tokens.map(({ text, piece, logprob, top }) => ({
-    token: piece ?? text,
+  tokens.map(({ text, piece = text, bytes = [...utf8.encode(piece)], logprob, top = [] }) => ({
+    token: piece,
     logprob: logprob ?? null,
-    bytes: bytesOf(piece ?? text),
-    top_logprobs: (top ?? []).map((other) => ({
+    bytes,
+    top_logprobs: top.map((other) => ({
       token: other.text,
       logprob: other.logprob,
-      bytes: bytesOf(other.text),
+      bytes: other.bytes ?? [...utf8.encode(other.text)],
     })),
   }));

@@ -1,12 +1,12 @@
 import type { Context } from 'hono';
 import type { CacheConfig } from '../cache/policy.ts';
 import type { SessionHost } from '../session/api.ts';
-import { MAX_EXPORT_BYTES, MAX_SESSIONS_PER_KEY } from '../session/limits.ts';
+import { MAX_EXPORT_BYTES } from '../session/limits.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
 import { directoryOf } from './owned-host.ts';
 import { parseCacheQuery, parseImportQuery, parseListQuery } from './query-schema.ts';
-import { cacheMapObject, sessionObject } from './report.ts';
+import { cacheMapObject, sessionListObject, sessionObject } from './report.ts';
 import { parseForkRequest, parseSessionRequest, readJson, SESSION_ID } from './schema.ts';
 
 const DEFAULT_PAGE = 20;
@@ -30,18 +30,11 @@ export async function createSession(c: Context, owner: string, host: SessionHost
 /** GET /v1/sessions?limit=&after=: the owner's own, newest first. */
 export async function getSessions(c: Context, owner: string, host: SessionHost): Promise<Response> {
   const { limit = DEFAULT_PAGE, after } = parseListQuery(c.req.query());
-  const { sessions, last, more, total } = await host.list(await directoryOf(owner), {
+  const page = await host.list(await directoryOf(owner), {
     limit,
     ...(after === undefined ? {} : { after }),
   });
-  return c.json({
-    object: 'list',
-    data: sessions.map(sessionObject),
-    last_id: last,
-    has_more: more,
-    total,
-    quota: MAX_SESSIONS_PER_KEY,
-  });
+  return c.json(sessionListObject(page));
 }
 
 /** GET /v1/sessions/:id. Reads the last commit, and writes nothing. */

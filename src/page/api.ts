@@ -1,82 +1,26 @@
-/** The page's side of the HTTP API. */
+import type { ChatMessage } from '../engine/types.ts';
+import type {
+  cacheMapObject,
+  cacheObject,
+  sessionListObject,
+  sessionObject,
+  turnObject,
+  usageObject,
+} from '../http/report.ts';
 
-export interface Message {
-  readonly role: 'system' | 'user' | 'assistant';
-  readonly content: string;
-}
+/** The page's side of the HTTP API; what it reads has the types of what the server writes. Only types cross: the page loads nothing of the server. */
 
-export interface Cache {
-  readonly policy: string;
-  readonly tokens: number;
-  readonly bytes: number;
-  readonly fp16_bytes: number;
-  readonly ratio: number;
-  readonly peak_bytes: number;
-  /** Tokens, counted in every layer and key/value head, and their bytes, by tier. */
-  readonly token_heads: Readonly<Record<string, number>>;
-  readonly bytes_by_tier: Readonly<Record<string, number>>;
-}
+export type Message = ChatMessage;
+export type Cache = ReturnType<typeof cacheObject>;
+export type Session = ReturnType<typeof sessionObject>;
+export type SessionPage = ReturnType<typeof sessionListObject>;
+export type CacheMap = ReturnType<typeof cacheMapObject>;
+export type Tier = CacheMap['tiers'][number];
 
-export interface Session {
-  readonly id: string;
-  readonly title: string;
-  readonly turns: number;
-  readonly tokens: number;
-  /** Seconds since 1970. */
-  readonly last_used_at: number;
-  readonly expires_at: number | null;
-  readonly stored_bytes: number;
-  readonly cache: Cache | null;
-}
-
-export interface SessionPage {
-  readonly data: readonly Session[];
-  readonly has_more: boolean;
-  readonly last_id: string | null;
-  readonly total: number;
-}
-
-export interface Tier {
-  readonly id: number;
-  readonly name: string;
-  readonly key_bits: number;
-  readonly value_bits: number;
-}
-
-export interface CacheMap {
-  readonly layers: number;
-  readonly kv_heads: number;
-  readonly tokens: number;
-  /** [first, count]. */
-  readonly exact: readonly (readonly [number, number])[];
-  readonly evicted: readonly (readonly [number, number])[];
-  /** Their gaps are closed: what follows is read as if they had never been. Their segments are left out of `data`. */
-  readonly closed: readonly (readonly [number, number])[];
-  readonly text: readonly string[];
-  readonly messages: readonly { readonly role: Message['role']; readonly end: number }[];
-  readonly cache: Cache | null;
-  readonly tiers: readonly Tier[];
-  readonly data: readonly {
-    readonly layer: number;
-    readonly segments: readonly {
-      readonly start: number;
-      readonly tokens: number;
-      /** Base64 of kv_heads * tokens bytes, head by head. */
-      readonly tiers: string;
-      readonly relevance: string | null;
-    }[];
-  }[];
-}
-
-export interface Answer {
-  readonly cache: Cache;
-  readonly recovered?: { readonly reason: string; readonly replayed: number };
-  readonly timing: { readonly prefill_ms: number; readonly decode_ms: number; readonly restore_ms: number };
-  readonly usage: {
-    readonly prompt_tokens: number;
-    readonly completion_tokens: number;
-    readonly prompt_tokens_details: { readonly cached_tokens: number };
-  };
+/** What the last chunk of an answer tells, the chunk of usage after it, and why it ended. */
+type Told = ReturnType<typeof turnObject>;
+export interface Answer extends Told {
+  readonly usage: ReturnType<typeof usageObject>;
   readonly reason: string;
 }
 
@@ -189,7 +133,7 @@ export async function runTurn(turn: TurnRequest, handlers: Handlers, signal: Abo
       max_completion_tokens: maxTokens,
     }),
   });
-  let told: Omit<Answer, 'usage' | 'reason'> | undefined;
+  let told: Told | undefined;
   let usage: Answer['usage'] | undefined;
   let reason = '';
   let done = false;
@@ -203,7 +147,7 @@ export async function runTurn(turn: TurnRequest, handlers: Handlers, signal: Abo
       error?: { code: string; message: string };
       choices: { delta: { content?: string }; finish_reason: string | null }[];
       usage?: Answer['usage'] | null;
-      adkvc?: Omit<Answer, 'usage' | 'reason'>;
+      adkvc?: Told;
     };
     // No header can tell how long to wait once the answer has begun.
     if (event.error) throw new ApiError(response.status, event.error.code, event.error.message);

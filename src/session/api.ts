@@ -50,8 +50,10 @@ export type TurnEvent =
       readonly text: string;
       /** The token by itself, where `logprob` is given: `text` may be held back or belong to several tokens. */
       readonly piece?: string;
+      /** The piece's bytes, where they are no whole characters: `piece` has U+FFFD in their place. */
+      readonly bytes?: readonly number[];
       readonly logprob?: number;
-      readonly top?: readonly (TokenLogprob & { text: string })[];
+      readonly top?: readonly (TokenLogprob & { text: string; bytes?: readonly number[] })[];
     }
   /** Comes only after the commit and storage.sync(). */
   | {

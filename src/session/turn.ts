@@ -2,7 +2,7 @@ import { EPOCH } from '../core/config.ts';
 import { AbortedError } from '../core/errors.ts';
 import { JsonConstraint } from '../engine/constraint.ts';
 import { shapeOf } from '../engine/json/schema.ts';
-import type { Engine, GenerateEvent } from '../engine/types.ts';
+import type { Engine, GenerateEvent, Tokenizer } from '../engine/types.ts';
 import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
 import { answerKey, storedAnswer } from './continue-answer.ts';
@@ -180,13 +180,14 @@ export class Turn {
 
   #tokenEvent(event: Extract<GenerateEvent, { type: 'token' }>): TurnEvent {
     const { id, text, logprob, top } = event;
-    const piece = (one: number) => this.#setup.engine.tokenizer.decode([one]);
+    const { tokenizer } = this.#setup.engine;
+    const own = logprob === undefined ? undefined : pieceOf(tokenizer, id);
     return {
       type: 'token',
       id,
       text,
-      ...(logprob !== undefined && { logprob, piece: piece(id) }),
-      ...(top && { top: top.map((one) => ({ ...one, text: piece(one.id) })) }),
+      ...(own && { logprob, piece: own.text, ...(own.bytes && { bytes: own.bytes }) }),
+      ...(top && { top: top.map((one) => ({ ...one, ...pieceOf(tokenizer, one.id) })) }),
     };
   }
 
@@ -308,6 +309,13 @@ export class Turn {
     this.#setup.lease.check();
     this.#timing.commitMs += now() - start;
   }
+}
+
+/** A token by itself; its bytes are told where text cannot tell them. */
+function pieceOf(tokenizer: Tokenizer, id: number): { text: string; bytes?: number[] } {
+  const bytes = tokenizer.bytesOf(id);
+  const text = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true }).decode(bytes);
+  return text.includes('\ufffd') ? { text, bytes: [...bytes] } : { text };
 }
 
 const ended = (): AbortedError =>

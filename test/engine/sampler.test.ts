@@ -59,10 +59,18 @@ describe('sample', () => {
     expect(result.logprob).toBeCloseTo(Math.log(0.3), 5);
     expect(result.top!.map((t) => t.id)).toEqual([2, 1]);
     expect(result.top![0]!.logprob).toBeCloseTo(Math.log(0.6), 5);
+    // Temperature and cuts change what is drawn, and nothing of what is reported; without alternatives the drawn token has its own.
+    for (const topLogprobs of [0, 3]) {
+      const options = { ...GREEDY, temperature: 5, topK: 2, topP: 0.9, minP: 0.01, topLogprobs };
+      const drawn = sample(logits(0, Math.log(3), Math.log(6)), options, 0, [], []);
+      expect(drawn.logprob).toBeCloseTo(Math.log([0.1, 0.3, 0.6][drawn.id]!), 5);
+      expect(drawn.top!.map((t) => t.id)).toEqual([2, 1, 0].slice(0, topLogprobs));
+    }
   });
 });
 
-it('topK is sorted, ties by id', () => {
+it('topK is sorted, ties by id; none are none', () => {
+  expect(topK(logits(1, 5), 0)).toEqual([]);
   expect(topK(logits(1, 5, 5, 2), 3).map((t) => t.id)).toEqual([1, 2, 3]);
 });
 

@@ -412,6 +412,10 @@ class FakeTokenizer implements Tokenizer {
     return { push: (id) => this.decode([id], { skipSpecials: true }), end: () => '' };
   }
 
+  bytesOf(id: number): Uint8Array {
+    return new TextEncoder().encode(this.decode([id]));
+  }
+
   order(): TokenOrder {
     return new TokenOrder(VOCAB, (id) => new TextEncoder().encode(this.decode([id], { skipSpecials: true })));
   }

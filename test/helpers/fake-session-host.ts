@@ -178,7 +178,15 @@ export class FakeSessionHost implements SessionHost {
         return;
       }
       text += piece;
-      const scored = request.sampling.topLogprobs === undefined ? {} : { piece, logprob: -0.5 };
+      const scored =
+        request.sampling.topLogprobs === undefined
+          ? {}
+          : {
+              piece,
+              logprob: -0.5,
+              // As a token that begins a character of four bytes.
+              ...(piece === '\ufffd' && { bytes: [0xf0, 0x9f] }),
+            };
       const top = Array.from({ length: request.sampling.topLogprobs ?? 0 }, (_, rank) => ({
         id: rank,
         text: rank === 0 ? piece : `other${rank}`,

@@ -40,3 +40,65 @@ test('they need a key, and hold nothing of what was said', async () => {
   await open.chat({ messages: [{ role: 'user', content: 'SECRET' }], session_id: 'private-name' });
   expect(await (await open.call('/metrics')).text()).not.toMatch(/SECRET|private-name|Hello/);
 });
+
+/**
+ * The text format, read strictly: a family's HELP and TYPE once and before its samples, samples of it alone below, no sample twice, and
+ * buckets that grow up to the count. https://prometheus.io/docs/instrumenting/exposition_formats/
+ */
+function parse(text: string): Map<string, { type: string; samples: Map<string, number> }> {
+  expect(text.endsWith('\n')).toBe(true);
+  const families = new Map<string, { type: string; samples: Map<string, number> }>();
+  let help: string | undefined;
+  let family: string | undefined;
+  for (const line of text.slice(0, -1).split('\n')) {
+    const meta = /^# (HELP|TYPE) ([a-zA-Z_:][\w:]*) (.+)$/.exec(line);
+    if (meta) {
+      const [, kind, name, rest] = meta as unknown as [string, string, string, string];
+      if (kind === 'HELP') help = name;
+      else {
+        expect([name, rest], line).toEqual([help, expect.stringMatching(/^(counter|histogram)$/)]);
+        expect(families.has(name), line).toBe(false);
+        families.set((family = name), { type: rest, samples: new Map() });
+      }
+      continue;
+    }
+    const sample =
+      /^([a-zA-Z_:][\w:]*)(\{(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*",?)*\})? (NaN|[+-]?Inf|[+-]?[\d.]+(?:e[+-]?\d+)?)$/.exec(
+        line,
+      );
+    expect(sample, line).not.toBeNull();
+    const [, name, labels = '', value] = sample as unknown as [string, string, string | undefined, string];
+    const { type, samples } = families.get(family!)!;
+    const suffix = name.slice(family!.length);
+    expect(name.startsWith(family!), line).toBe(true);
+    expect(type === 'histogram' ? ['_bucket', '_sum', '_count'] : [''], line).toContain(suffix);
+    expect(samples.has(suffix + labels), line).toBe(false);
+    samples.set(suffix + labels, Number(value));
+  }
+  return families;
+}
+
+test('the text is what Prometheus reads', async () => {
+  const { chat, call, host } = fixture();
+  await chat();
+  host.refusal = new AdkvcError('session_busy', 'busy');
+  await chat();
+  // A code from outside could end a label.
+  host.refusal = new AdkvcError('a"} 1\nfake{b="', 'x');
+  await chat();
+  const families = parse(await (await call('/metrics')).text());
+  expect([...families.get('adkvc_turns_total')!.samples]).toEqual([
+    ['{outcome="stop"}', 1],
+    ['{outcome="session_busy"}', 1],
+    ['{outcome="other"}', 1],
+  ]);
+  const { samples } = families.get('adkvc_first_token_seconds')!;
+  const buckets = [...samples].filter(([name]) => name.startsWith('_bucket'));
+  const bounds = buckets.map(([name]) => Number(/le="([^"]+)"/.exec(name)![1]!.replace('+Inf', 'Infinity')));
+  expect(bounds).toEqual(bounds.toSorted((a, b) => a - b));
+  expect(bounds.at(-1)).toBe(Number.POSITIVE_INFINITY);
+  const counts = buckets.map(([, count]) => count);
+  expect(counts).toEqual(counts.toSorted((a, b) => a - b));
+  expect(counts.at(-1)).toBe(samples.get('_count'));
+  expect(samples.get('_sum')).toBeGreaterThanOrEqual(0);
+});

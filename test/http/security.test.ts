@@ -88,19 +88,43 @@ const LINES: Record<string, () => Promise<void>> = {
     });
     for (const response of [preflight, await from({}), await call('/health')])
       expect([...response.headers.keys()].filter((name) => name.startsWith('access-control'))).toEqual([]);
-    expect(preflight.status).toBeGreaterThanOrEqual(400);
+    expect(preflight.status).toBe(403);
   },
   'An answer cannot be run': async () => {
-    const { call, chat } = fixture();
-    for (const response of [
-      await call('/health'),
-      await call('/v1/nothing'),
-      await chat(),
-      await chat({ stream: true }),
-    ]) {
-      expect(response.headers.get('content-security-policy')).toMatch(/^default-src 'none'/);
-      expect(response.headers.get('x-content-type-options')).toBe('nosniff');
-    }
+    const { call, chat, app, host } = fixture();
+    const routes = app.routes.filter(({ method }) => method !== 'ALL');
+    const answers = await Promise.all(
+      routes.map(({ method, path }) =>
+        call(path.replace(/:id(\{[^}]*\})?/, 'x'), method === 'POST' ? {} : undefined, { method }),
+      ),
+    );
+    answers.push(await chat(), await chat({ n: 2 }), await chat({ stream: true }), await call('/v1/nothing'));
+    answers.push(
+      await call('/v1/models', undefined, { method: 'PUT' }),
+      await call('/health', undefined, { method: 'HEAD' }),
+    );
+    host.refusal = new AdkvcError('session_busy', 'busy');
+    answers.push(await chat());
+    host.turn = async () => {
+      throw new Error('inside');
+    };
+    const log = vi.spyOn(console, 'error').mockImplementation(() => {});
+    answers.push(await chat());
+    log.mockRestore();
+    expect(new Set(answers.map(({ status }) => status))).toEqual(
+      new Set([200, 201, 400, 404, 405, 415, 429, 500]),
+    );
+    for (const { url, status, headers } of answers)
+      expect([status, Object.fromEntries(headers)], url).toEqual([
+        status,
+        expect.objectContaining({
+          'content-security-policy': expect.stringMatching(/^default-src 'none'/),
+          'cross-origin-resource-policy': 'same-origin',
+          'referrer-policy': 'no-referrer',
+          'x-content-type-options': 'nosniff',
+          'cache-control': expect.stringMatching(/^(no-store|no-cache, no-transform)$/),
+        }),
+      ]);
   },
   [`A large body is refused at ${commas(MAX_BODY_BYTES)} bytes`]: async () => {
     const { call } = fixture();
