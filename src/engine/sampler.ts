@@ -50,6 +50,10 @@ export function topK(logits: Float32Array, count: number): { id: number; logit: 
   return top;
 }
 
+const MAX_LOGIT = 1e30;
+/** Below this temperature only the largest logit has any weight, and its reciprocal is finite. */
+const COLD = 1e-9;
+
 function penalise(
   logits: Float32Array,
   history: Iterable<number>,
@@ -57,8 +61,11 @@ function penalise(
   o: SamplingOptions,
 ): void {
   if (o.repetitionPenalty !== 1)
-    for (const id of new Set(history))
-      logits[id] = logits[id]! > 0 ? logits[id]! / o.repetitionPenalty : logits[id]! * o.repetitionPenalty;
+    for (const id of new Set(history)) {
+      const logit = logits[id]!;
+      // A penalty of nearly 0 would make it infinite, and differences of infinite logits are none.
+      logits[id] = logit > 0 ? Math.min(MAX_LOGIT, logit / o.repetitionPenalty) : logit * o.repetitionPenalty;
+    }
   if (o.frequencyPenalty !== 0 || o.presencePenalty !== 0) {
     const counts = new Map<number, number>();
     for (const id of generated) counts.set(id, (counts.get(id) ?? 0) + 1);
@@ -89,7 +96,7 @@ export function sample(
   }
   mask?.(logits);
   penalise(logits, history, generated, options);
-  const id = options.temperature === 0 ? argmax(logits) : draw(logits, options, position);
+  const id = options.temperature < COLD ? argmax(logits) : draw(logits, options, position);
   return { id, ...report?.(id) };
 }
 
@@ -105,13 +112,13 @@ export function candidatesOf(o: SamplingOptions, masked: boolean): number | unde
     o.frequencyPenalty !== 0 ||
     o.presencePenalty !== 0;
   if (whole) return undefined;
-  if (o.temperature === 0) return 1;
+  if (o.temperature < COLD) return 1;
   return o.topK > 0 ? o.topK : undefined;
 }
 
 /** As `sample`, from the `candidatesOf` largest logits, best first: the same token. */
 export function sampleTop({ logits, ids }: TopLogits, options: SamplingOptions, position: number): Sampled {
-  return { id: ids[options.temperature === 0 ? 0 : draw(logits, options, position)]! };
+  return { id: ids[options.temperature < COLD ? 0 : draw(logits, options, position)]! };
 }
 
 /** Steps of ln p, in units of 1/16, that sort candidates roughly; beyond 40 a token has no weight in float64 sums of 50k terms. */
