@@ -1,3 +1,4 @@
+import { CODES, CODES_PITCH, gatherCells, NO_CELL, packCodes, readCodes } from './codes';
 import {
   DROP,
   Group,
@@ -22,9 +23,6 @@ import { levelTable, lookUp } from './unpack';
 const X: usize = memory.data(2048, 16);
 const MEAN: usize = memory.data(2048, 16);
 const MEAN_CODES: usize = memory.data(512, 16);
-/** Codes of 4 tokens, one byte a channel. */
-const CODES: usize = memory.data(2048, 16);
-const CODES_PITCH: usize = 512;
 const COUNTS: usize = memory.data(16, 16);
 const OLD_GROUPS: usize = memory.data(512, 16);
 const NEW_GROUPS: usize = memory.data(512, 16);
@@ -33,6 +31,12 @@ const OLD_TIER: usize = memory.data(256, 16);
 const OLD_GROUP: usize = memory.data(256, 16);
 const OLD_CELL: usize = memory.data(256, 16);
 const NEXT: usize = memory.data(16, 16);
+/** Tokens in the order of the new record's cells, and where each tier's next one goes. */
+const ORDER: usize = memory.data(512, 16);
+const PLACE: usize = memory.data(32, 16);
+/** Of the 4 cells being written: where the half block of each lies that holds its codes, and which of its cells it is. */
+const FROM: usize = memory.data(32, 16);
+const AT: usize = memory.data(16, 16);
 const INDEX: usize = memory.data(16, 16);
 /** What the first encoding fixed: binary16 bits of the bases and of the mean's scale, and the bases' values. */
 let kBaseBits: u32 = 0;
@@ -40,8 +44,6 @@ let vBaseBits: u32 = 0;
 let meanScale: u32 = 0;
 let kBase: f32 = 0;
 let vBase: f32 = 0;
-/** Reads a chunk of values by token: bytes (channel, token) -> (token, channel), and back. */
-const TRANSPOSE: usize = memory.data<u8>([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15], 16);
 
 /**
  * See kernels.ts. k, v: the kvHead's first row of the segment in the exact part; massIn: its first slot's mass or 0.
@@ -200,59 +202,60 @@ function build(tokens: i32, headDim: i32, tiers: usize, out: usize, massIn: usiz
 
   for (let i = 0; i < found; i++) {
     const g = groupAt(NEW_GROUPS, i);
-    writeHalf(true, kBitsOf(g.id), g, g.k, g.kScale, tokens, headDim, tiers);
-    writeHalf(false, vBitsOf(g.id), g, g.v, g.vScale, tokens, headDim, tiers);
+    store<u16>(PLACE + (<usize>g.id << 1), <u16>g.cell);
+  }
+  for (let t = 0; t < tokens; t++) {
+    const id = <usize>load<u8>(tiers + <usize>t);
+    if (id == DROP) continue;
+    const cell = <usize>load<u16>(PLACE + (id << 1));
+    store<u16>(PLACE + (id << 1), <u16>(cell + 1));
+    store<u8>(ORDER + cell, t);
     if (massOut && massIn) {
-      let to = massOut + (<usize>g.cell << 1);
-      for (let t = 0; t < tokens; t++) {
-        if (load<u8>(tiers + <usize>t) != g.id) continue;
-        const old = groupAt(OLD_GROUPS, load<u8>(OLD_GROUP + <usize>t));
-        const cell = old.cell + <i32>load<u8>(OLD_CELL + <usize>t);
-        store<u16>(to, load<u16>(massIn + (<usize>cell << 1)));
-        to += 2;
-      }
+      const old = groupAt(OLD_GROUPS, load<u8>(OLD_GROUP + <usize>t)).cell + <i32>load<u8>(OLD_CELL + <usize>t);
+      store<u16>(massOut + (cell << 1), load<u16>(massIn + (<usize>old << 1)));
     }
+  }
+  for (let i = 0; i < found; i++) {
+    const g = groupAt(NEW_GROUPS, i);
+    writeHalf(true, kBitsOf(g.id), g, g.k, g.kScale, headDim);
+    writeHalf(false, vBitsOf(g.id), g, g.v, g.vScale, headDim);
   }
   return <i32>size;
 }
 
-function writeHalf(
-  keys: bool,
-  bits: i32,
-  g: Group,
-  to: usize,
-  scaleAt: usize,
-  tokens: i32,
-  headDim: i32,
-  tiers: usize,
-): void {
+function writeHalf(keys: bool, bits: i32, g: Group, to: usize, scaleAt: usize, headDim: i32): void {
+  if (bits > 8) {
+    writeFloats(keys, bits, g, to, headDim);
+    return;
+  }
   const blockBytes = <usize>halfBlockBytes(bits, headDim);
-  const rowBytes = <usize>(headDim * bits) >> 3;
   const perCell = <usize>scaleBytes(g.id, bits, headDim);
   const base = keys ? kBase : vBase;
-  let cell = 0;
-  for (let t = 0; t < tokens; t++) {
-    if (load<u8>(tiers + <usize>t) != g.id) continue;
-    const old = groupAt(OLD_GROUPS, load<u8>(OLD_GROUP + <usize>t));
-    const oldCell = <i32>load<u8>(OLD_CELL + <usize>t);
-    const oldBits = keys ? kBitsOf(old.id) : vBitsOf(old.id);
-    const from = keys ? old.k : old.v;
-    const oldScale =
-      (keys ? old.kScale : old.vScale) + <usize>oldCell * <usize>scaleBytes(old.id, oldBits, headDim);
-    if (bits > 8) {
-      const row = from + <usize>oldCell * (<usize>(headDim * oldBits) >> 3);
-      if (bits == oldBits) memory.copy(to, row, rowBytes);
-      else if (bits == 32) halvesToFloats(row, headDim, to);
-      else
-        for (let c: usize = 0; c < <usize>headDim; c += 4)
-          storeHalves(to + (c << 1), toF16x4(v128.load(row + (c << 2))));
-      to += rowBytes;
-    } else {
-      const codes = CODES + <usize>(cell & 3) * CODES_PITCH;
+  for (let cell = 0; cell < g.n; cell += 4) {
+    const count = min(4, g.n - cell);
+    // Bit masks of the cells that keep their codes, and of those that get new ones.
+    let kept = 0;
+    let made = 0;
+    for (let j = 0; j < 4; j++) {
+      const place = <usize>j;
+      store<usize>(FROM + (place << 3), NO_CELL);
+      store<u8>(AT + place, 0);
+      const codes = CODES + place * CODES_PITCH;
+      if (j >= count) continue;
+      const t = <usize>load<u8>(ORDER + <usize>(g.cell + cell + j));
+      const old = groupAt(OLD_GROUPS, load<u8>(OLD_GROUP + t));
+      const oldCell = <i32>load<u8>(OLD_CELL + t);
+      const oldBits = keys ? kBitsOf(old.id) : vBitsOf(old.id);
+      const from = keys ? old.k : old.v;
+      const oldScale =
+        (keys ? old.kScale : old.vScale) + <usize>oldCell * <usize>scaleBytes(old.id, oldBits, headDim);
       if (bits == oldBits) {
-        readCodes(keys, bits, from, oldCell, headDim, codes);
-        memory.copy(scaleAt, oldScale, perCell);
+        kept |= 1 << j;
+        store<usize>(FROM + (place << 3), from + <usize>(oldCell >> 2) * blockBytes);
+        store<u8>(AT + place, oldCell & 3);
+        for (let i: usize = 0; i < perCell; i++) store<u8>(scaleAt + i, load<u8>(oldScale + i));
       } else {
+        made |= 1 << j;
         if (oldBits > 8) {
           const row = from + <usize>oldCell * (<usize>(headDim * oldBits) >> 3);
           readFloats(row, oldBits, headDim, keys && !isPlain(g.id));
@@ -272,15 +275,45 @@ function writeHalf(
         }
       }
       scaleAt += perCell;
-      cell++;
-      if ((cell & 3) == 0) {
-        packCodes(keys, bits, headDim, to);
-        to += blockBytes;
-      } else if (cell == g.n) {
-        for (let pad = cell & 3; pad < 4; pad++) memory.fill(CODES + <usize>pad * CODES_PITCH, 0, headDim);
-        packCodes(keys, bits, headDim, to);
-      }
     }
+    if (made) {
+      for (let j = 0; j < 4; j++)
+        if (!((made >> j) & 1)) memory.fill(CODES + <usize>j * CODES_PITCH, 0, headDim);
+      packCodes(keys, bits, headDim, to);
+    }
+    if (kept)
+      gatherCells(
+        keys,
+        blockBytes,
+        load<usize>(FROM),
+        load<u8>(AT),
+        load<usize>(FROM, 8),
+        load<u8>(AT, 1),
+        load<usize>(FROM, 16),
+        load<u8>(AT, 2),
+        load<usize>(FROM, 24),
+        load<u8>(AT, 3),
+        to,
+        made != 0,
+      );
+    to += blockBytes;
+  }
+}
+
+/** Cells of 16 and 32 bits. */
+function writeFloats(keys: bool, bits: i32, g: Group, to: usize, headDim: i32): void {
+  const rowBytes = <usize>(headDim * bits) >> 3;
+  for (let cell = 0; cell < g.n; cell++) {
+    const t = <usize>load<u8>(ORDER + <usize>(g.cell + cell));
+    const old = groupAt(OLD_GROUPS, load<u8>(OLD_GROUP + t));
+    const oldBits = keys ? kBitsOf(old.id) : vBitsOf(old.id);
+    const row = (keys ? old.k : old.v) + <usize>load<u8>(OLD_CELL + t) * (<usize>(headDim * oldBits) >> 3);
+    if (bits == oldBits) memory.copy(to, row, rowBytes);
+    else if (bits == 32) halvesToFloats(row, headDim, to);
+    else
+      for (let c: usize = 0; c < <usize>headDim; c += 4)
+        storeHalves(to + (c << 1), toF16x4(v128.load(row + (c << 2))));
+    to += rowBytes;
   }
 }
 
@@ -311,66 +344,6 @@ function levelsToFloats(bits: i32, codes: usize, headDim: i32, scale: f32): void
     v128.store(X + (c << 2), f32x4.mul(by, level));
   }
 }
-/** One token's codes, a byte a channel. */
-function readCodes(keys: bool, bits: i32, blocks: usize, cell: i32, headDim: i32, to: usize): void {
-  const block = blocks + <usize>(cell >> 2) * <usize>halfBlockBytes(bits, headDim);
-  const chunks = headDim >> 2;
-  if (bits == 3) {
-    readPlane(keys, 2, 0, block, cell & 3, chunks, to);
-    readPlane(keys, 1, 2, block + (<usize>((chunks + 3) >> 2) << 4), cell & 3, chunks, to);
-  } else readPlane(keys, bits, 0, block, cell & 3, chunks, to);
-}
-/** `bits` bits of each code at `up`; the plane at 0 comes first and overwrites. */
-function readPlane(keys: bool, bits: i32, up: i32, from: usize, token: i32, chunks: i32, to: usize): void {
-  const per = 8 / bits;
-  const mask: u32 = <u32>((1 << bits) - 1) * 0x01010101;
-  for (let c = 0; c < chunks; c += per) {
-    let x: u32;
-    if (keys) x = load<u32>(from + (<usize>token << 2));
-    else {
-      const p = from + <usize>token;
-      x = <u32>load<u8>(p) | (<u32>load<u8>(p, 4) << 8) | (<u32>load<u8>(p, 8) << 16) | (<u32>load<u8>(p, 12) << 24);
-    }
-    const n = min(per, chunks - c);
-    for (let j = 0; j < n; j++) {
-      const code = ((x >> (j * bits)) & mask) << up;
-      store<u32>(to, up ? load<u32>(to) | code : code);
-      to += 4;
-    }
-    from += 16;
-  }
-}
-
-/** Packs CODES into a half block. */
-function packCodes(keys: bool, bits: i32, headDim: i32, to: usize): void {
-  const chunks = headDim >> 2;
-  if (bits == 3) {
-    packPlane(keys, 2, 0, chunks, to);
-    packPlane(keys, 1, 2, chunks, to + (<usize>((chunks + 3) >> 2) << 4));
-  } else packPlane(keys, bits, 0, chunks, to);
-}
-function packPlane(keys: bool, bits: i32, down: i32, chunks: i32, to: usize): void {
-  const per = 8 / bits;
-  const mask = i32x4.splat(((1 << bits) - 1) * 0x01010101);
-  const transpose = v128.load(TRANSPOSE);
-  let from = CODES;
-  for (let c = 0; c < chunks; c += per) {
-    let all = i32x4.splat(0);
-    const n = min(per, chunks - c);
-    for (let j = 0; j < n; j++) {
-      let x = v128.load32_zero(from);
-      x = v128.load32_lane(from + CODES_PITCH, x, 1);
-      x = v128.load32_lane(from + CODES_PITCH * 2, x, 2);
-      x = v128.load32_lane(from + CODES_PITCH * 3, x, 3);
-      if (!keys) x = lookUp(x, transpose);
-      all = v128.or(all, i32x4.shl(v128.and(i32x4.shr_u(x, down), mask), j * bits));
-      from += 4;
-    }
-    v128.store(to, all);
-    to += 16;
-  }
-}
-
 /** See kernels.ts. */
 export function decodeRecord(record: usize, tokens: i32, headDim: i32, k: usize, v: usize): void {
   locate(record, tokens, headDim);
