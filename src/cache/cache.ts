@@ -176,7 +176,8 @@ export class KvCache {
       for (const change of this.#pending!.changesOf(layer)) {
         const span = this.spans[change.segment]!;
         const before = this.packed.bytesOf(layer, change.segment);
-        replace(before, this.packed.bytesFor(span, change));
+        const bytes = this.#pending!.bytesOf(change, () => this.packed.bytesFor(span, change));
+        replace(before, bytes);
         if (before > 0) continue;
         slots -= span.tokens;
         held = replace(held, this.exact.bytesFor(stepped(slots)));

@@ -15,6 +15,12 @@ export interface Change {
 const HEADER = 4;
 export const isTier = (id: number): boolean => id < TIERS.length || id === DROP;
 
+const IS_TIER = Uint8Array.from({ length: 256 }, (_, id) => Number(isTier(id)));
+function areTiers(bytes: Uint8Array, from: number, count: number): boolean {
+  for (let i = from; i < from + count; i++) if (IS_TIER[bytes[i]!] === 0) return false;
+  return true;
+}
+
 /** A plan as bytes: for each layer and segment that changes u16 layer, u16 segment, its tier ids [kvHeads][tokens]. */
 export function encodePlan(view: CacheView, plan: Plan): Uint8Array {
   const changed: [layer: number, segment: number][] = [];
@@ -55,12 +61,7 @@ export function parseEntry(
     const segment = bytes[at + 2]! | (bytes[at + 3]! << 8);
     const count = kvHeads * (spans[segment]?.tokens ?? 0);
     const from = at + HEADER;
-    if (
-      count === 0 ||
-      layer >= layers ||
-      !bytes.subarray(from, from + count).every(isTier) ||
-      from + count > bytes.length
-    )
+    if (count === 0 || layer >= layers || from + count > bytes.length || !areTiers(bytes, from, count))
       throw new CorruptDataError(`the plan journal of position ${position} does not parse`);
     byLayer[layer]!.push({ position, segment, tiers: bytes, from });
     at = from + count;

@@ -108,9 +108,28 @@ export class PackedPart {
         this.#shape.mass ? ptr + massAt[h]! : 0,
       );
     }
-    this.bytes -= this.#arena.size(old.id);
-    this.#arena.free(old.id);
-    this.blocks[layer]![segment] = { id, version };
+    this.blocks[layer]![segment] = { id: this.#replace(old.id, id), version };
+  }
+
+  /**
+   * Puts a new block in the place of an old one. Where it fits into the old one's memory it is copied there: blocks that stay in place need no
+   * compaction. Not where memory is a GPU's: there an id tells what the host has fetched.
+   * @returns the id that holds it
+   */
+  #replace(old: BlockId, id: BlockId): BlockId {
+    const held = this.#arena.size(old);
+    const size = this.#arena.size(id);
+    if (size > held || this.#kernels.fetch) {
+      this.bytes -= held;
+      this.#arena.free(old);
+      return id;
+    }
+    this.#kernels.copyBytes(this.#arena.ptr(id), this.#arena.ptr(old), size);
+    this.#arena.free(id);
+    this.#arena.shrink(old, size);
+    // The new block was added when it was opened.
+    this.bytes -= held;
+    return old;
   }
 
   /** Takes over a layer's next block, which was made elsewhere. */

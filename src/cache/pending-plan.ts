@@ -17,6 +17,7 @@ export class PendingPlan {
     | undefined;
   #changes: Change[][] = [];
   #entry: PlanJournalEntry | undefined;
+  readonly #bytes = new Map<Change, number>();
   readonly #waiting: boolean[];
 
   private constructor(epoch: number, waiting: boolean[]) {
@@ -80,6 +81,16 @@ export class PendingPlan {
   /** The layer has it. */
   settled(layer: number): void {
     this.#waiting[layer] = false;
+  }
+
+  /** What the changed segment takes, as `bytesFor` finds it when it is first asked: every chunk until the plan is applied asks for all of them. */
+  bytesOf(change: Change, bytesFor: (change: Change) => number): number {
+    let bytes = this.#bytes.get(change);
+    if (bytes === undefined) {
+      bytes = bytesFor(change);
+      this.#bytes.set(change, bytes);
+    }
+    return bytes;
   }
 
   /** What changes in a layer, by segment; the epoch's own segment last. Only of a whole plan. */

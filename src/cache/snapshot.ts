@@ -1,9 +1,10 @@
 import type { ModelConfig } from '../core/config.ts';
 import type { Kernels } from '../kernels/kernels.ts';
+import { massBytes, pad4, TIER_IDS, TIERS } from '../kernels/layout.ts';
 import type { ExactPart } from './exact-part.ts';
 import type { MessageSpan } from './messages.ts';
 import { type CacheConfig, type CacheView, FRESH } from './policy.ts';
-import { cellIndex, type SegmentBlock, type SegmentReader, type SegmentSpan } from './segments.ts';
+import type { SegmentBlock, SegmentReader, SegmentSpan } from './segments.ts';
 
 /** What of a cache a plan looks at. */
 export interface Snapped {
@@ -26,23 +27,22 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
   const { layers, kvHeads, headDim } = cache.context.model;
   const { arena } = cache.context.kernels;
   const heads = layers * kvHeads;
+  const halves = new Uint16Array(arena.memory.buffer, 0, arena.memory.buffer.byteLength >> 1);
+  const next = new Int32Array(TIER_IDS);
   const held = fresh ? cache.spans.slice(0, -1) : cache.spans;
   const segments = held.flatMap((span, index) => {
     if (cache.gaps.has(index)) return [];
     const tiers = new Uint8Array(heads * span.tokens);
     const mass = cache.tracksMass ? new Uint32Array(tiers.length) : undefined;
-    const cells = new Int32Array(span.tokens);
     for (let layer = 0; layer < layers; layer++) {
       const block = cache.blocks[layer]![index]!;
       const reader = cache.reader(block);
-      const address = arena.ptr(block.id);
+      // Masses follow what is stored of a block, in the order of heads.
+      let massAt = (arena.ptr(block.id) + reader.storedBytes) / 2;
       for (let h = 0; h < kvHeads; h++) {
         const at = (layer * kvHeads + h) * span.tokens;
         reader.tiers(h, tiers, at);
-        if (!mass) continue;
-        cellIndex(tiers, at, span.tokens, cells);
-        const from = new Uint16Array(arena.memory.buffer, address + reader.massAt(h), reader.cells(h));
-        for (let i = 0; i < span.tokens; i++) if (cells[i]! >= 0) mass[at + i] = from[cells[i]!]!;
+        if (mass) massAt += readMass(halves, massAt, reader.counts(h), next, tiers, mass, at, span.tokens);
       }
     }
     return { index, ...span, tiers, mass };
@@ -68,4 +68,32 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
     ...{ layers, kvHeads, headDim, position, segments, seed: cache.config.seed },
     ...(messages ? { messages: messages.spans(position) } : {}),
   };
+}
+
+/**
+ * Brings a record's masses, at `from`, into position order, at `to` of `out` as their tiers.
+ * @param counts tokens by tier
+ * @param next scratch by tier
+ * @returns the masses that the record has
+ */
+function readMass(
+  halves: Uint16Array,
+  from: number,
+  counts: Uint8Array,
+  next: Int32Array,
+  tiers: Uint8Array,
+  out: Uint32Array,
+  to: number,
+  tokens: number,
+): number {
+  let cells = 0;
+  for (let id = 0; id < TIERS.length; id++) {
+    next[id] = from + cells;
+    cells += pad4(counts[id]!);
+  }
+  for (let i = to; i < to + tokens; i++) {
+    const id = tiers[i]!;
+    if (id < TIERS.length) out[i] = halves[next[id]!++]!;
+  }
+  return massBytes(cells) / 2;
 }

@@ -135,6 +135,16 @@ export class Arena {
     if (this.#blocks.size === 0) this.#top = this.#base;
   }
 
+  /** Gives back a block's end. */
+  shrink(id: BlockId, bytes: number): void {
+    const block = this.#get(id);
+    const size = align(bytes);
+    if (size > block.bytes) throw new Error(`a block of ${block.bytes} bytes cannot shrink to ${size}`);
+    if (block.offset + block.bytes === this.#top) this.#top = block.offset + size;
+    this.#live -= block.bytes - size;
+    block.bytes = size;
+  }
+
   /** Moves every live block down over the garbage, in address order. */
   compact(): void {
     const all = new Uint8Array(this.memory.buffer);

@@ -40,6 +40,7 @@ export interface CacheExports {
     massIn: Ptr,
     massOut: Ptr,
   ): number;
+  /** -1: some token would get a finer tier, or one of the other kind; nothing was written. */
   recodeRecord(
     record: Ptr,
     tokens: number,
@@ -178,10 +179,12 @@ export function cacheWasm(wasm: CacheExports, arena: Arena): CacheKernels {
 
     recodeRecord(record, tokens, headDim, tiers, out, mass, massOut) {
       checkHeadDim(headDim);
+      const bytes = wasm.recodeRecord(record, tokens, headDim, tiers, out, mass, massOut);
+      if (bytes >= 0) return bytes;
       const before = new Uint8Array(tokens);
       recordTiers(new Uint8Array(arena.memory.buffer), record, tokens, headDim, before);
       checkNeverFiner(before, tiersAt(tiers, tokens));
-      return wasm.recodeRecord(record, tokens, headDim, tiers, out, mass, massOut);
+      throw new Error('a record was refused whose tiers never become finer');
     },
 
     decodeRecord(record, tokens, headDim, k, v) {

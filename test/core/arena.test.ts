@@ -66,6 +66,24 @@ describe('Arena', () => {
     expect(m.buffer.byteLength).toBeLessThan(20_000);
   });
 
+  it('gives back the end of a block, at the top at once and elsewhere with the next compaction', () => {
+    const arena = new Arena(memory(65536), 0);
+    const a = arena.alloc(256);
+    const b = arena.alloc(256);
+    arena.bytes(a).fill(1);
+    arena.bytes(b).fill(2);
+    arena.shrink(a, 100);
+    expect(arena.size(a)).toBe(112);
+    expect(arena.liveBytes).toBe(112 + 256);
+    arena.shrink(b, 16);
+    expect(arena.ptr(arena.alloc(16))).toBe(256 + 16);
+    expect(() => arena.shrink(a, 200)).toThrow(/112 bytes cannot shrink to 208/);
+    arena.compact();
+    expect(arena.ptr(b)).toBe(112);
+    expect(arena.bytes(a).every((x) => x === 1)).toBe(true);
+    expect(arena.bytes(b).every((x) => x === 2)).toBe(true);
+  });
+
   it('refuses static memory once blocks lie above it', () => {
     const arena = new Arena(memory(4096), 0);
     arena.allocStatic(100);

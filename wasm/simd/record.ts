@@ -81,7 +81,7 @@ export function encodeRecord(
   return build(tokens, headDim, tiers, out, massIn, massOut);
 }
 
-/** See kernels.ts. */
+/** See kernels.ts. @returns -1 if a token's tier would become finer, or plain alone before or after: nothing is written then */
 export function recodeRecord(
   record: usize,
   tokens: i32,
@@ -92,6 +92,12 @@ export function recodeRecord(
   massOut: usize,
 ): i32 {
   locate(record, tokens, headDim);
+  for (let t = 0; t < tokens; t++) {
+    const was = <i32>load<u8>(OLD_TIER + <usize>t);
+    const now = <i32>load<u8>(tiers + <usize>t);
+    if (now == was) continue;
+    if (now < was || (now != DROP && (isPlain(now) || isPlain(was)))) return -1;
+  }
   memory.copy(MEAN_CODES, recordMean, headDim);
   memory.fill(X, 0, <usize>pad16(headDim) << 2);
   return build(tokens, headDim, tiers, out, massIn, massOut);
