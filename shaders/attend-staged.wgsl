@@ -197,22 +197,6 @@ fn fourScores(at: u32) -> vec4<f32> {
   return bitcast<vec4<f32>>(vec4(area[at * 4u], area[at * 4u + 1u], area[at * 4u + 2u], area[at * 4u + 3u]));
 }
 
-fn maximumOf(x: f32, lane: u32) -> f32 {
-  let a = max(x, swap1(x, lane, 16u));
-  let b = max(a, swap1(a, lane, 8u));
-  let c = max(b, swap1(b, lane, 4u));
-  let d = max(c, swap1(c, lane, 2u));
-  return max(d, swap1(d, lane, 1u));
-}
-fn sumOf(x: f32, lane: u32) -> f32 {
-  let a = x + swap1(x, lane, 16u);
-  let b = a + swap1(a, lane, 8u);
-  let c = b + swap1(b, lane, 4u);
-  let d = c + swap1(c, lane, 2u);
-  return d + swap1(d, lane, 1u);
-}
-fn swap4(x: vec4<f32>, lane: u32, mask: u32) -> vec4<f32> { return vec4(swap2(x.xy, lane, mask), swap2(x.zw, lane, mask)); }
-
 @compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let split = splits[id.x];

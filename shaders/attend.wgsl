@@ -119,21 +119,6 @@ fn scales(at: u32, bits: u32, base: f32) -> vec4<f32> {
   return scalesOf(fourBytes(words[at]), bits, base);
 }
 
-fn maximumOf(x: f32, lane: u32) -> f32 {
-  let a = max(x, swap1(x, lane, 16u));
-  let b = max(a, swap1(a, lane, 8u));
-  let c = max(b, swap1(b, lane, 4u));
-  let d = max(c, swap1(c, lane, 2u));
-  return max(d, swap1(d, lane, 1u));
-}
-fn sumOf(x: f32, lane: u32) -> f32 {
-  let a = x + swap1(x, lane, 16u);
-  let b = a + swap1(a, lane, 8u);
-  let c = b + swap1(b, lane, 4u);
-  let d = c + swap1(c, lane, 2u);
-  return d + swap1(d, lane, 1u);
-}
-fn swap4(x: vec4<f32>, lane: u32, mask: u32) -> vec4<f32> { return vec4(swap2(x.xy, lane, mask), swap2(x.zw, lane, mask)); }
 /// Over the teams of a warp; the same in each.
 fn teamSum(x: vec4<f32>, lane: u32) -> vec4<f32> {
   var y = x;

@@ -13,6 +13,7 @@ import { COMPUTE, COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
 export const SHADER_FILES = [
   'common',
+  'lanes',
   'lanes-subgroup',
   'lanes-workgroup',
   'attend',
@@ -170,6 +171,7 @@ export function createWebGpuAttention({
     : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
   const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
     ...(subgroups ? ['enable subgroups;', shaders['lanes-subgroup']] : [shaders['lanes-workgroup']]),
+    shaders.lanes,
     prelude,
     shaders.common,
     ...own,
