@@ -119,16 +119,15 @@ export class PackedPart {
   #replace(old: BlockId, id: BlockId): BlockId {
     const held = this.#arena.size(old);
     const size = this.#arena.size(id);
+    // The new block was added when it was opened.
+    this.bytes -= held;
     if (size > held || this.#kernels.fetch) {
-      this.bytes -= held;
       this.#arena.free(old);
       return id;
     }
     this.#kernels.copyBytes(this.#arena.ptr(id), this.#arena.ptr(old), size);
     this.#arena.free(id);
     this.#arena.shrink(old, size);
-    // The new block was added when it was opened.
-    this.bytes -= held;
     return old;
   }
 
