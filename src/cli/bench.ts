@@ -84,7 +84,10 @@ async function benchAttention(options: BenchOptions): Promise<void> {
       context: context?.at(-1) ?? 8192,
       variants: variant.includes('sweep') ? SWEEP : variant,
       onResult: (one) => {
-        if (json) return;
+        if (json) {
+          process.stdout.write(`${JSON.stringify(one)}\n`);
+          return;
+        }
         for (const name of ['f16', 'packed'] as const) {
           const { milliseconds, gigabytesPerSecond, shareOfCopy, ratio, largestDifference } = one[name];
           process.stdout.write(
@@ -98,9 +101,10 @@ async function benchAttention(options: BenchOptions): Promise<void> {
       },
     });
     device.destroy();
+    const { results: _, ...summary } = result;
     process.stdout.write(
       json
-        ? `${JSON.stringify(result)}\n`
+        ? `${JSON.stringify(summary)}\n`
         : `${result.device}, subgroups ${result.subgroups}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s\n`,
     );
   } finally {
@@ -113,7 +117,7 @@ export function benchCommand(program: Command): void {
   addEngineOptions(program.command('bench'))
     .description('tokens per second, restore times and memory at given context lengths')
     .option('--context <list>', 'tokens in the cache when decoding starts (default 128,512)', contexts)
-    .option('--json', 'one JSON object on standard output')
+    .option('--json', 'JSON on standard output')
     .option('--shares', 'where the time goes instead: the share of each kernel in prefill and decoding')
     .option('--kernels', 'GMAC/s and GB/s of every product, relaxed and plain SIMD, beside the calibration')
     .option(

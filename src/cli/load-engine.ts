@@ -21,6 +21,8 @@ import type { EngineOptions } from './engine-options.ts';
 
 /** A command on a machine of one's own may hold an uncompressed long cache: 1 GB, where a Worker's isolate has 128 MB. */
 export const CLI_KERNEL_BYTES = 1e9;
+/** On a GPU: 64 uncompressed conversations of 1,024 tokens; most devices bind at most 2 GiB at once. */
+const CLI_GPU_BYTES = 2e9;
 
 export interface CliEngine {
   readonly engine: ModelEngine;
@@ -89,7 +91,7 @@ export async function loadCliEngineParts(
  * @throws UnsupportedModelError without an adapter: who asks for a GPU by name is not served by something else
  */
 export const loadWebGpuCliEngine = async (options: Pick<EngineOptions, 'exact'>): Promise<WebGpuEngine> =>
-  loadWebGpuInNode(folderSource(await bundleFolder(options.exact ? 'exact' : 'compact')), CLI_KERNEL_BYTES);
+  loadWebGpuInNode(folderSource(await bundleFolder(options.exact ? 'exact' : 'compact')), CLI_GPU_BYTES);
 
 /** As loadWebGpuCliEngine, of any bundle. */
 export async function loadWebGpuInNode(source: BundleSource, maxBytes: number): Promise<WebGpuEngine> {

@@ -6,7 +6,7 @@ import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { generate } from '../../src/engine/generate.ts';
 import { loadEngine } from '../../src/engine/load.ts';
-import { loadWebGpuEngine } from '../../src/engine/load-webgpu.ts';
+import { loadWebGpuEngine, type WebGpuEngine } from '../../src/engine/load-webgpu.ts';
 import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
@@ -24,9 +24,11 @@ const alive = setInterval(() => {}, 1000);
 const device = await openWebGpuInNode();
 const folder = mkdtempSync(join(tmpdir(), 'adkvc-backends-'));
 let wasm: ModelEngine;
-let gpu: ModelEngine;
+let gpu: WebGpuEngine;
 beforeAll(async () => {
-  const model = await openModel(writeTinyGguf(join(folder, 'tiny.gguf'), { layers: 1, context: 1024 }));
+  const model = await openModel(
+    writeTinyGguf(join(folder, 'tiny.gguf'), { layers: 1, context: 1024, endless: true }),
+  );
   await writeBundle(model, join(folder, 'bundle'), { form: 'exact' });
   await model.close();
   const source = folderSource(join(folder, 'bundle'));
@@ -84,4 +86,43 @@ test('a session goes on on the other backend from the stored cache: the same gre
     expect(plain.foreign).toBeUndefined();
     for (const h of [here, there, anew]) h.close();
   }
+});
+
+test('turns that run at once go together through the device, and say what each says alone', async () => {
+  const asked = [
+    request([user(prose(20, 3))], { ...TURN, sampling: GREEDY, maxTokens: 12 }),
+    // Reads all logits, while the others read their candidates.
+    request([user(prose(30, 4))], { ...TURN, maxTokens: 12 }),
+    request([user(prose(10, 5))], {
+      ...TURN,
+      ...{ sampling: { ...GREEDY, temperature: 0.8, topK: 8, seed: 5 }, maxTokens: 12 },
+    }),
+  ];
+  const alone = [];
+  const apart = host(gpu);
+  for (const [i, one] of asked.entries())
+    alone.push(await read(await apart.turn(`k${i}`, `k${i}`, one, never)));
+  const { forward } = gpu;
+  const { step } = forward;
+  const passes: number[] = [];
+  forward.step = (jobs) => {
+    passes.push(jobs.length);
+    return step.call(forward, jobs);
+  };
+  const together = host(gpu);
+  const answers = await Promise.all(
+    asked.map(async (one, i) => read(await together.turn(`k${i}`, `k${i}`, one, never))),
+  );
+  forward.step = step;
+  for (const [i, { ids, events }] of answers.entries()) {
+    expect(ids).toHaveLength(12);
+    expect(ids).toEqual(alone[i]!.ids);
+    expect(events.filter(({ type }) => type === 'token')).toEqual(
+      alone[i]!.events.filter(({ type }) => type === 'token'),
+    );
+  }
+  // 11 tokens of each are fed one by one.
+  expect(passes.reduce((sum, jobs) => sum + jobs, 0)).toBe(33);
+  expect(Math.max(...passes)).toBe(3);
+  for (const h of [apart, together]) h.close();
 });
