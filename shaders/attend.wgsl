@@ -44,12 +44,12 @@ fn bytes(word: u32) -> vec4<f32> {
 fn halves(a: u32, b: u32) -> vec4<f32> { return vec4(unpack2x16float(a), unpack2x16float(b)); }
 
 // A block's descriptor: keys' and values' places in units of 16 bytes, each with its bits' nibble (1..4, 8; 9 and 10 for 16 and 32) from bit 27 on;
-// places of the keys' and values' scales as word indices, the former with the number of tokens, 1..4, from bit 28 on. `record`: its first word.
+// places of the keys' and values' scales as word indices, the former with the number of tokens less 1 from bit 30 on. `record`: its first word.
 fn describe(g: Group, block: u32, record: u32) -> vec4<u32> {
   return vec4(
     (g.k + block * blockVectors(g.kBits)) | (nibbleOf(g.kBits) << 27u),
     (g.v + block * blockVectors(g.vBits)) | (nibbleOf(g.vBits) << 27u),
-    (record + g.kScale / 4u + block * scaleBytes(g.kBits)) | (min(4u, g.n - block * 4u) << 28u),
+    (record + g.kScale / 4u + block * scaleBytes(g.kBits)) | (min(3u, g.n - block * 4u - 1u) << 30u),
     record + g.vScale / 4u + block * scaleBytes(g.vBits));
 }
 fn nibbleOf(bits: u32) -> u32 { return select(bits, select(9u, 10u, bits == 32u), bits > 8u); }
@@ -238,7 +238,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(team, count - 1u)];
       if ((next.x >> 27u) <= 8u) {
         raw = rawAt(next.x, own);
-        scale = scales(next.z & 0xfffffffu, next.x >> 27u, kBase);
+        scale = scales(next.z & 0x3fffffffu, next.x >> 27u, kBase);
       }
     }
     for (var first = 0u; first < count; first += TEAMS) {
@@ -248,7 +248,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(first + team + TEAMS, count - 1u)];
       if ((next.x >> 27u) <= 8u) {
         raw = rawAt(next.x, own);
-        scale = scales(next.z & 0xfffffffu, next.x >> 27u, kBase);
+        scale = scales(next.z & 0x3fffffffu, next.x >> 27u, kBase);
       }
       let nibble = d.x >> 27u;
       var t0: Floats;
@@ -277,7 +277,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       let factor = select(vec4(1.0), kScale, nibble <= 8u);
       let block = first + team;
       let writes = block < count && (sub & (LANES / 4u - 1u)) == 0u;
-      let there = token < (d.z >> 28u);
+      let there = token < ((d.z >> 30u) + 1u);
       // each $h
       {
         let mean = select(0.0, qMean$h, nibble <= 8u);
@@ -384,7 +384,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         // end $h
       } else {
-        let n = d.z >> 28u;
+        let n = (d.z >> 30u) + 1u;
         var t0 = floats(nibble, d.y & PLACE, 0u, own);
         var t1 = floats(nibble, d.y & PLACE, 1u, own);
         var t2 = floats(nibble, d.y & PLACE, 2u, own);
