@@ -402,7 +402,7 @@ export class KvCache {
       const others = this.layers * (this.exact.bytesFor(kept) + closed);
       const budget = { recordBytes: this.budgetAt(this.position) - others };
       const open = withoutSegments(view, this.gaps.close(view));
-      this.#pending = PendingPlan.make(this.position, view, this.spans, this.#steps(open, budget));
+      this.#pending = PendingPlan.make(this.position, view, this.#steps(open, budget));
     }
     this.#decay();
   }

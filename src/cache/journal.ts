@@ -1,7 +1,8 @@
 import { CorruptDataError } from '../core/errors.ts';
 import { DROP, TIERS } from '../kernels/layout.ts';
 import type { PlanJournalEntry } from './persist.ts';
-import type { CacheView, Plan } from './policy.ts';
+import { type CacheView, FRESH, type Plan } from './policy.ts';
+import { shownFrom } from './schedule.ts';
 
 /** New tiers of one layer's segment: [kvHeads][tokens] at `from` of `tiers`. */
 export interface Change {
@@ -12,59 +13,226 @@ export interface Change {
   readonly from: number;
 }
 
-const HEADER = 4;
+const HEADER = 6;
 export const isTier = (id: number): boolean => id < TIERS.length || id === DROP;
+const half = (count: number): number => (count + 1) >> 1;
 
-const IS_TIER = Uint8Array.from({ length: 256 }, (_, id) => Number(isTier(id)));
-function areTiers(bytes: Uint8Array, from: number, count: number): boolean {
-  for (let i = from; i < from + count; i++) if (IS_TIER[bytes[i]!] === 0) return false;
-  return true;
-}
-
-/** A plan as bytes: for each layer and segment that changes u16 layer, u16 segment, its tier ids [kvHeads][tokens]. */
-export function encodePlan(view: CacheView, plan: Plan): Uint8Array {
-  const changed: [layer: number, segment: number][] = [];
-  let bytes = 0;
-  for (let layer = 0; layer < view.layers; layer++)
-    view.segments.forEach(({ tokens, tiers }, s) => {
-      const count = view.kvHeads * tokens;
-      const to = plan.tiers[s]!;
+/** What a plan changes, by layer, in the order of segments: those of which some token moves. */
+export function changesOf(position: number, view: CacheView, plan: Plan): Change[][] {
+  const byLayer: Change[][] = Array.from({ length: view.layers }, () => []);
+  for (const [s, { index, tokens, tiers }] of view.segments.entries()) {
+    const to = plan.tiers[s]!;
+    const count = view.kvHeads * tokens;
+    for (let layer = 0; layer < view.layers; layer++)
       for (let i = layer * count; i < (layer + 1) * count; i++)
         if (to[i] !== tiers[i]) {
-          changed.push([layer, s]);
-          bytes += HEADER + count;
-          return;
+          byLayer[layer]!.push({ position, segment: index, tiers: to, from: layer * count });
+          break;
         }
-    });
-  const out = new Uint8Array(bytes);
-  let at = 0;
-  for (const [layer, s] of changed) {
-    const { index, tokens } = view.segments[s]!;
-    const count = view.kvHeads * tokens;
-    out.set([layer & 255, layer >> 8, index & 255, index >> 8], at);
-    out.set(plan.tiers[s]!.subarray(layer * count, (layer + 1) * count), at + HEADER);
-    at += HEADER + count;
-  }
-  return out;
-}
-
-/** An entry's changes by layer. @throws CorruptDataError when it does not parse */
-export function parseEntry(
-  { position, bytes }: PlanJournalEntry,
-  spans: readonly { readonly tokens: number }[],
-  layers: number,
-  kvHeads: number,
-): Change[][] {
-  const byLayer: Change[][] = Array.from({ length: layers }, () => []);
-  for (let at = 0; at < bytes.length; ) {
-    const layer = bytes[at]! | (bytes[at + 1]! << 8);
-    const segment = bytes[at + 2]! | (bytes[at + 3]! << 8);
-    const count = kvHeads * (spans[segment]?.tokens ?? 0);
-    const from = at + HEADER;
-    if (count === 0 || layer >= layers || from + count > bytes.length || !areTiers(bytes, from, count))
-      throw new CorruptDataError(`the plan journal of position ${position} does not parse`);
-    byLayer[layer]!.push({ position, segment, tiers: bytes, from });
-    at = from + count;
   }
   return byLayer;
+}
+
+/**
+ * A plan as bytes: for each layer and segment that changes u16 layer, u16 segment, u16 tokens that move; a bit for each of [kvHeads][tokens], set for those
+ * that move, unless all do; then their new tiers, 4 bits each. Low bits first. Few tokens move in an epoch.
+ */
+export function encodePlan(view: CacheView, changes: readonly (readonly Change[])[]): Uint8Array {
+  const before = new Map(view.segments.map((segment) => [segment.index, segment]));
+  const largest = Math.max(0, ...view.segments.map(({ tokens }) => view.kvHeads * tokens));
+  const pieces = changes.reduce((sum, list) => sum + list.length, 0);
+  const out = new Uint8Array(pieces * (HEADER + (largest + 7) / 8 + half(largest)));
+  let at = 0;
+  for (const [layer, list] of changes.entries())
+    for (const { segment, tiers, from } of list) {
+      const held = before.get(segment)!;
+      const count = view.kvHeads * held.tokens;
+      let moved = 0;
+      for (let i = from; i < from + count; i++) if (tiers[i] !== held.tiers[i]) moved++;
+      out.set([layer & 255, layer >> 8, segment & 255, segment >> 8, moved & 255, moved >> 8], at);
+      at += HEADER;
+      const bits = at;
+      if (moved < count) at += (count + 7) >> 3;
+      let n = 0;
+      for (let i = 0; i < count; i++) {
+        const tier = tiers[from + i]!;
+        if (tier === held.tiers[from + i]) continue;
+        if (moved < count) out[bits + (i >> 3)]! |= 1 << (i & 7);
+        out[at + (n >> 1)]! |= tier << ((n & 1) * 4);
+        n++;
+      }
+      at += half(n);
+    }
+  return out.slice(0, at);
+}
+
+const keyOf = (layer: number, segment: number): number => layer * 65536 + segment;
+
+/** An entry of the journal that is read block by block. */
+export class EntryReader {
+  readonly position: number;
+  readonly #bytes: Uint8Array;
+  readonly #kvHeads: number;
+  readonly #spans: readonly { readonly tokens: number }[];
+  readonly #at = new Map<number, number>();
+
+  /** @throws CorruptDataError when it does not parse */
+  constructor(
+    { position, bytes }: PlanJournalEntry,
+    spans: readonly { readonly tokens: number }[],
+    layers: number,
+    kvHeads: number,
+  ) {
+    this.position = position;
+    this.#bytes = bytes;
+    this.#spans = spans;
+    this.#kvHeads = kvHeads;
+    for (let at = 0; at < bytes.length; ) {
+      if (at + HEADER > bytes.length) throw this.#broken();
+      const layer = this.#u16(at);
+      const segment = this.#u16(at + 2);
+      const moved = this.#u16(at + 4);
+      const count = this.tokensOf(segment);
+      if (layer >= layers || moved === 0 || moved > count) throw this.#broken();
+      this.#at.set(keyOf(layer, segment), at);
+      at += HEADER + (moved < count ? (count + 7) >> 3 : 0) + half(moved);
+      if (at > bytes.length) throw this.#broken();
+    }
+  }
+
+  /** Segments of the layer that change, ascending. */
+  segmentsOf(layer: number): number[] {
+    return [...this.#at.keys()]
+      .filter((key) => key >> 16 === layer)
+      .map((key) => key & 65535)
+      .sort((a, b) => a - b);
+  }
+
+  /** Of all kvHeads. */
+  tokensOf(segment: number): number {
+    return this.#kvHeads * (this.#spans[segment]?.tokens ?? 0);
+  }
+
+  /**
+   * Calls `each` with every token that moves, as an index of [kvHeads][tokens], and its new tier.
+   * @returns how many do
+   * @throws CorruptDataError
+   */
+  moves(layer: number, segment: number, each: (token: number, tier: number) => void): number {
+    const start = this.#at.get(keyOf(layer, segment));
+    if (start === undefined) return 0;
+    const bytes = this.#bytes;
+    const moved = this.#u16(start + 4);
+    const count = this.tokensOf(segment);
+    const bits = start + HEADER;
+    const ids = moved < count ? bits + ((count + 7) >> 3) : bits;
+    let n = 0;
+    for (let i = 0; i < count; i++) {
+      if (moved < count) {
+        const eight = bytes[bits + (i >> 3)]!;
+        if (eight === 0) {
+          i |= 7;
+          continue;
+        }
+        if (((eight >> (i & 7)) & 1) === 0) continue;
+      }
+      const tier = (bytes[ids + (n >> 1)]! >> ((n & 1) * 4)) & 15;
+      if (++n > moved || !isTier(tier)) throw this.#broken();
+      each(i, tier);
+    }
+    if (n !== moved) throw this.#broken();
+    return n;
+  }
+
+  #u16(at: number): number {
+    return this.#bytes[at]! | (this.#bytes[at + 1]! << 8);
+  }
+  #broken(): CorruptDataError {
+    return new CorruptDataError(`the plan journal of position ${this.position} does not parse`);
+  }
+}
+
+/** What the plans of a journal make of blocks that were stored before they took effect. */
+export class Replay {
+  readonly #entries: readonly EntryReader[];
+  readonly #layers: number;
+  readonly #position: number;
+  /** How often each token of the block at hand has moved. */
+  #depth = new Uint8Array(0);
+
+  /**
+   * @param position of the state: later plans do not show yet
+   * @throws CorruptDataError when an entry does not parse
+   */
+  constructor(
+    journal: readonly PlanJournalEntry[],
+    spans: readonly { readonly tokens: number }[],
+    { layers, kvHeads }: { readonly layers: number; readonly kvHeads: number },
+    position: number,
+  ) {
+    this.#entries = journal.map((entry) => new EntryReader(entry, spans, layers, kvHeads));
+    this.#layers = layers;
+    this.#position = position;
+  }
+
+  /**
+   * The tiers that a block gets after `version`, as few steps as give the same bytes: tokens of a record are recoded independently of one another, so
+   * that a step may hold each token's next move, whichever plan made it.
+   * @param held [kvHeads][tokens] tiers of the stored block
+   * @returns the steps in order, and the version that the last plan leaves
+   * @throws CorruptDataError when a token would become finer
+   */
+  stepsOf(
+    layer: number,
+    segment: number,
+    version: number,
+    held: Uint8Array,
+  ): { steps: Uint8Array[]; version: number } {
+    const steps: Uint8Array[] = [];
+    if (this.#depth.length < held.length) this.#depth = new Uint8Array(held.length);
+    const depth = this.#depth.fill(0);
+    let latest = version;
+    for (const entry of this.#entries) {
+      const shown = shownFrom(entry.position, layer, this.#layers);
+      if (shown > this.#position || shown <= version) continue;
+      const moved = entry.moves(layer, segment, (token, tier) => {
+        const before = (steps.at(-1) ?? held)[token]!;
+        if (tier < before)
+          throw new CorruptDataError(`the plan of position ${entry.position} promotes a token`);
+        const first = depth[token]!++;
+        if (first === steps.length) steps.push((steps.at(-1) ?? held).slice());
+        for (let step = first; step < steps.length; step++) steps[step]![token] = tier;
+      });
+      if (moved > 0) latest = shown;
+    }
+    return { steps, version: latest };
+  }
+
+  /**
+   * The plan of `epoch` for the layers that wait for it, as it changes their blocks.
+   * @param tiersOf [kvHeads][tokens] tiers of a block that is there
+   * @throws CorruptDataError when the journal lacks it, or a token would become finer
+   */
+  pending(
+    epoch: number,
+    waiting: readonly boolean[],
+    tiersOf: (layer: number, segment: number) => Uint8Array | undefined,
+  ): Change[][] {
+    const entry = this.#entries.findLast(({ position }) => position === epoch);
+    if (!entry) throw new CorruptDataError(`the plan of position ${epoch} is missing`);
+    return waiting.map((waits, layer) => {
+      if (!waits) return [];
+      return entry.segmentsOf(layer).map((segment) => {
+        const held = tiersOf(layer, segment);
+        const tiers = held?.slice() ?? new Uint8Array(entry.tokensOf(segment)).fill(FRESH);
+        entry.moves(layer, segment, (token, tier) => {
+          if (held && tier < held[token]!)
+            throw new CorruptDataError(`the plan of position ${epoch} promotes a token`);
+          tiers[token] = tier;
+        });
+        if (tiers.includes(FRESH)) throw new CorruptDataError(`the plan of position ${epoch} does not parse`);
+        return { position: epoch, segment, tiers, from: 0 };
+      });
+    });
+  }
 }

@@ -2,9 +2,9 @@ import { align } from '../core/arena.ts';
 import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import { DROP, massBytes, recordCells } from '../kernels/layout.ts';
-import { parseEntry } from './journal.ts';
+import { Replay } from './journal.ts';
 import type { CacheStateReader } from './persist.ts';
-import { segmentsHeld, shownFrom, spansAt } from './schedule.ts';
+import { segmentsHeld, spansAt } from './schedule.ts';
 import { cellIndex, countTiers, SegmentReader, type SegmentSpan } from './segments.ts';
 
 /** Which tier holds each compressed token, and how much it was attended to; for a person to look at. */
@@ -25,36 +25,41 @@ export interface SegmentMap extends SegmentSpan {
 type Shape = Pick<ModelConfig, 'layers' | 'kvHeads' | 'headDim'>;
 
 /**
- * Reads one layer of a stored state: nothing is restored, and no kernel memory is taken.
+ * Reads layers of a stored state: nothing is restored, and no kernel memory is taken.
  * @throws CorruptDataError
  */
-export function readLayerMap(reader: CacheStateReader, shape: Shape, layer: number): LayerMap {
+export function readLayerMaps(reader: CacheStateReader, shape: Shape, wanted: readonly number[]): LayerMap[] {
   const { layers, kvHeads, headDim } = shape;
   const { header } = reader;
-  const segments: (SegmentSpan & { tiers: Uint8Array })[] = [];
-  const versions: number[] = [];
-  const held = segmentsHeld(header.position, header.config, layer, layers);
-  for (let segment = 0; segment < held; segment++) {
-    const { version, bytes } = reader.block(layer, segment);
-    const block = new SegmentReader(bytes, kvHeads, headDim);
-    const tiers = new Uint8Array(kvHeads * block.tokens);
-    for (let h = 0; h < kvHeads; h++) block.tiers(h, tiers, h * block.tokens);
-    segments.push({ start: block.start, tokens: block.tokens, tiers });
-    versions.push(version);
-  }
-  // Plans that the stored blocks do not know yet.
   const spans = spansAt(header.position, header.config);
-  for (const entry of reader.journal) {
-    const version = shownFrom(entry.position, layer, layers);
-    if (version > header.position) continue;
-    for (const change of parseEntry(entry, spans, layers, kvHeads)[layer]!)
-      if (change.segment < held && version > versions[change.segment]!) {
-        const { tiers } = segments[change.segment]!;
-        tiers.set(change.tiers.subarray(change.from, change.from + tiers.length));
-      }
-  }
+  // Plans that the stored blocks do not know yet.
+  const replay = new Replay(reader.journal, spans, shape, header.position);
+  const maps = wanted.map((layer) => ({
+    layer,
+    held: segmentsHeld(header.position, header.config, layer, layers),
+    segments: [] as (SegmentSpan & { tiers: Uint8Array })[],
+  }));
+  // Segment by segment, as blocks are stored.
+  for (let segment = 0; segment < spans.length; segment++)
+    for (const { layer, held, segments } of maps) {
+      if (segment >= held) continue;
+      const { version, bytes } = reader.block(layer, segment);
+      const block = new SegmentReader(bytes, kvHeads, headDim);
+      const stored = new Uint8Array(kvHeads * block.tokens);
+      for (let h = 0; h < kvHeads; h++) block.tiers(h, stored, h * block.tokens);
+      const tiers = replay.stepsOf(layer, segment, version, stored).steps.at(-1) ?? stored;
+      segments.push({ start: block.start, tokens: block.tokens, tiers });
+    }
+  return maps.map(({ layer, segments }) => withRelevance(reader, shape, layer, segments));
+}
 
-  const masses = readMasses(reader.hot(layer), segments, kvHeads, headDim, header.config.exactBits);
+function withRelevance(
+  reader: CacheStateReader,
+  { kvHeads, headDim }: Shape,
+  layer: number,
+  segments: readonly (SegmentSpan & { tiers: Uint8Array })[],
+): LayerMap {
+  const masses = readMasses(reader.hot(layer), segments, kvHeads, headDim, reader.header.config.exactBits);
   const largest = new Array<number>(kvHeads).fill(1);
   for (const [s, mass] of (masses ?? []).entries())
     for (const [i, m] of mass.entries()) {

@@ -1,8 +1,6 @@
-import type { Change } from './journal.ts';
-import { encodePlan, parseEntry } from './journal.ts';
+import { type Change, changesOf, encodePlan } from './journal.ts';
 import type { PlanJournalEntry } from './persist.ts';
 import type { CacheView, Plan } from './policy.ts';
-import type { SegmentSpan } from './segments.ts';
 
 /** The plan of the newest epoch until every layer has it: first being made, in steps, then being applied. */
 export class PendingPlan {
@@ -10,7 +8,6 @@ export class PendingPlan {
   #making:
     | {
         readonly view: CacheView;
-        readonly spans: readonly SegmentSpan[];
         readonly steps: Generator<number, Plan>;
         done: number;
       }
@@ -26,27 +23,17 @@ export class PendingPlan {
   }
 
   /** @param steps yields the share of its work that is done, 0 to 1 */
-  static make(
-    epoch: number,
-    view: CacheView,
-    spans: readonly SegmentSpan[],
-    steps: Generator<number, Plan>,
-  ): PendingPlan {
+  static make(epoch: number, view: CacheView, steps: Generator<number, Plan>): PendingPlan {
     const pending = new PendingPlan(epoch, new Array<boolean>(view.layers).fill(true));
-    pending.#making = { view, spans, steps, done: 0 };
+    pending.#making = { view, steps, done: 0 };
     return pending;
   }
 
-  /** A plan that was made before its cache was stored. @throws CorruptDataError */
-  static restored(
-    entry: PlanJournalEntry,
-    spans: readonly SegmentSpan[],
-    waiting: boolean[],
-    kvHeads: number,
-  ): PendingPlan {
+  /** A plan that was made before its cache was stored. @param changes by layer; those of layers that have it already do not matter */
+  static restored(entry: PlanJournalEntry, changes: Change[][], waiting: boolean[]): PendingPlan {
     const pending = new PendingPlan(entry.position, waiting);
     pending.#entry = entry;
-    pending.#changes = parseEntry(entry, spans, waiting.length, kvHeads);
+    pending.#changes = changes;
     return pending;
   }
 
@@ -60,8 +47,11 @@ export class PendingPlan {
         continue;
       }
       this.#making = undefined;
-      const entry: PlanJournalEntry = { position: this.epoch, bytes: encodePlan(making.view, step.value) };
-      this.#changes = parseEntry(entry, making.spans, making.view.layers, making.view.kvHeads);
+      this.#changes = changesOf(this.epoch, making.view, step.value);
+      const entry: PlanJournalEntry = {
+        position: this.epoch,
+        bytes: encodePlan(making.view, this.#changes),
+      };
       this.#entry = entry;
       return entry;
     }

@@ -12,10 +12,10 @@ import {
   TIERS,
 } from '../kernels/layout.ts';
 import { type CacheContext, KvCache } from './cache.ts';
-import { type Change, isTier, parseEntry } from './journal.ts';
+import { isTier, Replay } from './journal.ts';
 import { PendingPlan } from './pending-plan.ts';
 import type { CacheStateReader, PlanJournalEntry } from './persist.ts';
-import { epochOf, isWaiting, segmentsHeld, shownFrom, spansAt } from './schedule.ts';
+import { epochOf, isWaiting, segmentsHeld, spansAt } from './schedule.ts';
 import { layOut, SegmentReader } from './segments.ts';
 
 /**
@@ -74,49 +74,56 @@ function checkBlock(
 const mixesPlain = (counts: Uint8Array): boolean =>
   [true, false].every((plain) => TIERS.some((tier) => tier.plain === plain && counts[tier.id]! > 0));
 
-function checkNeverFiner(cache: KvCache, layer: number, change: Change): void {
-  const reader = cache.reader(cache.blocks[layer]![change.segment]!);
-  const held = new Uint8Array(reader.tokens);
-  for (let h = 0; h < reader.kvHeads; h++) {
-    reader.tiers(h, held, 0);
-    const from = change.from + h * reader.tokens;
-    for (let i = 0; i < held.length; i++)
-      if (change.tiers[from + i]! < held[i]!)
-        throw new CorruptDataError(`the plan of position ${change.position} promotes a token`);
-  }
-}
-
-/** Applies what a plan did to blocks that were stored before it took effect. */
-function replay(cache: KvCache, position: number, entry: PlanJournalEntry): void {
-  const { layers, kvHeads } = cache.context.model;
-  for (const [layer, changes] of parseEntry(entry, cache.spans, layers, kvHeads).entries()) {
-    const version = shownFrom(entry.position, layer, layers);
-    if (version > position) continue;
-    for (const change of changes)
-      if (change.segment < cache.segmentsOf(layer) && version > cache.blockVersion(layer, change.segment)) {
-        checkNeverFiner(cache, layer, change);
-        cache.recode(layer, change.segment, change.tiers, change.from, version);
-      }
-  }
+/** [kvHeads][tokens] */
+function tiersOf(reader: SegmentReader): Uint8Array {
+  const tiers = new Uint8Array(reader.kvHeads * reader.tokens);
+  for (let h = 0; h < reader.kvHeads; h++) reader.tiers(h, tiers, h * reader.tokens);
+  return tiers;
 }
 
 /** The newest epoch's plan, which some layers wait for. */
-function adoptPending(cache: KvCache, journal: readonly PlanJournalEntry[]): void {
-  const { layers, kvHeads } = cache.context.model;
+function adoptPending(cache: KvCache, replay: Replay, journal: readonly PlanJournalEntry[]): void {
+  const { layers } = cache.context.model;
   const epoch = epochOf(cache.position);
-  const entry = journal.findLast(({ position }) => position === epoch);
-  if (!entry) throw new CorruptDataError(`the plan of position ${epoch} is missing`);
   const waiting = Array.from({ length: layers }, (_, layer) => isWaiting(cache.position, layer, layers));
-  const plan = PendingPlan.restored(entry, cache.spans, waiting, kvHeads);
-  for (let layer = 0; layer < layers; layer++) {
-    if (!waiting[layer]) continue;
-    const changes = plan.changesOf(layer);
+  const changes = replay.pending(epoch, waiting, (layer, segment) => {
+    const block = cache.blocks[layer]![segment];
+    return block && tiersOf(cache.reader(block));
+  });
+  for (const [layer, waits] of waiting.entries()) {
     const held = cache.segmentsOf(layer);
-    if (held < cache.spans.length && !changes.some(({ segment }) => segment === held))
+    if (waits && held < cache.spans.length && !changes[layer]!.some(({ segment }) => segment === held))
       throw new CorruptDataError(`the plan of position ${epoch} lacks the newest segment of layer ${layer}`);
-    for (const change of changes) if (change.segment < held) checkNeverFiner(cache, layer, change);
   }
-  cache.adoptPlan(plan);
+  const entry = journal.findLast(({ position }) => position === epoch)!;
+  cache.adoptPlan(PendingPlan.restored(entry, changes, waiting));
+}
+
+/** Takes a stored block over, and replays the plans since. */
+function restoreBlock(
+  cache: KvCache,
+  source: CacheStateReader,
+  replay: Replay,
+  layer: number,
+  segment: number,
+): void {
+  const { kernels, model } = cache.context;
+  const { arena } = kernels;
+  const { version, bytes } = source.block(layer, segment);
+  checkBlock(bytes, model, layer, segment);
+  const stored = new SegmentReader(bytes, model.kvHeads, model.headDim);
+  const span = cache.spans[segment]!;
+  if (stored.start !== span.start || stored.tokens !== span.tokens)
+    throw new CorruptDataError(`segment ${segment} of layer ${layer} covers other positions`);
+  let mass = 0;
+  if (cache.tracksMass)
+    for (let h = 0; h < model.kvHeads; h++) mass += massBytes(recordCells(stored.counts(h)));
+  const id = arena.alloc(bytes.length + mass, 'a restored cache segment');
+  arena.bytes(id).set(bytes);
+  kernels.hostWrote(arena.ptr(id), bytes.length);
+  cache.adopt(layer, id, version);
+  const since = replay.stepsOf(layer, segment, version, tiersOf(stored));
+  for (const tiers of since.steps) cache.recode(layer, segment, tiers, 0, since.version);
 }
 
 /**
@@ -143,7 +150,6 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
     );
   }
   try {
-    const { arena } = kernels;
     if (!Number.isSafeInteger(header.position) || header.position < 0)
       throw new CorruptDataError(`position ${header.position} is not a number of tokens`);
     cache.spans.push(...spansAt(header.position, header.config));
@@ -153,28 +159,17 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       );
     cache.messages?.restore(header.messages ?? '', header.position);
     cache.gaps.restore(header.closed ?? [], header.position, header.config);
-    for (let layer = 0; layer < model.layers; layer++) {
-      const held = segmentsHeld(header.position, header.config, layer, model.layers);
-      for (let segment = 0; segment < held; segment++) {
-        const { version, bytes } = reader.block(layer, segment);
-        checkBlock(bytes, model, layer, segment);
-        const stored = new SegmentReader(bytes, model.kvHeads, model.headDim);
-        const span = cache.spans[segment]!;
-        if (stored.start !== span.start || stored.tokens !== span.tokens)
-          throw new CorruptDataError(`segment ${segment} of layer ${layer} covers other positions`);
-        let mass = 0;
-        if (cache.tracksMass)
-          for (let h = 0; h < model.kvHeads; h++) mass += massBytes(recordCells(stored.counts(h)));
-        const id = arena.alloc(bytes.length + mass, 'a restored cache segment');
-        arena.bytes(id).set(bytes);
-        kernels.hostWrote(arena.ptr(id), bytes.length);
-        cache.adopt(layer, id, version);
-      }
-    }
-    for (const entry of reader.journal) replay(cache, header.position, entry);
+    const replay = new Replay(reader.journal, cache.spans, model, header.position);
+    const held = Array.from({ length: model.layers }, (_, layer) =>
+      segmentsHeld(header.position, header.config, layer, model.layers),
+    );
+    // Segment by segment, as blocks are stored: each stored row is read once.
+    for (let segment = 0; segment < cache.spans.length; segment++)
+      for (let layer = 0; layer < model.layers; layer++)
+        if (segment < held[layer]!) restoreBlock(cache, reader, replay, layer, segment);
     cache.position = header.position;
     if (cache.spans.length > 0 && isWaiting(header.position, model.layers - 1, model.layers))
-      adoptPending(cache, reader.journal);
+      adoptPending(cache, replay, reader.journal);
     cache.restoreExact();
     for (let layer = 0; layer < model.layers; layer++) {
       const bytes = reader.hot(layer);

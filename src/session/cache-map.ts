@@ -1,4 +1,4 @@
-import { evictedPositions, type LayerMap, readLayerMap } from '../cache/map.ts';
+import { evictedPositions, type LayerMap, readLayerMaps } from '../cache/map.ts';
 import type { CacheHeader } from '../cache/persist.ts';
 import { spansAt } from '../cache/schedule.ts';
 import type { ModelConfig } from '../core/config.ts';
@@ -67,7 +67,7 @@ function readNewest(
     try {
       const record = readState(store, entry);
       const reader = new StoredState(store, record);
-      return { record, maps: layers.map((layer) => readLayerMap(reader, model, layer)) };
+      return { record, maps: readLayerMaps(reader, model, layers) };
     } catch (error) {
       if (!isDamage(error)) throw error;
     }

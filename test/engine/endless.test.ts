@@ -1,6 +1,6 @@
 import { beforeAll, describe, expect, it } from 'vitest';
 import { MAX_POSITIONS } from '../../src/cache/gaps.ts';
-import { readLayerMap } from '../../src/cache/map.ts';
+import { readLayerMaps } from '../../src/cache/map.ts';
 import { type CacheConfig, DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { uniform01 } from '../../src/core/random.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
@@ -109,9 +109,9 @@ describe.each(CONFIGS)('three times the trained length under %s', (_, overrides)
       const b = await wasm.feed(restored, rest, 'all');
       expect(b).toEqual(a);
       expect(stateOf(restored)).toEqual(stateOf(cache));
-      const map = readLayerMap({ ...reader, header: cache.header, journal: [] }, wasm.model, 0);
+      const [map] = readLayerMaps({ ...reader, header: cache.header, journal: [] }, wasm.model, [0]);
       for (const segment of cache.gaps.order)
-        expect(map.segments[segment]!.tiers.every((tier) => tier === DROP)).toBe(true);
+        expect(map!.segments[segment]!.tiers.every((tier) => tier === DROP)).toBe(true);
       cache.dispose();
       restored.dispose();
     }
