@@ -10,7 +10,13 @@ import { Gaps, withoutSegments } from './gaps.ts';
 import { MessageMap, type MessageMark } from './messages.ts';
 import { PackedPart } from './packed-part.ts';
 import { PendingPlan } from './pending-plan.ts';
-import type { CacheHeader, PlanJournalEntry } from './persist.ts';
+import {
+  type CacheHeader,
+  HOT_HEADER_BYTES,
+  type HotViews,
+  joined,
+  type PlanJournalEntry,
+} from './persist.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
@@ -314,33 +320,38 @@ export class KvCache {
       recodes: this.recodes,
     };
   }
-  /** u32 slots, u32 0, u32 0, u32 0; per kvHead keys then values of the used slots, then their mass; then the mass of each segment's records. */
+  get pinned(): number {
+    return this.config.sinks;
+  }
+  get exactStride(): number {
+    return (this.context.model.headDim * this.config.exactBits) / 8;
+  }
+  exactFrom(layer: number): number {
+    return this.compressedEnd(layer);
+  }
+  /** u32 slots, u32 0, u32 0, u32 0; per kvHead keys then values of the used slots; their mass; then the mass of each segment's records. */
+  hotViews(layer: number): HotViews {
+    const slots = this.exactCount(layer);
+    const header = new Uint8Array(HOT_HEADER_BYTES);
+    new DataView(header.buffer).setUint32(0, slots, true);
+    const parts = this.exact.parts(layer, slots);
+    const planes = parts.slice(0, 2 * this.context.model.kvHeads);
+    const rest = parts.slice(planes.length);
+    if (this.tracksMass) for (const block of this.blocks[layer]!) rest.push(this.packed.masses(block));
+    return { header, planes, rest };
+  }
   hot(layer: number): Uint8Array {
-    const parts = this.hotParts(layer);
-    const out = new Uint8Array(16 + parts.reduce((sum, p) => sum + p.length, 0));
-    new DataView(out.buffer).setUint32(0, this.exactCount(layer), true);
-    let at = 16;
-    for (const part of parts) {
-      out.set(part, at);
-      at += part.length;
-    }
-    return out;
-  }
-  hotBytes(layer: number): number {
-    return this.hotParts(layer).reduce((sum, part) => sum + part.length, 16);
-  }
-  /** Views of the memory that `hot` copies, in its order. */
-  hotParts(layer: number): Uint8Array[] {
-    const parts = this.exact.parts(layer, this.exactCount(layer));
-    if (this.tracksMass) for (const block of this.blocks[layer]!) parts.push(this.packed.masses(block));
-    return parts;
+    return joined(this.hotViews(layer));
   }
   segmentsOf(layer: number): number {
     return this.blocks[layer]!.length;
   }
-  block(layer: number, segment: number): Uint8Array {
+  blockView(layer: number, segment: number): Uint8Array {
     const block = this.blocks[layer]![segment]!;
-    return this.#arena.bytes(block.id).slice(0, this.reader(block).storedBytes);
+    return this.#arena.bytes(block.id).subarray(0, this.reader(block).storedBytes);
+  }
+  block(layer: number, segment: number): Uint8Array {
+    return this.blockView(layer, segment).slice();
   }
   blockBytes(layer: number, segment: number): number {
     return this.reader(this.blocks[layer]![segment]!).storedBytes;

@@ -3,7 +3,7 @@ import type { CacheConfig } from './policy.ts';
 /**
  * How a cache leaves memory and returns, bit for bit. What is stored is what is resident: nothing is rounded.
  *
- * State = header + per layer a *hot* part (exact slots in use, and all mass; changes with every token) + per (layer, segment) a *block*
+ * State = header + per layer a *hot* part (exact slots in use, and all mass) + per (layer, segment) a *block*
  * (records; changes only when a plan is applied). A plan is a pure function of stored bytes and the
  * recode that it causes is too, so a block may be stored as an older version plus the journal of
  * plans since: `restore` replays them in order. The plan of the newest epoch takes effect layer by layer (schedule.ts): what a layer still
@@ -35,13 +35,49 @@ export interface PlanJournalEntry {
   readonly bytes: Uint8Array;
 }
 
+/** Bytes in front of every hot part. */
+export const HOT_HEADER_BYTES = 16;
+
+/**
+ * A hot part as views of the memory that holds it, valid until the cache moves on. Its exact tokens never change once they are there: whoever stores them
+ * need not store them again.
+ */
+export interface HotViews {
+  /** HOT_HEADER_BYTES; u32 at 0: exact tokens held. */
+  readonly header: Uint8Array;
+  /** Each holds `exactStride` bytes of every exact token: the `pinned` first ones, then those from `exactFrom` on. */
+  readonly planes: readonly Uint8Array[];
+  /** What changes with every token. */
+  readonly rest: readonly Uint8Array[];
+}
+
+/** One copy of all of it. */
+export function joined({ header, planes, rest }: HotViews): Uint8Array {
+  const parts = [header, ...planes, ...rest];
+  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.byteLength;
+  }
+  return out;
+}
+
 export interface PersistableCache {
   readonly header: CacheHeader;
   readonly layers: number;
+  /** First positions that stay exact for good. */
+  readonly pinned: number;
+  /** Bytes of one exact token in one plane. */
+  readonly exactStride: number;
+  /** Positions from here on are exact in this layer; never falls. */
+  exactFrom(layer: number): number;
+  /** What `hot` copies, in its order. */
+  hotViews(layer: number): HotViews;
   /** Copies; valid after the cache moves on. */
   hot(layer: number): Uint8Array;
-  /** Bytes `hot` would return, without copying. */
-  hotBytes(layer: number): number;
+  /** A view of what `block` copies; valid until the cache moves on. */
+  blockView(layer: number, segment: number): Uint8Array;
   block(layer: number, segment: number): Uint8Array;
   /** Segments that the layer holds: all of the header's, or one less. */
   segmentsOf(layer: number): number;

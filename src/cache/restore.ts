@@ -14,7 +14,7 @@ import {
 import { type CacheContext, KvCache } from './cache.ts';
 import { isTier, Replay } from './journal.ts';
 import { PendingPlan } from './pending-plan.ts';
-import type { CacheStateReader, PlanJournalEntry } from './persist.ts';
+import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry } from './persist.ts';
 import { epochOf, isWaiting, segmentsHeld, spansAt } from './schedule.ts';
 import { layOut, SegmentReader } from './segments.ts';
 
@@ -173,14 +173,15 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
     cache.restoreExact();
     for (let layer = 0; layer < model.layers; layer++) {
       const bytes = reader.hot(layer);
-      const parts = cache.hotParts(layer);
-      const expected = 16 + parts.reduce((sum, p) => sum + p.length, 0);
+      const { planes, rest } = cache.hotViews(layer);
+      const parts = [...planes, ...rest];
+      const expected = HOT_HEADER_BYTES + parts.reduce((sum, p) => sum + p.length, 0);
       const slots = bytes.length >= 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : -1;
       if (bytes.length !== expected || slots !== cache.exactCount(layer))
         throw new CorruptDataError(
           `the hot part of layer ${layer} has ${bytes.length} bytes and ${slots} slots, expected ${expected} and ${cache.exactCount(layer)}`,
         );
-      let at = 16;
+      let at = HOT_HEADER_BYTES;
       for (const part of parts) {
         part.set(bytes.subarray(at, at + part.length));
         kernels.hostWrote(part.byteOffset, part.length);

@@ -1,31 +1,27 @@
 import type { PlanJournalEntry } from '../cache/persist.ts';
 import { EPOCH } from '../core/config.ts';
 import type { EngineCache } from '../engine/types.ts';
+import { writeExact } from './exact-pieces.ts';
+import { Blocks } from './extents.ts';
 import { FIRST_FREE_ROW, type Head, writeHead } from './head.ts';
 import {
   CHECKPOINT_QUOTA_BYTES,
   CHECKPOINT_TURNS,
   COMMIT_ROWS,
-  LAZY_EPOCHS,
   MAX_COMMIT_FACTOR,
-  MAX_LAG_EPOCHS,
   SPARE_ROWS,
 } from './limits.ts';
 import { anchors } from './log.ts';
-import { MAX_PAYLOAD_BYTES, RowAllocator, RowKind, type RowRef, RowStream } from './row.ts';
+import { RowAllocator, RowBuffer, RowKind, RowStream } from './row.ts';
 import {
-  type BlockEntry,
-  directoryBytes,
   type Extent,
-  encodeDirectory,
   encodeState,
   type JournalPack,
-  padded,
-  type Run,
-  readState,
   refsOf,
+  STATE_VERSION,
   type StateEntry,
   type StateRecord,
+  StateRows,
 } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 
@@ -39,13 +35,14 @@ export interface CommitResult {
 }
 
 /**
- * One transaction: the log, the cache's hot parts, the blocks that are new, either changed blocks or the plans that changed them, the state that
- * names all these rows, and the head. Older states stay where somebody may return to them; rows that nothing refers to any more
+ * One transaction: the log, the exact tokens and blocks that are new, what changes with every token, either changed blocks or the plans that changed
+ * them, the state that names all these rows, and the head. Older states stay where somebody may return to them; rows that nothing refers to any more
  * are overwritten by the next commits. If anything throws, the store holds what it held before.
  *
  * @param head the session as it is to be; `states` names the older states that are still true for this log
  * @param stored what of `cache` is in the store; undefined: nothing
  * @param pinned rows that somebody reads: they stay as they are
+ * @param known remembers which rows older states need
  */
 export function commit(
   store: SessionStore,
@@ -53,6 +50,7 @@ export function commit(
   cache: EngineCache,
   stored: StateRecord | undefined,
   pinned: Iterable<number> = [],
+  known: StateRows = new StateRows(),
 ): CommitResult {
   const pending = cache.completePlan();
   const before = { ...store.counters };
@@ -60,33 +58,28 @@ export function commit(
   const budget = COMMIT_ROWS * Math.min(Math.max(1, epochs), MAX_COMMIT_FACTOR);
   const result = store.transaction(() => {
     const blocks = new Blocks(cache, stored);
-    const mandatory = hotRows(cache) + blocks.rowsFor(blocks.fresh) + OTHER_ROWS;
-    const layers = new Set(blocks.layersToRewrite(budget - mandatory));
-    const untouched = blocks.withoutLayers(layers);
-    const kept = keepStates(store, head, cache.position, untouched);
+    const kept = keepStates(store, head, cache.position, blocks.kept, known);
     // Rows that `stored` alone refers to are not overwritten yet: only the next commit's transaction finds them free.
     const used = new Set([...kept.used, ...pinned]);
     for (const ref of stored ? refsOf(stored) : []) used.add(ref[0]);
     const rows = new RowAllocator(store.ids(), used, FIRST_FREE_ROW);
+    const buffer = new RowBuffer();
 
-    const hot = writeHot(store, rows, cache);
-    const rewritten = blocks.all.filter(([layer]) => layers.has(layer));
-    const extents = [
-      ...untouched,
-      ...writeExtents(store, rows, cache, rewritten, true),
-      ...writeExtents(
-        store,
-        rows,
-        cache,
-        blocks.fresh.filter(([layer]) => !layers.has(layer)),
-        false,
-      ),
-    ];
-    const oldest = Math.min(blocks.oldestStale(layers), pending?.position ?? Number.POSITIVE_INFINITY);
-    const journal = writeJournal(store, rows, cache, stored, oldest);
+    const exact = writeExact(store, rows, buffer, cache, stored);
+    const hot = writeHot(store, rows, buffer, cache);
+    const extents = blocks.write(store, rows, buffer);
+    const oldest = Math.min(blocks.oldestStale(), pending?.position ?? Number.POSITIVE_INFINITY);
+    const journal = writeJournal(store, rows, buffer, cache, stored, oldest);
 
-    const record: StateRecord = { header: cache.header, hot, extents, journal };
-    const stream = new RowStream(store, rows, RowKind.state);
+    const record: StateRecord = {
+      version: STATE_VERSION,
+      header: cache.header,
+      hot,
+      exact,
+      extents,
+      journal,
+    };
+    const stream = new RowStream(store, rows, RowKind.state, buffer);
     stream.push(encodeState(record));
     const entry: StateEntry = { refs: stream.end(), position: cache.position };
     const next: Head = { ...head, states: [...kept.states, entry] };
@@ -104,15 +97,13 @@ export function commit(
   };
 }
 
-/** Rows besides hot parts and blocks: two copies of the head, the state, the newest plans. */
-const OTHER_ROWS = 4;
-
 /** Older states that are kept, and all rows that they refer to. `current`: the extents that the new state goes on using. */
 function keepStates(
   store: SessionStore,
   head: Head,
   position: number,
   current: readonly Extent[],
+  known: StateRows,
 ): { states: StateEntry[]; used: Set<number> } {
   const wanted = new Set<StateEntry>();
   for (const anchor of anchors(head.log, CHECKPOINT_TURNS)) {
@@ -126,7 +117,7 @@ function keepStates(
   const states: StateEntry[] = [];
   let quota = CHECKPOINT_QUOTA_BYTES;
   for (const state of [...wanted].sort((a, b) => b.position - a.position)) {
-    const refs = tryRefs(store, state);
+    const refs = known.of(store, state);
     if (!refs) continue;
     const cost = refs.reduce(
       (sum, [row, , bytes]) => sum + (shared.has(row) || used.has(row) ? 0 : bytes),
@@ -140,182 +131,31 @@ function keepStates(
   return { states, used };
 }
 
-/** Undefined for a state that is damaged: it is of no use, and its rows are given up. */
-function tryRefs(store: SessionStore, state: StateEntry): RowRef[] | undefined {
-  try {
-    return [...state.refs, ...refsOf(readState(store, state))];
-  } catch {
-    return undefined;
-  }
-}
-
-function hotRows(cache: EngineCache): number {
-  let bytes = 0;
-  for (let layer = 0; layer < cache.layers; layer++) bytes += cache.hotBytes(layer);
-  return Math.ceil(bytes / MAX_PAYLOAD_BYTES);
-}
-
-function writeHot(store: SessionStore, rows: RowAllocator, cache: EngineCache): StateRecord['hot'] {
-  const stream = new RowStream(store, rows, RowKind.hot);
-  const sizes: number[] = [];
-  for (let layer = 0; layer < cache.layers; layer++) {
-    const bytes = cache.hot(layer);
-    sizes.push(bytes.byteLength);
-    stream.push(bytes);
-  }
-  return { refs: stream.end(), sizes };
-}
-
-type BlockId = readonly [layer: number, segment: number];
-
-/** What of a cache's blocks is stored, what is new, and what has changed since. */
-class Blocks {
-  #cache: EngineCache;
-  #extents: readonly Extent[];
-  /** Not stored in any version. */
-  readonly fresh: BlockId[] = [];
-
-  constructor(cache: EngineCache, stored: StateRecord | undefined) {
-    this.#cache = cache;
-    this.#extents = stored?.extents ?? [];
-    const held = new Array<number>(cache.layers).fill(0);
-    for (const { runs } of this.#extents) for (const [layer, , count] of runs) held[layer]! += count;
-    for (let layer = 0; layer < cache.layers; layer++)
-      for (let segment = held[layer]!; segment < cache.segmentsOf(layer); segment++)
-        this.fresh.push([layer, segment]);
-  }
-
-  get all(): BlockId[] {
-    const all: BlockId[] = [];
-    for (let layer = 0; layer < this.#cache.layers; layer++)
-      for (let segment = 0; segment < this.#cache.segmentsOf(layer); segment++) all.push([layer, segment]);
-    return all;
-  }
-
-  /** Rows that the blocks take when written one after the other. */
-  rowsFor(blocks: readonly BlockId[]): number {
-    let rows = 0;
-    for (const group of groups(this.#cache, blocks, false))
-      rows += Math.max(1, Math.ceil(group.bytes / MAX_PAYLOAD_BYTES));
-    return rows;
-  }
-
-  /**
-   * Layers whose stored blocks lag behind or lie scattered, the oldest first, as many as fit into `budget` rows;
-   * beyond MAX_LAG_EPOCHS one in any case.
-   */
-  layersToRewrite(budget: number): number[] {
-    const position = this.#cache.position;
-    const oldest = new Map<number, number>();
-    const scattered = new Map<number, number>();
-    for (const extent of this.#extents)
-      for (const run of extent.runs) {
-        const layer = run[0];
-        scattered.set(layer, (scattered.get(layer) ?? 0) + 1);
-        if (this.#stale(extent, run))
-          oldest.set(layer, Math.min(oldest.get(layer) ?? position, extent.written));
-      }
-    const layers: number[] = [];
-    let left = budget;
-    const candidates = [...scattered.keys()].sort(
-      (a, b) =>
-        (oldest.get(a) ?? position) - (oldest.get(b) ?? position) || scattered.get(b)! - scattered.get(a)!,
-    );
-    for (const layer of candidates) {
-      const lag = (position - (oldest.get(layer) ?? position)) / EPOCH;
-      const rows = this.rowsFor(this.all.filter((block) => block[0] === layer));
-      const untidy = scattered.get(layer)! > 2 * rows + LAZY_EPOCHS;
-      if (lag < LAZY_EPOCHS && !untidy) continue;
-      if (rows > left && !(lag >= MAX_LAG_EPOCHS && layers.length === 0)) continue;
-      layers.push(layer);
-      left -= rows;
-    }
-    return layers;
-  }
-
-  /** The stored extents without the runs of these layers; an extent without runs is let go. */
-  withoutLayers(layers: ReadonlySet<number>): Extent[] {
-    return this.#extents
-      .map((extent) => ({ ...extent, runs: extent.runs.filter(([layer]) => !layers.has(layer)) }))
-      .filter((extent) => extent.runs.length > 0);
-  }
-
-  /** The position since which plans are missing in some stored block outside these layers; Infinity: none is. */
-  oldestStale(layers: ReadonlySet<number>): number {
-    let oldest = Number.POSITIVE_INFINITY;
-    for (const extent of this.#extents)
-      for (const run of extent.runs)
-        if (!layers.has(run[0]) && extent.written < oldest && this.#stale(extent, run))
-          oldest = extent.written;
-    return oldest;
-  }
-
-  #stale(extent: Extent, [layer, first, count]: Run): boolean {
-    for (let segment = first; segment < first + count; segment++)
-      if (this.#cache.blockVersion(layer, segment) > extent.written) return true;
-    return false;
-  }
-}
-
-/** Splits blocks, in order, into what fits a row each; a block larger than a row stands alone. */
-function* groups(
-  cache: EngineCache,
-  blocks: readonly BlockId[],
-  layerByLayer: boolean,
-): Generator<{ blocks: BlockEntry[]; bytes: number }> {
-  let group: BlockEntry[] = [];
-  let bytes = directoryBytes(0);
-  for (const [layer, segment] of blocks) {
-    const size = cache.blockBytes(layer, segment);
-    const cost = directoryBytes(1) - directoryBytes(0) + padded(size);
-    if (
-      group.length > 0 &&
-      (bytes + cost > MAX_PAYLOAD_BYTES || (layerByLayer && group[0]!.layer !== layer))
-    ) {
-      yield { blocks: group, bytes };
-      group = [];
-      bytes = directoryBytes(0);
-    }
-    group.push({ layer, segment, version: cache.blockVersion(layer, segment), bytes: size });
-    bytes += cost;
-  }
-  if (group.length > 0) yield { blocks: group, bytes };
-}
-
-function writeExtents(
+function writeHot(
   store: SessionStore,
   rows: RowAllocator,
+  buffer: RowBuffer,
   cache: EngineCache,
-  blocks: readonly BlockId[],
-  layerByLayer: boolean,
-): Extent[] {
-  const extents: Extent[] = [];
-  for (const group of groups(cache, blocks, layerByLayer)) {
-    const stream = new RowStream(store, rows, RowKind.extent);
-    stream.push(encodeDirectory(group.blocks));
-    for (const { layer, segment, bytes } of group.blocks) {
-      stream.push(cache.block(layer, segment));
-      stream.push(new Uint8Array(padded(bytes) - bytes));
+): StateRecord['hot'] {
+  const stream = new RowStream(store, rows, RowKind.hot, buffer);
+  const sizes: number[] = [];
+  for (let layer = 0; layer < cache.layers; layer++) {
+    const { header, rest } = cache.hotViews(layer);
+    let size = 0;
+    for (const part of [header, ...rest]) {
+      stream.push(part);
+      size += part.byteLength;
     }
-    extents.push({ refs: stream.end(), written: cache.position, runs: runsOf(group.blocks) });
+    sizes.push(size);
   }
-  return extents;
-}
-
-function runsOf(blocks: readonly BlockEntry[]): Run[] {
-  const runs: [number, number, number][] = [];
-  for (const { layer, segment } of blocks) {
-    const last = runs.at(-1);
-    if (last && last[0] === layer && last[1] + last[2] === segment) last[2]++;
-    else runs.push([layer, segment, 1]);
-  }
-  return runs;
+  return { refs: stream.end(), sizes };
 }
 
 /** The packs that blocks written at `oldest` or later still need, the newest plans among them. A plan takes effect within an epoch. */
 function writeJournal(
   store: SessionStore,
   rows: RowAllocator,
+  buffer: RowBuffer,
   cache: EngineCache,
   stored: StateRecord | undefined,
   oldest: number,
@@ -325,7 +165,7 @@ function writeJournal(
   );
   const entries = cache.journal.filter(({ position }) => position + EPOCH > oldest);
   if (entries.length === 0) return packs;
-  const stream = new RowStream(store, rows, RowKind.journal);
+  const stream = new RowStream(store, rows, RowKind.journal, buffer);
   stream.push(encodeJournal(entries));
   return [...packs, { refs: stream.end(), positions: entries.map(({ position }) => position) }];
 }

@@ -23,17 +23,16 @@ export const CHECKPOINT_TURNS = 4;
 /** Bytes that checkpoints may hold beside what the current state refers to. */
 export const CHECKPOINT_QUOTA_BYTES = 32_000_000;
 
-/**
- * Rows that lazy rewriting fills a commit up to, for each epoch since the last one; Durable Objects bill rows written.
- * https://developers.cloudflare.com/durable-objects/platform/pricing/
- */
+/** Rows that a turn of about an epoch writes at most; Durable Objects bill rows written. https://developers.cloudflare.com/durable-objects/platform/pricing/ */
 export const COMMIT_ROWS = 64;
 /** A checkpoint after many epochs may write this many times COMMIT_ROWS. */
 export const MAX_COMMIT_FACTOR = 4;
-/** A layer's blocks are rewritten once their stored form lags behind by this many epochs of journalled plans. */
-export const LAZY_EPOCHS = 4;
-/** From here on a layer is rewritten even over COMMIT_ROWS, one a commit, so that the journal stays bounded. */
-export const MAX_LAG_EPOCHS = 32;
+/** Stored blocks are rewritten once they lag behind by at least so many epochs of journalled plans; restoring replays those. */
+export const LAZY_EPOCHS = 8;
+/** In so many epochs every block that changes is rewritten once. */
+export const REWRITE_EPOCHS = 24;
+/** Pieces that a state's exact tokens may lie in; very short turns make many. */
+export const MAX_EXACT_PIECES = 8;
 /** Unreferenced rows that wait to be overwritten; more are deleted (a deletion is billed like a write, an overwrite saves it). */
 export const SPARE_ROWS = 32;
 

@@ -1,13 +1,11 @@
-import type { CacheStateReader, PlanJournalEntry } from '../cache/persist.ts';
+import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry } from '../cache/persist.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import type { Engine, EngineCache } from '../engine/types.ts';
 import { decodeJournal } from './commit.ts';
-import { RowKind, readBlob, readRef } from './row.ts';
+import { ExactReader } from './exact-pieces.ts';
+import { BlobReader, RowKind, readBlob } from './row.ts';
 import { ExtentReader, readState, type StateEntry, type StateRecord } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
-
-/** Bytes of extents kept while a cache is restored: the newest segments of several layers lie in one extent. */
-const EXTENT_BUFFER_BYTES = 4_000_000;
 
 /** A cache and what of it is in the store. */
 export interface Residence {
@@ -68,14 +66,12 @@ export function restore(store: SessionStore, engine: Engine, stored: StateRecord
 export class StoredState implements CacheStateReader {
   readonly header: StateRecord['header'];
   readonly journal: readonly PlanJournalEntry[];
-  #store: SessionStore;
-  #stored: StateRecord;
-  #hotAt: number[] = [];
-  #hotRow: { index: number; bytes: Uint8Array } | undefined;
-  /** Extents in the order of their last use. */
-  #extents = new Map<number, ExtentReader>();
-  #held = 0;
-  #placeOf = new Map<string, number>();
+  readonly #store: SessionStore;
+  readonly #stored: StateRecord;
+  readonly #exact: ExactReader;
+  readonly #hot: BlobReader;
+  /** The extent read last: blocks are asked for in the order in which they lie. */
+  #extent: { index: number; reader: ExtentReader } | undefined;
 
   constructor(store: SessionStore, stored: StateRecord) {
     this.#store = store;
@@ -84,61 +80,40 @@ export class StoredState implements CacheStateReader {
     this.journal = stored.journal
       .flatMap((pack) => decodeJournal(readBlob(store, pack.refs, RowKind.journal)))
       .sort((a, b) => a.position - b.position);
-    let at = 0;
-    for (const size of stored.hot.sizes) {
-      this.#hotAt.push(at);
-      at += size;
-    }
-    stored.extents.forEach(({ runs }, index) => {
-      for (const [layer, first, count] of runs)
-        for (let segment = first; segment < first + count; segment++)
-          this.#placeOf.set(`${layer},${segment}`, index);
-    });
+    this.#exact = new ExactReader(store, stored);
+    this.#hot = new BlobReader(store, stored.hot.refs, RowKind.hot);
   }
 
   hot(layer: number): Uint8Array {
-    const size = this.#stored.hot.sizes[layer];
-    if (size === undefined) throw new CorruptDataError(`no stored hot part of layer ${layer}`);
-    const out = new Uint8Array(size);
-    let skip = this.#hotAt[layer]!;
-    let done = 0;
-    for (const [index, ref] of this.#stored.hot.refs.entries()) {
-      if (done === size) break;
-      if (skip >= ref[2]) {
-        skip -= ref[2];
-        continue;
-      }
-      // Neighbouring layers share a row: the last one read is kept.
-      if (this.#hotRow?.index !== index)
-        this.#hotRow = { index, bytes: readRef(this.#store, ref, RowKind.hot) };
-      const piece = this.#hotRow.bytes.subarray(skip, skip + size - done);
-      out.set(piece, done);
-      done += piece.byteLength;
-      skip = 0;
-    }
+    const { sizes } = this.#stored.hot;
+    const size = sizes[layer];
+    if (size === undefined || size < HOT_HEADER_BYTES)
+      throw new CorruptDataError(`no stored hot part of layer ${layer}`);
+    let at = 0;
+    for (let below = 0; below < layer; below++) at += sizes[below]!;
+    const own = this.#hot.read(at, size);
+    const planes = this.#exact.planes(layer, new DataView(own.buffer).getUint32(0, true));
+    const out = new Uint8Array(size + planes.byteLength);
+    out.set(own.subarray(0, HOT_HEADER_BYTES));
+    out.set(planes, HOT_HEADER_BYTES);
+    out.set(own.subarray(HOT_HEADER_BYTES), HOT_HEADER_BYTES + planes.byteLength);
     return out;
   }
 
   block(layer: number, segment: number): { version: number; bytes: Uint8Array } {
-    const index = this.#placeOf.get(`${layer},${segment}`);
-    if (index === undefined)
-      throw new CorruptDataError(`no stored block of layer ${layer}, segment ${segment}`);
-    return this.#extent(index).block(layer, segment);
-  }
-
-  #extent(index: number): ExtentReader {
-    let extent = this.#extents.get(index);
-    if (extent) this.#extents.delete(index);
-    else {
-      extent = new ExtentReader(readBlob(this.#store, this.#stored.extents[index]!.refs, RowKind.extent));
-      this.#held += extent.byteLength;
+    const { extents, hot } = this.#stored;
+    const at = segment * hot.sizes.length + layer;
+    const holds = (index: number): boolean => {
+      const extent = extents[index];
+      return extent !== undefined && extent.first <= at && at < extent.first + extent.count;
+    };
+    let index = this.#extent?.index ?? 0;
+    if (!holds(index)) index = holds(index + 1) ? index + 1 : extents.findIndex((_, i) => holds(i));
+    if (index < 0) throw new CorruptDataError(`no stored block of layer ${layer}, segment ${segment}`);
+    if (this.#extent?.index !== index) {
+      const bytes = readBlob(this.#store, extents[index]!.refs, RowKind.extent);
+      this.#extent = { index, reader: new ExtentReader(bytes) };
     }
-    this.#extents.set(index, extent);
-    for (const [oldest, reader] of this.#extents) {
-      if (this.#held <= EXTENT_BUFFER_BYTES || oldest === index) break;
-      this.#extents.delete(oldest);
-      this.#held -= reader.byteLength;
-    }
-    return extent;
+    return this.#extent.reader.block(layer, segment);
   }
 }

@@ -13,7 +13,7 @@ export const FRAME_BYTES = 16;
 export const MAX_PAYLOAD_BYTES = MAX_ROW_BYTES - FRAME_BYTES;
 
 /** What a row holds; the digit is stored. */
-export const RowKind = { head: 1, state: 2, hot: 3, extent: 4, journal: 5, directory: 6 } as const;
+export const RowKind = { head: 1, state: 2, hot: 3, extent: 4, journal: 5, directory: 6, exact: 7 } as const;
 export type RowKind = (typeof RowKind)[keyof typeof RowKind];
 
 /** [row id, checksum, payload bytes] */
@@ -101,24 +101,68 @@ export class RowAllocator {
   }
 }
 
+/** Reads places of a blob, in about ascending order: the last row that was read is held. */
+export class BlobReader {
+  readonly byteLength: number;
+  readonly #store: SessionStore;
+  readonly #refs: readonly RowRef[];
+  readonly #kind: RowKind;
+  #row: { index: number; bytes: Uint8Array } | undefined;
+
+  constructor(store: SessionStore, refs: readonly RowRef[], kind: RowKind) {
+    this.#store = store;
+    this.#refs = refs;
+    this.#kind = kind;
+    this.byteLength = refs.reduce((sum, ref) => sum + ref[2], 0);
+  }
+
+  /** The caller's own. @throws CorruptDataError when the blob ends before */
+  read(at: number, count: number): Uint8Array {
+    if (at + count > this.byteLength)
+      throw new CorruptDataError(`${count} bytes at ${at} lie outside of ${this.byteLength}`);
+    const out = new Uint8Array(count);
+    let done = 0;
+    let skip = at;
+    for (const [index, ref] of this.#refs.entries()) {
+      if (done === count) break;
+      if (skip >= ref[2]) {
+        skip -= ref[2];
+        continue;
+      }
+      if (this.#row?.index !== index) this.#row = { index, bytes: readRef(this.#store, ref, this.#kind) };
+      const piece = this.#row.bytes.subarray(skip, skip + count - done);
+      out.set(piece, done);
+      done += piece.byteLength;
+      skip = 0;
+    }
+    return out;
+  }
+}
+
+/** Room for one row, which streams share one after the other. */
+export class RowBuffer {
+  readonly bytes = new Uint8Array(MAX_ROW_BYTES);
+}
+
 /** Writes a stream of bytes as rows of at most MAX_PAYLOAD_BYTES. One row's buffer at a time. */
 export class RowStream {
   readonly refs: RowRef[] = [];
   #store: SessionStore;
   #rows: RowAllocator;
   #kind: RowKind;
-  #buffer: Uint8Array | undefined;
+  readonly #buffer: Uint8Array;
   #used = 0;
 
-  constructor(store: SessionStore, rows: RowAllocator, kind: RowKind) {
+  /** @param buffer nobody else writes into it until `end` */
+  constructor(store: SessionStore, rows: RowAllocator, kind: RowKind, buffer = new RowBuffer()) {
     this.#store = store;
     this.#rows = rows;
     this.#kind = kind;
+    this.#buffer = buffer.bytes;
   }
 
   push(bytes: Uint8Array): void {
     for (let from = 0; from < bytes.byteLength; ) {
-      this.#buffer ??= new Uint8Array(MAX_ROW_BYTES);
       const count = Math.min(bytes.byteLength - from, MAX_PAYLOAD_BYTES - this.#used);
       this.#buffer.set(bytes.subarray(from, from + count), FRAME_BYTES + this.#used);
       this.#used += count;
@@ -133,7 +177,7 @@ export class RowStream {
   }
 
   #flush(): void {
-    const row = this.#buffer!.subarray(0, FRAME_BYTES + this.#used);
+    const row = this.#buffer.subarray(0, FRAME_BYTES + this.#used);
     this.refs.push(writeFramed(this.#store, this.#rows.take(), this.#kind, row));
     this.#used = 0;
   }

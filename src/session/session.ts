@@ -27,6 +27,7 @@ import { identityOf, newHead } from './new-head.ts';
 import type { Residence } from './recover.ts';
 import type { Tenant } from './scheduler.ts';
 import type { SessionServices } from './services.ts';
+import { StateRows } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 import { Turn } from './turn.ts';
 import { TurnLock } from './turn-lock.ts';
@@ -51,6 +52,7 @@ export class Session implements Tenant {
   #running: AbortController | undefined;
   /** The turn that runs; it holds the residence meanwhile. */
   #turn: Turn | undefined;
+  readonly #known = new StateRows();
   /** Commits that are being exported: their rows stay as they are. */
   readonly #exports: Exports;
 
@@ -311,6 +313,7 @@ export class Session implements Tenant {
       request: { ...request, maxTokens: tokens - prompt.ids.length },
       signal,
       pinned: () => this.#exports.pinned(),
+      known: this.#known,
       deleted: () => signal.reason === DELETED,
       committed: async (next) => {
         this.#head.keep(next);

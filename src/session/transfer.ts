@@ -11,7 +11,7 @@ import { FIRST_FREE_ROW, type Head } from './head.ts';
 import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES, MAX_NOTE_CHARACTERS } from './limits.ts';
 import { type Log, prefixOf } from './log.ts';
 import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, writeFramed } from './row.ts';
-import { readState, type StateRecord } from './state.ts';
+import { readState, STATE_VERSION, type StateRecord } from './state.ts';
 import { MAX_ROW_BYTES, type SessionStore } from './store/session-store.ts';
 
 /*
@@ -26,7 +26,7 @@ import { MAX_ROW_BYTES, type SessionStore } from './store/session-store.ts';
  * was forged with right checksums is a conversation like any that its bearer could have had; its state is checked as strictly as it is read.
  */
 const MAGIC = 'ADKVCSES';
-export const EXPORT_VERSION = 1;
+export const EXPORT_VERSION = 2;
 const HEADER_BYTES = 32;
 
 /** A conversation at one commit, and the rows that it needs. */
@@ -55,6 +55,7 @@ const configSchema = v.objectWithRest(
   more,
 );
 const stateSchema = v.strictObject({
+  version: v.literal(STATE_VERSION),
   header: v.objectWithRest(
     {
       layoutVersion: uint,
@@ -70,7 +71,13 @@ const stateSchema = v.strictObject({
     more,
   ),
   hot: v.strictObject({ refs, sizes: v.array(uint) }),
-  extents: v.array(v.strictObject({ refs, written: uint, runs: refs })),
+  exact: v.strictObject({
+    stride: uint,
+    planes: uint,
+    pinned: uint,
+    pieces: v.array(v.strictObject({ refs, from: uint, to: uint })),
+  }),
+  extents: v.array(v.strictObject({ refs, written: uint, first: uint, count: uint })),
   journal: v.array(v.strictObject({ refs, positions: v.array(uint) })),
 });
 const manifestSchema = v.strictObject({
@@ -129,6 +136,7 @@ function rowsOf(record: StateRecord): { ref: RowRef; kind: RowKind }[] {
   const all = (list: readonly RowRef[], kind: RowKind) => list.map((ref) => ({ ref, kind }));
   return [
     ...all(record.hot.refs, RowKind.hot),
+    ...record.exact.pieces.flatMap((piece) => all(piece.refs, RowKind.exact)),
     ...record.extents.flatMap((extent) => all(extent.refs, RowKind.extent)),
     ...record.journal.flatMap((pack) => all(pack.refs, RowKind.journal)),
   ];
@@ -139,8 +147,13 @@ function renumbered(record: StateRecord): StateRecord {
   const all = (list: readonly RowRef[]): RowRef[] => list.map(([, check, bytes]) => [next++, check, bytes]);
   // In the order of rowsOf.
   return {
+    version: record.version,
     header: record.header,
     hot: { ...record.hot, refs: all(record.hot.refs) },
+    exact: {
+      ...record.exact,
+      pieces: record.exact.pieces.map((piece) => ({ ...piece, refs: all(piece.refs) })),
+    },
     extents: record.extents.map((extent) => ({ ...extent, refs: all(extent.refs) })),
     journal: record.journal.map((pack) => ({ ...pack, refs: all(pack.refs) })),
   };

@@ -12,6 +12,7 @@ import { answered, type MadeAnswer, openings, type Prompt } from './log.ts';
 import { type Residence, restoreNewest } from './recover.ts';
 import type { Lease } from './scheduler.ts';
 import type { Generate } from './services.ts';
+import type { StateRows } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 
 export interface TurnSetup {
@@ -34,6 +35,8 @@ export interface TurnSetup {
   readonly signal: AbortSignal;
   /** Rows that an export reads. */
   readonly pinned: () => Iterable<number>;
+  /** Which rows older states need. */
+  readonly known: StateRows;
   /** Nothing may be written any more. */
   readonly deleted: () => boolean;
   /** Told after each commit, which is durable then. */
@@ -296,7 +299,7 @@ export class Turn {
     };
     this.clean = false;
     await cache.settle?.();
-    const result = commit(store, next, cache, stored, this.#setup.pinned());
+    const result = commit(store, next, cache, stored, this.#setup.pinned(), this.#setup.known);
     await store.sync();
     this.#setup.lease.check();
     this.#head = result.head;

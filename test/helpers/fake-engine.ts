@@ -1,4 +1,11 @@
-import type { CacheHeader, CacheStateReader, PlanJournalEntry } from '../../src/cache/persist.ts';
+import {
+  type CacheHeader,
+  type CacheStateReader,
+  HOT_HEADER_BYTES,
+  type HotViews,
+  joined,
+  type PlanJournalEntry,
+} from '../../src/cache/persist.ts';
 import type { CacheConfig, CacheReport } from '../../src/cache/policy.ts';
 import { EPOCH, type ModelConfig } from '../../src/core/config.ts';
 import { AbortedError, CorruptDataError, MemoryLimitError } from '../../src/core/errors.ts';
@@ -168,41 +175,50 @@ export class FakeCache implements EngineCache {
     }
   }
 
-  hotBytes(l: number): number {
-    return this.hot(l).byteLength;
+  readonly pinned = 0;
+  get exactStride(): number {
+    return this.engine.tokenBytes * 2;
+  }
+  exactFrom(l: number): number {
+    return this.position - this.state[l]!.exact.length;
+  }
+  hotViews(l: number): HotViews {
+    const { hash, exact, mass } = this.state[l]!;
+    const header = new Uint8Array(HOT_HEADER_BYTES);
+    const view = new DataView(header.buffer);
+    view.setUint32(0, exact.length, true);
+    view.setUint32(4, hash, true);
+    view.setUint32(8, mass.length, true);
+    const plane = new Uint8Array(exact.length * this.exactStride);
+    for (const [i, token] of exact.entries()) plane.set(token, i * this.exactStride);
+    // The bulk of mass is not modelled, but it changes with every token as the real one does, and is checked.
+    const bulk = new Uint8Array(mass.length * EPOCH * this.engine.massBytes).fill(hash & 0xff);
+    return { header, planes: [plane], rest: [new Uint8Array(new Uint32Array(mass).buffer), bulk] };
   }
   hot(l: number): Uint8Array {
-    const { hash, exact, mass } = this.state[l]!;
-    const size = this.engine.tokenBytes * 2;
-    const out = new Uint8Array(this.#hotBytes(exact.length, mass.length));
-    const view = new DataView(out.buffer);
-    view.setUint32(0, hash, true);
-    view.setUint32(4, exact.length, true);
-    view.setUint32(8, mass.length, true);
-    for (const [i, token] of exact.entries()) out.set(token, 12 + i * size);
-    for (const [i, m] of mass.entries()) view.setUint32(12 + exact.length * size + i * 4, m, true);
-    // The bulk of mass is not modelled, but it changes with every token as the real one does, and is checked.
-    out.fill(hash & 0xff, 12 + exact.length * size + mass.length * 4);
-    return out;
+    return joined(this.hotViews(l));
   }
 
   setHot(l: number, bytes: Uint8Array): void {
     const layer = this.state[l]!;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    const size = this.engine.tokenBytes * 2;
-    const [exact, mass] = [view.getUint32(4, true), view.getUint32(8, true)];
-    if (bytes.length !== this.#hotBytes(exact, mass)) throw new CorruptDataError('hot part of another shape');
-    layer.hash = view.getUint32(0, true);
-    layer.exact = Array.from({ length: exact }, (_, i) => bytes.slice(12 + i * size, 12 + (i + 1) * size));
-    layer.mass = Array.from({ length: mass }, (_, i) => view.getUint32(12 + exact * size + i * 4, true));
-    if (bytes.subarray(12 + exact * size + mass * 4).some((byte) => byte !== (layer.hash & 0xff)))
-      throw new Error('wrong mass');
+    const size = this.exactStride;
+    const [exact, mass] = [view.getUint32(0, true), view.getUint32(8, true)];
+    const masses = HOT_HEADER_BYTES + exact * size;
+    const bulk = masses + mass * 4;
+    if (bytes.length !== bulk + mass * EPOCH * this.engine.massBytes)
+      throw new CorruptDataError('hot part of another shape');
+    layer.hash = view.getUint32(4, true);
+    layer.exact = Array.from({ length: exact }, (_, i) =>
+      bytes.slice(HOT_HEADER_BYTES + i * size, HOT_HEADER_BYTES + (i + 1) * size),
+    );
+    layer.mass = Array.from({ length: mass }, (_, i) => view.getUint32(masses + i * 4, true));
+    if (bytes.subarray(bulk).some((byte) => byte !== (layer.hash & 0xff))) throw new Error('wrong mass');
   }
 
-  #hotBytes(exact: number, segments: number): number {
-    return 12 + exact * this.engine.tokenBytes * 2 + segments * (4 + EPOCH * this.engine.massBytes);
+  blockView(l: number, s: number): Uint8Array {
+    return this.block(l, s);
   }
-
   block(l: number, s: number): Uint8Array {
     const { level, bytes } = this.state[l]!.blocks[s]!;
     const out = new Uint8Array(1 + bytes.length);

@@ -1,4 +1,10 @@
-import type { CacheHeader, PlanJournalEntry } from '../../src/cache/persist.ts';
+import {
+  type CacheHeader,
+  HOT_HEADER_BYTES,
+  type HotViews,
+  joined,
+  type PlanJournalEntry,
+} from '../../src/cache/persist.ts';
 import { type CacheConfig, type CacheReport, DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { EPOCH } from '../../src/core/config.ts';
 import type { EngineCache } from '../../src/engine/types.ts';
@@ -52,13 +58,24 @@ export class SizedCache implements EngineCache {
       recodes: 0,
     };
   }
-  /** Exact slots in use, and 12 bytes of mass for every position. */
-  hot(layer: number): Uint8Array {
-    const exact = this.position - this.header.segments * EPOCH;
-    return new Uint8Array(exact * 768 + (this.#changes ? this.position * 12 : 0)).fill(layer + this.position);
+  readonly pinned = 0;
+  readonly exactStride = 768;
+  exactFrom(): number {
+    return this.header.segments * EPOCH;
   }
-  hotBytes(layer: number): number {
-    return this.hot(layer).byteLength;
+  /** One plane of exact tokens, and 12 bytes of mass for every position. */
+  hotViews(layer: number): HotViews {
+    const slots = this.position - this.exactFrom();
+    const header = new Uint8Array(HOT_HEADER_BYTES);
+    new DataView(header.buffer).setUint32(0, slots, true);
+    const mass = new Uint8Array(this.#changes ? this.position * 12 : 0).fill(layer + this.position);
+    return { header, planes: [new Uint8Array(slots * this.exactStride).fill(layer)], rest: [mass] };
+  }
+  hot(layer: number): Uint8Array {
+    return joined(this.hotViews(layer));
+  }
+  blockView(layer: number, segment: number): Uint8Array {
+    return this.block(layer, segment);
   }
   block(layer: number, segment: number): Uint8Array {
     return new Uint8Array(this.blockBytes(layer, segment)).fill(this.blockVersion(layer, segment) + segment);

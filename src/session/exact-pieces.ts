@@ -1,0 +1,119 @@
+import { CorruptDataError } from '../core/errors.ts';
+import type { EngineCache } from '../engine/types.ts';
+import { MAX_EXACT_PIECES } from './limits.ts';
+import { BlobReader, type RowAllocator, type RowBuffer, RowKind, RowStream } from './row.ts';
+import type { ExactPiece, StateRecord } from './state.ts';
+import type { SessionStore } from './store/session-store.ts';
+
+/**
+ * Stores the exact tokens that are not stored yet. What a token's keys and values are never changes while it is exact, so that its piece serves all states
+ * until it is compressed in every layer.
+ */
+export function writeExact(
+  store: SessionStore,
+  rows: RowAllocator,
+  buffer: RowBuffer,
+  cache: EngineCache,
+  stored: StateRecord | undefined,
+): StateRecord['exact'] {
+  const { pinned, position, layers } = cache;
+  const before = stored?.exact.pieces ?? [];
+  let needed = position;
+  for (let layer = 0; layer < layers; layer++) needed = Math.min(needed, cache.exactFrom(layer));
+  needed = Math.max(needed, pinned);
+
+  const first = before.filter(({ to }) => to <= pinned);
+  let recent = before.filter(({ from, to }) => from >= pinned && to > needed);
+  if (recent.length >= MAX_EXACT_PIECES) recent = [];
+  const views = Array.from({ length: layers }, (_, layer) => cache.hotViews(layer).planes);
+  const write = (from: number, to: number): ExactPiece[] => {
+    if (from >= to) return [];
+    const stream = new RowStream(store, rows, RowKind.exact, buffer);
+    const starts = Uint32Array.from(views, (_, layer) =>
+      from < pinned ? from : Math.min(to, Math.max(from, cache.exactFrom(layer))),
+    );
+    stream.push(new Uint8Array(starts.buffer));
+    for (const [layer, planes] of views.entries()) {
+      const start = starts[layer]!;
+      const slot = from < pinned ? start : pinned + start - cache.exactFrom(layer);
+      for (const plane of planes)
+        stream.push(plane.subarray(slot * cache.exactStride, (slot + to - start) * cache.exactStride));
+    }
+    return [{ refs: stream.end(), from, to }];
+  };
+  return {
+    stride: cache.exactStride,
+    planes: views[0]?.length ?? 0,
+    pinned,
+    pieces: [
+      ...first,
+      ...write(first.at(-1)?.to ?? 0, Math.min(pinned, position)),
+      ...recent,
+      ...write(recent.at(-1)?.to ?? needed, position),
+    ],
+  };
+}
+
+/** Puts the exact tokens of a layer together again. */
+export class ExactReader {
+  readonly #exact: StateRecord['exact'];
+  readonly #position: number;
+  readonly #layers: number;
+  /** One row of each piece is held: layers are asked for in order. */
+  readonly #blobs: readonly BlobReader[];
+  /** First position of each layer, by piece. */
+  readonly #starts: readonly Uint32Array[];
+  readonly #bytes: number;
+
+  constructor(store: SessionStore, { exact, header, hot }: StateRecord) {
+    this.#exact = exact;
+    this.#position = header.position;
+    this.#layers = hot.sizes.length;
+    this.#blobs = exact.pieces.map(({ refs }) => new BlobReader(store, refs, RowKind.exact));
+    this.#starts = this.#blobs.map((blob) => {
+      const bytes = blob.read(0, 4 * this.#layers);
+      return new Uint32Array(bytes.buffer, bytes.byteOffset, this.#layers);
+    });
+    this.#bytes = this.#blobs.reduce((sum, blob) => sum + blob.byteLength, 0);
+  }
+
+  /** @returns the planes of `slots` tokens, one after the other @throws CorruptDataError when some are not stored */
+  planes(layer: number, slots: number): Uint8Array {
+    const { stride, planes, pinned, pieces } = this.#exact;
+    if (slots * stride * planes > this.#bytes) throw this.#missing(layer, slots);
+    const out = new Uint8Array(slots * stride * planes);
+    const first = Math.min(pinned, this.#position);
+    const recent = this.#position - (slots - first);
+    let filled = 0;
+    for (const [i, { from, to }] of pieces.entries()) {
+      const start = this.#starts[i]![layer]!;
+      const begin = from < pinned ? start : Math.max(start, recent);
+      const end = Math.min(to, this.#position);
+      if (begin >= end) continue;
+      const slot = from < pinned ? begin : first + begin - recent;
+      if (slot !== filled) throw this.#missing(layer, slots);
+      const size = (to - start) * stride;
+      const at = this.#layerAt(i, layer);
+      for (let plane = 0; plane < planes; plane++)
+        out.set(
+          this.#blobs[i]!.read(at + plane * size + (begin - start) * stride, (end - begin) * stride),
+          (plane * slots + slot) * stride,
+        );
+      filled += end - begin;
+    }
+    if (filled !== slots) throw this.#missing(layer, slots);
+    return out;
+  }
+
+  #layerAt(piece: number, layer: number): number {
+    const { stride, planes, pieces } = this.#exact;
+    let at = 4 * this.#layers;
+    for (let below = 0; below < layer; below++)
+      at += (pieces[piece]!.to - this.#starts[piece]![below]!) * stride * planes;
+    return at;
+  }
+
+  #missing(layer: number, slots: number): CorruptDataError {
+    return new CorruptDataError(`not all of the ${slots} exact tokens of layer ${layer} are stored`);
+  }
+}
