@@ -1,7 +1,10 @@
 import { expect, test } from 'vitest';
 import type { ChatMessage } from '../../src/engine/types.ts';
 import type { TurnEvent } from '../../src/session/api.ts';
+import { FIRST_FREE_ROW, readHead, writeHead } from '../../src/session/head.ts';
 import { MAX_WAITING_TURNS_PER_SESSION } from '../../src/session/limits.ts';
+import { RowAllocator, RowKind, RowStream } from '../../src/session/row.ts';
+import { readState, STATE_VERSION } from '../../src/session/state.ts';
 import { FakeEngine } from '../helpers/fake-engine.ts';
 import { assistant, GREEDY, pause, prose, read, request, system, user, World } from '../helpers/sessions.ts';
 
@@ -384,6 +387,30 @@ test('another model, other numerics: the session is rebuilt from its log and say
     expect(third.finished.recovered).toBeUndefined();
     expect(third.started.cachedTokens).toBeGreaterThan(300);
   }
+});
+
+test('states of an older version are passed over: the session is rebuilt from its log and says so', async () => {
+  const world = new World();
+  const first = await world.turn([user(prose(300))]);
+  const fed = world.engine.fed;
+  const store = world.store();
+  const { head } = readHead(store)!;
+  expect(head.states.length).toBeGreaterThan(0);
+  store.transaction(() => {
+    const states = head.states.map((entry) => {
+      const { version, ...older } = readState(store, entry);
+      expect(version).toBe(STATE_VERSION);
+      const ids = store.ids();
+      const stream = new RowStream(store, new RowAllocator(ids, new Set(ids), FIRST_FREE_ROW), RowKind.state);
+      stream.push(new TextEncoder().encode(JSON.stringify(older)));
+      return { ...entry, refs: stream.end() };
+    });
+    writeHead(store, { ...head, states });
+  });
+  world.reopen();
+  const second = await world.turn([user(prose(300)), assistant(first.text), user('more')]);
+  expect(second.finished.recovered).toMatchObject({ from: 0, replayed: fed });
+  expect(second.finished.recovered!.reason).toContain(`has version 1, this is version ${STATE_VERSION}`);
 });
 
 test('what does not fit is refused before anything grows, naming the tokens that would', async () => {
