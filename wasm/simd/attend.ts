@@ -1,8 +1,10 @@
 import { scoresF32, scoresI16, weighF32, weighI16 } from './dots';
 import { scoresI8, weighI8 } from './dots-i8';
+import { weightsOf3, weightsOf4 } from './few-weights';
 import { cellsOf, Group, groupAt, halfBlockBytes, isPlain, kBitsOf, openRecord, recordCells, recordMean, vBitsOf } from './groups';
-import { FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
+import { COARSE, FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
 import { loadMean, loadScales } from './scales';
+import { finishPacked, scoresPacked, spread, weighPacked, weighsPacked } from './packed-dots';
 import { exponentials } from './softmax';
 import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
 import { KEY_OFFSET, unpackBytes } from './unpack-i8';
@@ -12,11 +14,11 @@ const PIECE = 160;
 const EXACT_PIECE = 128;
 /** Float values are summed by so many cells before they join the output; two such panels fill the first-level cache. */
 const FLOAT_PIECE = 64;
-/** Largest integers of queries and weights that meet cells of 1 to 4 bits. */
-const COARSE: f32 = 127;
 /** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^16 cannot wrap. */
 const MAX_TILE = 2048;
 const GROUPS: usize = memory.data(512, 16);
+/** Bytes of queries, spread; headDim <= 512. */
+const SPREAD: usize = memory.data(8192, 16);
 /** Mass of one piece, as sums of MAGIC's bits and integers, modulo 2^32. */
 const MASS: usize = memory.data(640, 16);
 /** What is added to COARSE weights before they are rounded, so that small ones count in the mean: an even spread within -15/32 .. 15/32. */
@@ -293,6 +295,7 @@ function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): vo
       i32x4.extract_lane(sum, 0) + i32x4.extract_lane(sum, 1) + i32x4.extract_lane(sum, 2) + i32x4.extract_lane(sum, 3);
     store<i32>(at, (total - headDim * MAGIC_BITS) * KEY_OFFSET, 20);
   }
+  if (integer && readsPacked()) spread(qBytes, chunks, SPREAD);
 }
 
 /** The lowest byte of each i32 lane. */
@@ -327,6 +330,13 @@ function scoreFloats(bits: i32, rows: usize, n: i32, cell: i32): void {
   }
 }
 
+/** Whether so few queries meet cells of 1 to 4 bits as they are packed. */
+// @ts-ignore: decorator
+@inline
+function readsPacked(): bool {
+  return (tile == 3 || tile == 4) && (chunks & 3) == 0;
+}
+
 /** Groups of finer keys one by one; those of 1 to 4 bits, which come last, in one go. */
 function scoreRecord(found: i32, cell: i32): void {
   let g = 0;
@@ -336,6 +346,16 @@ function scoreRecord(found: i32, cell: i32): void {
     scoreGroup(part, cell + part.cell);
   }
   if (g == found) return;
+  if (readsPacked()) {
+    for (; g < found; g++) {
+      const part = groupAt(GROUPS, g);
+      const to = scores + (<usize>(cell + part.cell) << 2);
+      loadScales(kBitsOf(part.id), part.kScale, part.n4, kBase, scales);
+      scoresPacked(tile, kBitsOf(part.id), part.k, part.n4 >> 2, chunks, SPREAD, to, ldScores, scales, params);
+      hidePadding(part, cell + part.cell);
+    }
+    return;
+  }
   const first = groupAt(GROUPS, g).cell;
   for (let i = g; i < found; i++) {
     const part = groupAt(GROUPS, i);
@@ -416,6 +436,7 @@ function weighRecord(found: i32, cell: i32, massAt: usize): void {
   if (g == found) return;
   const first = groupAt(GROUPS, g).cell;
   const blocks = (recordCells - first) >> 2;
+  if (readsPacked() && weighRecordPacked(g, found, cell + first, blocks, massAt ? massAt + (<usize>first << 1) : 0)) return;
   for (; g < found; g++) {
     const part = groupAt(GROUPS, g);
     const bits = vBitsOf(part.id);
@@ -426,6 +447,29 @@ function weighRecord(found: i32, cell: i32, massAt: usize): void {
   byteWeights(cell + first, blocks, massAt != 0);
   weighI8(tile, panel, chunks, blocks, weights, PIECE * 4, sums, ldSums, params);
   if (massAt) addMass(massAt + (<usize>first << 1), blocks << 2);
+}
+
+/** Weighs groups `g` and following of 1 to 4 bits as they are packed. @returns whether it could */
+function weighRecordPacked(g: i32, found: i32, cell: i32, blocks: i32, massAt: usize): bool {
+  for (let i = g; i < found; i++) if (!weighsPacked(vBitsOf(groupAt(GROUPS, i).id))) return false;
+  const first = groupAt(GROUPS, g).cell;
+  for (let i = g; i < found; i++) {
+    const part = groupAt(GROUPS, i);
+    loadScales(vBitsOf(part.id), part.vScale, part.n4, vBase, scales + (<usize>(part.cell - first) << 2));
+  }
+  const from = scores + (<usize>cell << 2);
+  if (tile == 3) weightsOf3(from, ldScores, blocks, scales, params, weights, massAt, largestMass);
+  else weightsOf4(from, ldScores, blocks, scales, params, weights, massAt, largestMass);
+  // Sums i32x4 [chunk][4 queries] take the panel's place, with room for the chunks of a whole vector of 1 bit.
+  const bytes = <usize>((chunks + 7) & ~7) << 6;
+  for (let c: usize = 0; c < bytes; c += 16) v128.store(panel + c, i32x4.splat(0));
+  for (; g < found; g++) {
+    const part = groupAt(GROUPS, g);
+    const b = weights + (<usize>(part.cell - first) << 4);
+    weighPacked(tile, vBitsOf(part.id), part.v, part.n4 >> 2, chunks, b, panel);
+  }
+  finishPacked(tile, panel, chunks, sums, ldSums, params);
+  return true;
 }
 
 function weighGroup(g: Group, cell: i32, massAt: usize): void {

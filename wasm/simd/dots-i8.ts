@@ -9,11 +9,11 @@ import { dotPairs } from './dot';
  */
 
 /** A pair of products is at most 2 * 127 * 124, and is widened at once. */
-const SCORE = 0;
+export const SCORE = 0;
 /** At most 2 * 127 * 62: two pairs are summed as i16. What lies in `a` behind an odd inner meets zeros in `b`. */
-const WEIGH = 1;
+export const WEIGH = 1;
 
-const ONES: usize = memory.data<i16>([1, 1, 1, 1, 1, 1, 1, 1], 16);
+export const ONES: usize = memory.data<i16>([1, 1, 1, 1, 1, 1, 1, 1], 16);
 
 // @ts-ignore: decorator
 @inline
@@ -22,12 +22,12 @@ function pairs(mode: i32, a: v128, b: v128): v128 {
 }
 // @ts-ignore: decorator
 @inline
-function once(mode: i32, sum: v128, a: v128, b: v128, ones: v128): v128 {
+export function once(mode: i32, sum: v128, a: v128, b: v128, ones: v128): v128 {
   return i32x4.add(sum, i32x4.dot_i16x8_s(pairs(mode, a, b), ones));
 }
 // @ts-ignore: decorator
 @inline
-function twice(mode: i32, sum: v128, a: v128, b: v128, a2: v128, b2: v128, ones: v128): v128 {
+export function twice(mode: i32, sum: v128, a: v128, b: v128, a2: v128, b2: v128, ones: v128): v128 {
   return i32x4.add(sum, i32x4.dot_i16x8_s(i16x8.add(pairs(mode, a, b), pairs(mode, a2, b2)), ones));
 }
 
@@ -39,7 +39,7 @@ function twice(mode: i32, sum: v128, a: v128, b: v128, a2: v128, b2: v128, ones:
  */
 // @ts-ignore: decorator
 @inline
-function finish(mode: i32, sum: v128, out: usize, scales: v128, query: usize): void {
+export function finish(mode: i32, sum: v128, out: usize, scales: v128, query: usize): void {
   if (mode == WEIGH) {
     v128.store(out, f32x4.add(v128.load(out), f32x4.mul(f32x4.convert_i32x4_s(sum), v128.load32_splat(query, 8))));
     return;

@@ -8,6 +8,8 @@ export const MAGIC_BITS: i32 = 0x4b400000;
 export const TINY: f32 = 1e-30;
 /** Largest integer of a quantised query or weight. */
 export const FINE: f32 = 32767;
+/** Largest integers of queries and weights that meet cells of 1 to 4 bits. */
+export const COARSE: f32 = 127;
 
 /** f32 -> binary16 bits, to nearest even, saturating at 65504. */
 export function toF16(x: f32): u32 {

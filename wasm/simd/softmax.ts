@@ -28,39 +28,62 @@ export function exponentials(scores: usize, cells: i32): f32 {
   let top = f32x4.splat(-Infinity);
   for (let p = scores; p < end; p += 16) top = f32x4.pmax(top, v128.load(p));
   const largest = f32x4.splat(largestLane(top));
-  const floor = v128.load(EXP);
-  const log2e = v128.load(EXP, 16);
-  const high = v128.load(EXP, 32);
-  const low = v128.load(EXP, 48);
-  const p0 = v128.load(EXP, 64);
-  const p1 = v128.load(EXP, 80);
-  const p2 = v128.load(EXP, 96);
-  const p3 = v128.load(EXP, 112);
-  const p4 = v128.load(EXP, 128);
-  const p5 = v128.load(EXP, 144);
-  const one = v128.load(EXP, 160);
   const magic = v128.load(MAGIC);
-  const bias = v128.load(BIAS);
+  const one = v128.load(EXP, 160);
   let total = f32x4.splat(0);
   for (let p = scores; p < end; ) {
     const blockEnd = min(p + 512, end);
     let part = f32x4.splat(0);
-    for (; p < blockEnd; p += 16) {
+    // Two vectors at a time, whose constants are loaded on the way: there are more than registers.
+    for (; p + 16 < blockEnd; p += 32) {
       const x = f32x4.sub(v128.load(p), largest);
-      const m = f32x4.add(f32x4.mul(x, log2e), magic);
+      const u = f32x4.sub(v128.load(p, 16), largest);
+      let c = v128.load(EXP, 16);
+      const m = f32x4.add(f32x4.mul(x, c), magic);
+      const n = f32x4.add(f32x4.mul(u, c), magic);
       const k = f32x4.sub(m, magic);
-      const r = f32x4.sub(f32x4.sub(x, f32x4.mul(k, high)), f32x4.mul(k, low));
-      // In pairs, not by Horner: the chain of dependent steps sets the pace.
-      const square = f32x4.mul(r, r);
-      let y = f32x4.add(f32x4.mul(f32x4.add(f32x4.mul(p0, r), p1), square), f32x4.add(f32x4.mul(p2, r), p3));
-      y = f32x4.add(f32x4.mul(y, square), f32x4.add(f32x4.mul(p4, r), p5));
-      y = f32x4.add(f32x4.mul(y, square), f32x4.add(r, one));
-      y = f32x4.mul(y, i32x4.add(i32x4.shl(m, 23), bias));
-      y = v128.and(y, f32x4.ge(x, floor));
+      const l = f32x4.sub(n, magic);
+      c = v128.load(EXP, 32);
+      let r = f32x4.sub(x, f32x4.mul(k, c));
+      let s = f32x4.sub(u, f32x4.mul(l, c));
+      c = v128.load(EXP, 48);
+      r = f32x4.sub(r, f32x4.mul(k, c));
+      s = f32x4.sub(s, f32x4.mul(l, c));
+      const y = exponential(r, m, one);
+      const z = exponential(s, n, one);
+      c = v128.load(EXP);
+      const v = v128.and(y, f32x4.ge(x, c));
+      const w = v128.and(z, f32x4.ge(u, c));
+      v128.store(p, v);
+      v128.store(p, w, 16);
+      part = f32x4.add(f32x4.add(part, v), w);
+    }
+    if (p < blockEnd) {
+      const x = f32x4.sub(v128.load(p), largest);
+      const m = f32x4.add(f32x4.mul(x, v128.load(EXP, 16)), magic);
+      const k = f32x4.sub(m, magic);
+      const r = f32x4.sub(f32x4.sub(x, f32x4.mul(k, v128.load(EXP, 32))), f32x4.mul(k, v128.load(EXP, 48)));
+      const y = v128.and(exponential(r, m, one), f32x4.ge(x, v128.load(EXP)));
       v128.store(p, y);
       part = f32x4.add(part, y);
+      p += 16;
     }
     total = f32x4.add(total, part);
   }
   return lanes(total);
+}
+
+/** exp(r) * 2^k; `m`: k plus MAGIC. */
+// @ts-ignore: decorator
+@inline
+function exponential(r: v128, m: v128, one: v128): v128 {
+  // In pairs, not by Horner: the chain of dependent steps sets the pace.
+  const square = f32x4.mul(r, r);
+  let y = f32x4.add(
+    f32x4.mul(f32x4.add(f32x4.mul(v128.load(EXP, 64), r), v128.load(EXP, 80)), square),
+    f32x4.add(f32x4.mul(v128.load(EXP, 96), r), v128.load(EXP, 112)),
+  );
+  y = f32x4.add(f32x4.mul(y, square), f32x4.add(f32x4.mul(v128.load(EXP, 128), r), v128.load(EXP, 144)));
+  y = f32x4.add(f32x4.mul(y, square), f32x4.add(r, one));
+  return f32x4.mul(y, i32x4.add(i32x4.shl(m, 23), v128.load(BIAS)));
 }

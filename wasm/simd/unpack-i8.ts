@@ -8,7 +8,7 @@ import { lookUp } from './unpack';
  *   2 bits   two codes; 1 bit: four
  * Values: the levels. Keys: level + KEY_OFFSET, so that they are unsigned bytes of 7 bits.
  */
-const VALUES: usize = memory.data<i8>(
+export const VALUES: usize = memory.data<i8>(
   [
     -61, -46, -36, -28, -21, -15, -9, -3, 3, 9, 15, 21, 28, 36, 46, 61,
     -62, -39, -22, -7, 7, 22, 39, 62, -62, -39, -22, -7, 7, 22, 39, 62,
@@ -23,7 +23,7 @@ const VALUES: usize = memory.data<i8>(
   16,
 );
 export const KEY_OFFSET: i32 = 62;
-const KEYS: usize = memory.data<i8>(
+export const KEYS: usize = memory.data<i8>(
   [
     1, 16, 26, 34, 41, 47, 53, 59, 65, 71, 77, 83, 90, 98, 108, 123,
     0, 23, 40, 55, 69, 84, 101, 124, 0, 23, 40, 55, 69, 84, 101, 124,
@@ -33,9 +33,9 @@ const KEYS: usize = memory.data<i8>(
   ],
   16,
 );
-const NIBBLES: usize = memory.data<u8>([15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15], 16);
-const THREES: usize = memory.data<u8>([3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3], 16);
-const TWELVES: usize = memory.data<u8>([12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12], 16);
+export const NIBBLES: usize = memory.data<u8>([15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15], 16);
+export const THREES: usize = memory.data<u8>([3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3], 16);
+export const TWELVES: usize = memory.data<u8>([12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12], 16);
 
 /**
  * Unpacks half blocks of 1 to 4 bits (keys 2 to 4) into a byte an element, 16 bytes a chunk: chunk c of block b at

@@ -1,0 +1,130 @@
+import { COARSE, largestLane, MAGIC, MAGIC_BITS, TINY } from './half';
+
+/**
+ * Weights of packed values for a tile of 3 or 4 queries (packed-dots.ts), and their mass: byteWeights and addMass of attend.ts in two passes over
+ * the cells, all queries at once. Parameters of a query, 32 bytes: f32 [4] mass of a weight of 1, [12] dither of its mass; u32 [28] address of
+ * its weights' dither; receives f32 [8], the step of its weights.
+ */
+
+const LOW: usize = memory.data<u32>([255, 255, 255, 255], 16);
+
+// @ts-ignore: decorator
+@inline
+function units(weight: v128, toMass: v128, dither: v128, magic: v128): v128 {
+  return f32x4.add(f32x4.add(f32x4.mul(weight, toMass), dither), magic);
+}
+// @ts-ignore: decorator
+@inline
+function join(largest: bool, a: v128, b: v128): v128 {
+  return largest ? i32x4.max_s(a, b) : i32x4.add(a, b);
+}
+/** Stores the step of a query's weights. @returns what makes integers of them */
+// @ts-ignore: decorator
+@inline
+function inverseOf(top: v128, query: usize): v128 {
+  const largest = largestLane(top);
+  const some = largest >= TINY;
+  store<f32>(query, some ? largest / COARSE : 0, 8);
+  return f32x4.splat(some ? COARSE / largest : 0);
+}
+// @ts-ignore: decorator
+@inline
+function integers(from: usize, scale: v128, inverse: v128, dither: usize, magic: v128, low: v128): v128 {
+  const w = f32x4.mul(f32x4.mul(v128.load(from), scale), inverse);
+  return v128.and(f32x4.add(f32x4.add(w, v128.load(dither)), magic), low);
+}
+
+/** Adds to the cells' u16 what weights are as mass, saturating, or raises them to it. The largest weights times scale go to params [8]. */
+// @ts-ignore: decorator
+@inline
+function tops(nq: i32, mass: bool, most: bool, from: usize, ld: usize, scales: usize, params: usize, bytes: usize, to: usize): void {
+  const magic = v128.load(MAGIC);
+  const from1 = from + ld;
+  const from2 = from1 + ld;
+  const from3 = nq > 3 ? from2 + ld : from2;
+  const u0 = v128.load32_splat(params, 4);
+  const u1 = v128.load32_splat(params, 36);
+  const u2 = v128.load32_splat(params, 68);
+  const u3 = nq > 3 ? v128.load32_splat(params, 100) : u2;
+  const d0 = v128.load32_splat(params, 12);
+  const d1 = v128.load32_splat(params, 44);
+  const d2 = v128.load32_splat(params, 76);
+  const d3 = nq > 3 ? v128.load32_splat(params, 108) : d2;
+  const offset = i32x4.splat(most ? -MAGIC_BITS : -nq * MAGIC_BITS);
+  let top0 = f32x4.splat(0);
+  let top1 = top0;
+  let top2 = top0;
+  let top3 = top0;
+  for (let c: usize = 0; c < bytes; c += 16) {
+    const s = v128.load(scales + c);
+    let w = v128.load(from + c);
+    top0 = f32x4.pmax(top0, f32x4.mul(w, s));
+    let sum = mass ? units(w, u0, d0, magic) : s;
+    w = v128.load(from1 + c);
+    top1 = f32x4.pmax(top1, f32x4.mul(w, s));
+    if (mass) sum = join(most, sum, units(w, u1, d1, magic));
+    w = v128.load(from2 + c);
+    top2 = f32x4.pmax(top2, f32x4.mul(w, s));
+    if (mass) sum = join(most, sum, units(w, u2, d2, magic));
+    if (nq > 3) {
+      w = v128.load(from3 + c);
+      top3 = f32x4.pmax(top3, f32x4.mul(w, s));
+      if (mass) sum = join(most, sum, units(w, u3, d3, magic));
+    }
+    if (mass) {
+      sum = join(most, v128.load16x4_u(to), i32x4.add(sum, offset));
+      v128.store64_lane(to, i16x8.narrow_i32x4_u(sum, sum), 0);
+      to += 8;
+    }
+  }
+  v128.store(TOPS, top0);
+  v128.store(TOPS, top1, 16);
+  v128.store(TOPS, top2, 32);
+  if (nq > 3) v128.store(TOPS, top3, 48);
+}
+const TOPS: usize = memory.data(64, 16);
+
+/**
+ * Weights f32 at `from`, `ld` bytes a query, times value scales as integers up to COARSE of the largest, dithered; to: spread,
+ * [block][4 queries] 16 bytes. massAt: u16 [cells], or 0.
+ */
+// @ts-ignore: decorator
+@inline
+function weights(nq: i32, from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
+  const bytes = <usize>blocks << 4;
+  if (massAt == 0) tops(nq, false, false, from, ld, scales, params, bytes, 0);
+  else if (most) tops(nq, true, true, from, ld, scales, params, bytes, massAt);
+  else tops(nq, true, false, from, ld, scales, params, bytes, massAt);
+  const magic = v128.load(MAGIC);
+  const low = v128.load(LOW);
+  const i0 = inverseOf(v128.load(TOPS), params);
+  const i1 = inverseOf(v128.load(TOPS, 16), params + 32);
+  const i2 = inverseOf(v128.load(TOPS, 32), params + 64);
+  const i3 = nq > 3 ? inverseOf(v128.load(TOPS, 48), params + 96) : i2;
+  const d0 = load<usize>(params, 28);
+  const d1 = load<usize>(params, 60);
+  const d2 = load<usize>(params, 92);
+  const d3 = nq > 3 ? load<usize>(params, 124) : d2;
+  const from1 = from + ld;
+  const from2 = from1 + ld;
+  const from3 = nq > 3 ? from2 + ld : from2;
+  for (let c: usize = 0; c < bytes; c += 16) {
+    const s = v128.load(scales + c);
+    const z0 = integers(from + c, s, i0, d0 + c, magic, low);
+    const z1 = integers(from1 + c, s, i1, d1 + c, magic, low);
+    const z2 = integers(from2 + c, s, i2, d2 + c, magic, low);
+    const z3 = nq > 3 ? integers(from3 + c, s, i3, d3 + c, magic, low) : z2;
+    const x = i8x16.narrow_i16x8_u(i16x8.narrow_i32x4_s(z0, z1), i16x8.narrow_i32x4_s(z2, z3));
+    v128.store(to, v128.shuffle<i32>(x, x, 0, 0, 0, 0));
+    v128.store(to, v128.shuffle<i32>(x, x, 1, 1, 1, 1), 16);
+    v128.store(to, v128.shuffle<i32>(x, x, 2, 2, 2, 2), 32);
+    if (nq > 3) v128.store(to, v128.shuffle<i32>(x, x, 3, 3, 3, 3), 48);
+    to += 64;
+  }
+}
+export function weightsOf3(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
+  weights(3, from, ld, blocks, scales, params, to, massAt, most);
+}
+export function weightsOf4(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
+  weights(4, from, ld, blocks, scales, params, to, massAt, most);
+}
