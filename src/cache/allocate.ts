@@ -1,8 +1,7 @@
 import { align } from '../core/arena.ts';
-import { massBytes, recordBytes, recordCells, segmentHeaderBytes } from '../kernels/layout.ts';
+import { countTiers, massBytes, recordBytes, recordCells, segmentHeaderBytes } from '../kernels/layout.ts';
 import { Allocation, type AllocationInput, BRACKET, LIMIT } from './allocation.ts';
 import type { CacheView, Plan } from './policy.ts';
-import { countTiers } from './segments.ts';
 
 /** Bytes that all segment blocks hold under a plan, every header, map, mean, scale, padding and mass counted. */
 export function planBytes(view: CacheView, plan: Plan, mass: boolean): number {

@@ -1,11 +1,11 @@
 import { align } from '../core/arena.ts';
 import type { ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
-import { DROP, massBytes, recordCells } from '../kernels/layout.ts';
+import { countTiers, DROP, massBytes, recordCells } from '../kernels/layout.ts';
 import { Replay } from './journal.ts';
 import type { CacheStateReader } from './persist.ts';
 import { segmentsHeld, spansAt } from './schedule.ts';
-import { cellIndex, countTiers, SegmentReader, type SegmentSpan } from './segments.ts';
+import { cellIndex, SegmentReader, type SegmentSpan } from './segments.ts';
 
 /** Which tier holds each compressed token, and how much it was attended to; for a person to look at. */
 export interface LayerMap {

@@ -1,14 +1,7 @@
 import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
-import { segmentHeaderBytes } from '../kernels/layout.ts';
-import {
-  countTiers,
-  layOut,
-  type SegmentBlock,
-  SegmentReader,
-  type SegmentSpan,
-  writeHeader,
-} from './segments.ts';
+import { countTiers, segmentHeaderBytes } from '../kernels/layout.ts';
+import { layOut, type SegmentBlock, SegmentReader, type SegmentSpan, writeHeader } from './segments.ts';
 
 export interface PackedShape {
   readonly layers: number;

@@ -1,5 +1,6 @@
 import type { BlockId } from '../core/arena.ts';
 import {
+  countTiers,
   DROP,
   massBytes,
   pad4,
@@ -123,16 +124,6 @@ export function writeHeader(
   plan.recordAt.forEach((at, h) => {
     view.setUint32(SEGMENT_HEADER_BYTES + h * 4, at, true);
   });
-}
-
-/** Tokens by tier id; drop is not counted. */
-export function countTiers(tiers: Uint8Array, from: number, tokens: number): Uint8Array {
-  const counts = new Uint8Array(TIER_IDS);
-  for (let i = from; i < from + tokens; i++) {
-    const id = tiers[i]!;
-    if (id < TIERS.length) counts[id]!++;
-  }
-  return counts;
 }
 
 /** Cell index of each token of a record (position order), -1 where dropped. */

@@ -10,7 +10,6 @@ import {
   SCALE_STEPS,
   SCALE_TABLE,
   scaleBytes,
-  TIER_IDS,
   TIERS,
   type Tier,
   UNIT_INVERSE,
@@ -246,13 +245,6 @@ export function tierGroups(counts: ArrayLike<number>, tokens: number, headDim: n
     cell += n4;
   }
   return groups;
-}
-
-/** Tokens by tier id; dropped ones are not counted. */
-export function countTiers(tiers: Uint8Array): Uint8Array {
-  const counts = new Uint8Array(TIER_IDS);
-  for (const id of tiers) if (id !== DROP) counts[id]!++;
-  return counts;
 }
 
 /** Position of a packed code within its half block: byte, bit and, for 3 bits, the second place of the high bit. */

@@ -343,6 +343,16 @@ export function splitRecord(
 export const groupBytes = (tierId: number, n: number, headDim: number): number =>
   n === 0 ? 0 : pad4(n) * cellBytes(tierId, headDim, false);
 
+/** Tokens by tier id, of `tokens` from `from` on; what is no tier (dropped) is not counted. */
+export function countTiers(tiers: Uint8Array, from = 0, tokens = tiers.length - from): Uint8Array {
+  const counts = new Uint8Array(TIER_IDS);
+  for (let i = from; i < from + tokens; i++) {
+    const id = tiers[i]!;
+    if (id < TIERS.length) counts[id]!++;
+  }
+  return counts;
+}
+
 /** Cells (padded tokens) of a record. */
 export function recordCells(counts: ArrayLike<number>): number {
   let cells = 0;

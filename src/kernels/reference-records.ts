@@ -3,7 +3,6 @@ import {
   baseOf,
   checkNeverFiner,
   checkNotMixed,
-  countTiers,
   fromF16,
   nearest,
   quantise,
@@ -17,7 +16,16 @@ import {
 } from './cache-math.ts';
 import { bitsOf, type CacheReader, type Half, type ReadRecord } from './cache-reader.ts';
 import type { Kernels } from './kernels.ts';
-import { DROP, exactKAt, exactMassAt, exactVAt, halfBlockBytes, PLAIN_GROUP, recordParts } from './layout.ts';
+import {
+  countTiers,
+  DROP,
+  exactKAt,
+  exactMassAt,
+  exactVAt,
+  halfBlockBytes,
+  PLAIN_GROUP,
+  recordParts,
+} from './layout.ts';
 
 const f = Math.fround;
 

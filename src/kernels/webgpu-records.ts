@@ -1,8 +1,9 @@
 import { Arena } from '../core/arena.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
-import { checkNeverFiner, countTiers } from './cache-math.ts';
+import { checkNeverFiner } from './cache-math.ts';
 import type { RecordKernels } from './kernels.ts';
 import {
+  countTiers,
   exactKAt,
   exactMassAt,
   exactVAt,

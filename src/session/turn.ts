@@ -314,10 +314,12 @@ export class Turn {
   }
 }
 
+const whole = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true });
+
 /** A token by itself; its bytes are told where text cannot tell them. */
 function pieceOf(tokenizer: Tokenizer, id: number): { text: string; bytes?: number[] } {
   const bytes = tokenizer.bytesOf(id);
-  const text = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true }).decode(bytes);
+  const text = whole.decode(bytes);
   return text.includes('\ufffd') ? { text, bytes: [...bytes] } : { text };
 }
 
