@@ -337,7 +337,7 @@ export class KvCache {
     const parts = this.exact.parts(layer, slots);
     const planes = parts.slice(0, 2 * this.context.model.kvHeads);
     const rest = parts.slice(planes.length);
-    if (this.tracksMass) for (const block of this.blocks[layer]!) rest.push(this.packed.masses(block));
+    if (this.tracksMass) rest.push(...this.packed.masses(layer));
     return { header, planes, rest };
   }
   hot(layer: number): Uint8Array {

@@ -40,9 +40,16 @@ export class PackedPart {
   reader(block: SegmentBlock): SegmentReader {
     return new SegmentReader(this.#arena.bytes(block.id), this.#shape.kvHeads, this.#shape.headDim);
   }
-  /** The masses of a block, behind what is stored of it. */
-  masses(block: SegmentBlock): Uint8Array {
-    return this.#arena.bytes(block.id).subarray(this.reader(block).storedBytes);
+  /** The masses of a layer's blocks, each behind what is stored of it. */
+  masses(layer: number): Uint8Array[] {
+    const { buffer } = this.#arena.memory;
+    const words = new Uint32Array(buffer, 0, buffer.byteLength >> 2);
+    return this.blocks[layer]!.map(({ id }) => {
+      const at = this.#arena.ptr(id);
+      // As SegmentReader's storedBytes.
+      const stored = words[(at >> 2) + 2]!;
+      return new Uint8Array(buffer, at + stored, this.#arena.size(id) - stored);
+    });
   }
   bytesOf(layer: number, segment: number): number {
     const block = this.blocks[layer]![segment];

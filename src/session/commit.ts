@@ -1,4 +1,4 @@
-import type { PlanJournalEntry } from '../cache/persist.ts';
+import type { HotViews, PlanJournalEntry } from '../cache/persist.ts';
 import { EPOCH } from '../core/config.ts';
 import type { EngineCache } from '../engine/types.ts';
 import { writeExact } from './exact-pieces.ts';
@@ -65,8 +65,9 @@ export function commit(
     const rows = new RowAllocator(store.ids(), used, FIRST_FREE_ROW);
     const buffer = new RowBuffer();
 
-    const exact = writeExact(store, rows, buffer, cache, stored);
-    const hot = writeHot(store, rows, buffer, cache);
+    const views = Array.from({ length: cache.layers }, (_, layer) => cache.hotViews(layer));
+    const exact = writeExact(store, rows, buffer, cache, views, stored);
+    const hot = writeHot(store, rows, buffer, views);
     const extents = blocks.write(store, rows, buffer);
     const oldest = Math.min(blocks.oldestStale(), pending?.position ?? Number.POSITIVE_INFINITY);
     const journal = writeJournal(store, rows, buffer, cache, stored, oldest);
@@ -135,12 +136,11 @@ function writeHot(
   store: SessionStore,
   rows: RowAllocator,
   buffer: RowBuffer,
-  cache: EngineCache,
+  views: readonly HotViews[],
 ): StateRecord['hot'] {
   const stream = new RowStream(store, rows, RowKind.hot, buffer);
   const sizes: number[] = [];
-  for (let layer = 0; layer < cache.layers; layer++) {
-    const { header, rest } = cache.hotViews(layer);
+  for (const { header, rest } of views) {
     let size = 0;
     for (const part of [header, ...rest]) {
       stream.push(part);

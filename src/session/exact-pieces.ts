@@ -1,3 +1,4 @@
+import type { HotViews } from '../cache/persist.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import type { EngineCache } from '../engine/types.ts';
 import { MAX_EXACT_PIECES } from './limits.ts';
@@ -14,6 +15,7 @@ export function writeExact(
   rows: RowAllocator,
   buffer: RowBuffer,
   cache: EngineCache,
+  hot: readonly HotViews[],
   stored: StateRecord | undefined,
 ): StateRecord['exact'] {
   const { pinned, position, layers } = cache;
@@ -25,7 +27,7 @@ export function writeExact(
   const first = before.filter(({ to }) => to <= pinned);
   let recent = before.filter(({ from, to }) => from >= pinned && to > needed);
   if (recent.length >= MAX_EXACT_PIECES) recent = [];
-  const views = Array.from({ length: layers }, (_, layer) => cache.hotViews(layer).planes);
+  const views = hot.map(({ planes }) => planes);
   const write = (from: number, to: number): ExactPiece[] => {
     if (from >= to) return [];
     const stream = new RowStream(store, rows, RowKind.exact, buffer);

@@ -164,7 +164,8 @@ export class RowStream {
   push(bytes: Uint8Array): void {
     for (let from = 0; from < bytes.byteLength; ) {
       const count = Math.min(bytes.byteLength - from, MAX_PAYLOAD_BYTES - this.#used);
-      this.#buffer.set(bytes.subarray(from, from + count), FRAME_BYTES + this.#used);
+      const part = count === bytes.byteLength ? bytes : bytes.subarray(from, from + count);
+      this.#buffer.set(part, FRAME_BYTES + this.#used);
       this.#used += count;
       from += count;
       if (this.#used === MAX_PAYLOAD_BYTES) this.#flush();

@@ -1,10 +1,17 @@
-import { inBatches, type SessionStore, type StoreCounters, TransactionGuard } from './session-store.ts';
+import {
+  inBatches,
+  KnownIds,
+  type SessionStore,
+  type StoreCounters,
+  TransactionGuard,
+} from './session-store.ts';
 
 /** A conversation in its Durable Object's SQLite. The table is made by the first transaction, never by a read. */
 export class DurableObjectStore implements SessionStore {
   readonly counters: StoreCounters = { rowsRead: 0, rowsWritten: 0, bytesWritten: 0 };
   #storage: DurableObjectStorage;
   #guard = new TransactionGuard();
+  readonly #ids = new KnownIds();
   #hasTable: boolean;
 
   constructor(storage: DurableObjectStorage) {
@@ -28,6 +35,7 @@ export class DurableObjectStore implements SessionStore {
         });
       } catch (error) {
         this.#hasTable = this.#tableExists();
+        this.#ids.forget();
         throw error;
       }
     });
@@ -50,12 +58,14 @@ export class DurableObjectStore implements SessionStore {
       id,
       bytes,
     );
+    this.#ids.add(id);
     this.counters.rowsWritten += cursor.rowsWritten;
     this.counters.bytesWritten += bytes.byteLength;
   }
 
   delete(ids: readonly number[]): void {
     this.#guard.checkOpen();
+    this.#ids.delete(ids);
     for (const batch of inBatches(ids)) {
       const places = batch.map(() => '?').join(',');
       const cursor = this.#storage.sql.exec(`DELETE FROM rows WHERE id IN (${places})`, ...batch);
@@ -65,8 +75,12 @@ export class DurableObjectStore implements SessionStore {
 
   ids(): number[] {
     if (!this.#hasTable) return [];
-    const rows = this.#storage.sql.exec<{ id: number }>('SELECT id FROM rows ORDER BY id').toArray();
-    return rows.map((row) => row.id);
+    return this.#ids.list(() =>
+      this.#storage.sql
+        .exec<{ id: number }>('SELECT id FROM rows')
+        .toArray()
+        .map((row) => row.id),
+    );
   }
 
   size(): { rows: number; bytes: number } {
@@ -84,6 +98,7 @@ export class DurableObjectStore implements SessionStore {
 
   async destroy(): Promise<void> {
     this.#hasTable = false;
+    this.#ids.forget();
     await this.#storage.deleteAlarm();
     await this.#storage.deleteAll();
   }

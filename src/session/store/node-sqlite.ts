@@ -1,6 +1,20 @@
 import { existsSync, rmSync } from 'node:fs';
-import { DatabaseSync } from 'node:sqlite';
-import { inBatches, type SessionStore, type StoreCounters, TransactionGuard } from './session-store.ts';
+import { open } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { DatabaseSync, type StatementSync } from 'node:sqlite';
+import {
+  inBatches,
+  KnownIds,
+  type SessionStore,
+  type StoreCounters,
+  TransactionGuard,
+} from './session-store.ts';
+
+interface Opened {
+  readonly database: DatabaseSync;
+  readonly get: StatementSync;
+  readonly put: StatementSync;
+}
 
 /**
  * One SQLite file a conversation, for Node. The file is made by the first transaction, never by a read.
@@ -9,8 +23,11 @@ import { inBatches, type SessionStore, type StoreCounters, TransactionGuard } fr
 export class NodeSqliteStore implements SessionStore {
   readonly counters: StoreCounters = { rowsRead: 0, rowsWritten: 0, bytesWritten: 0 };
   readonly path: string;
-  #database: DatabaseSync | undefined;
+  #opened: Opened | undefined;
   #guard = new TransactionGuard();
+  readonly #ids = new KnownIds();
+  /** The names of the files are on the disk. */
+  #named = false;
 
   /** @param path of the file; its folder must exist. */
   constructor(path: string) {
@@ -19,7 +36,7 @@ export class NodeSqliteStore implements SessionStore {
 
   transaction<T>(fn: () => T): T {
     return this.#guard.run(() => {
-      const database = this.#open(true)!;
+      const { database } = this.#open(true)!;
       database.exec('BEGIN IMMEDIATE');
       try {
         const result = fn();
@@ -28,6 +45,7 @@ export class NodeSqliteStore implements SessionStore {
         database.exec('COMMIT');
         return result;
       } catch (error) {
+        this.#ids.forget();
         if (database.isTransaction) database.exec('ROLLBACK');
         throw error;
       }
@@ -36,64 +54,100 @@ export class NodeSqliteStore implements SessionStore {
 
   get(id: number): Uint8Array | undefined {
     this.counters.rowsRead++;
-    const row = this.#open(false)?.prepare('SELECT data FROM rows WHERE id = ?').get(id);
-    return row?.data as Uint8Array | undefined;
+    return this.#open(false)?.get.get(id)?.data as Uint8Array | undefined;
   }
 
   put(id: number, bytes: Uint8Array): void {
     this.#guard.checkPut(id, bytes);
-    this.#open(true)!
-      .prepare(
-        'INSERT INTO rows (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data',
-      )
-      .run(id, bytes);
+    this.#open(true)!.put.run(id, bytes);
+    this.#ids.add(id);
     this.counters.rowsWritten++;
     this.counters.bytesWritten += bytes.byteLength;
   }
 
   delete(ids: readonly number[]): void {
     this.#guard.checkOpen();
+    this.#ids.delete(ids);
     for (const batch of inBatches(ids)) {
       const places = batch.map(() => '?').join(',');
       const { changes } = this.#open(true)!
-        .prepare(`DELETE FROM rows WHERE id IN (${places})`)
+        .database.prepare(`DELETE FROM rows WHERE id IN (${places})`)
         .run(...batch);
       this.counters.rowsWritten += Number(changes);
     }
   }
 
   ids(): number[] {
-    const rows = this.#open(false)?.prepare('SELECT id FROM rows ORDER BY id').all() ?? [];
-    return rows.map((row) => row.id as number);
+    const database = this.#open(false)?.database;
+    if (!database) return [];
+    return this.#ids.list(() =>
+      database
+        .prepare('SELECT id FROM rows')
+        .all()
+        .map((row) => row.id as number),
+    );
   }
 
   size(): { rows: number; bytes: number } {
     const row = this.#open(false)
-      ?.prepare('SELECT COUNT(*) AS rows, COALESCE(SUM(LENGTH(data)), 0) AS bytes FROM rows')
+      ?.database.prepare('SELECT COUNT(*) AS rows, COALESCE(SUM(LENGTH(data)), 0) AS bytes FROM rows')
       .get();
     return { rows: (row?.rows as number) ?? 0, bytes: (row?.bytes as number) ?? 0 };
   }
 
-  /** Nothing to wait for: a commit returns when its bytes are on the disk (synchronous = FULL). */
-  async sync(): Promise<void> {}
+  /** The log of the newest transactions goes to the disk while other conversations run. */
+  async sync(): Promise<void> {
+    if (!this.#opened) return;
+    await flush(`${this.path}-wal`, 'r+');
+    // Windows keeps names by itself, and opens no folders.
+    if (!this.#named && process.platform !== 'win32') await flush(dirname(this.path), 'r');
+    this.#named = true;
+  }
 
   async destroy(): Promise<void> {
     this.close();
+    this.#named = false;
     for (const suffix of ['', '-wal', '-shm']) rmSync(this.path + suffix, { force: true });
   }
 
   close(): void {
-    this.#database?.close();
-    this.#database = undefined;
+    this.#opened?.database.close();
+    this.#opened = undefined;
+    this.#ids.forget();
   }
 
-  #open(create: boolean): DatabaseSync | undefined {
-    if (this.#database || (!create && !existsSync(this.path))) return this.#database;
+  #open(create: boolean): Opened | undefined {
+    if (this.#opened || (!create && !existsSync(this.path))) return this.#opened;
     const database = new DatabaseSync(this.path);
-    // Rows are large: the largest pages but one write them about three times as fast as the default's 4 KiB.
-    database.exec('PRAGMA page_size = 32768; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL');
+    // Rows are large: the largest pages but one write them about three times as fast as the default's 4 KiB. A commit leaves the file whole whatever happens,
+    // and `sync` makes it last: https://sqlite.org/pragma.html#pragma_synchronous
+    database.exec('PRAGMA page_size = 32768; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL');
     database.exec('CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, data BLOB NOT NULL)');
-    this.#database = database;
-    return database;
+    this.#opened = {
+      database,
+      get: database.prepare('SELECT data FROM rows WHERE id = ?'),
+      put: database.prepare(
+        'INSERT INTO rows (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data',
+      ),
+    };
+    return this.#opened;
+  }
+}
+
+/**
+ * What was written to a file, or the names in a folder, outlives a loss of power. Not for files that SQLite holds locks on, which a second handle's end
+ * would drop (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_): it holds none on its log.
+ */
+async function flush(path: string, flags: 'r' | 'r+'): Promise<void> {
+  const file = await open(path, flags).catch((error: NodeJS.ErrnoException) => {
+    // Closed meanwhile: its log was written back then.
+    if (error.code === 'ENOENT') return undefined;
+    throw error;
+  });
+  if (!file) return;
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
   }
 }

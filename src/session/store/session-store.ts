@@ -79,6 +79,27 @@ export class TransactionGuard {
   }
 }
 
+/** Which rows there are, asked once: the table's pages hold few of its large rows, and all of them would be looked through. */
+export class KnownIds {
+  #ids: Set<number> | undefined;
+
+  /** Ascending. */
+  list(read: () => number[]): number[] {
+    this.#ids ??= new Set(read());
+    return [...this.#ids].sort((a, b) => a - b);
+  }
+  add(id: number): void {
+    this.#ids?.add(id);
+  }
+  delete(ids: readonly number[]): void {
+    for (const id of ids) this.#ids?.delete(id);
+  }
+  /** The table may hold others now: a transaction failed, or all of it is gone. */
+  forget(): void {
+    this.#ids = undefined;
+  }
+}
+
 export function* inBatches<T>(items: readonly T[], size = MAX_BOUND_PARAMETERS): Generator<T[]> {
   for (let i = 0; i < items.length; i += size) yield items.slice(i, i + size);
 }
