@@ -76,14 +76,16 @@ export async function* generate(
     constraint?.accept(next.id);
     generated.push(next.id);
     history.push(next.id);
-    const piece = eos.has(next.id) ? '' : stop.push(text.push(next.id));
+    const ends = eos.has(next.id);
+    const piece = ends ? '' : stop.push(text.push(next.id));
     yield {
       type: 'token',
       id: next.id,
       text: piece,
-      ...(next.top ? { logprob: next.logprob!, top: next.top } : {}),
+      // The end marker is no token of the answer.
+      ...(next.top && !ends ? { logprob: next.logprob!, top: next.top } : {}),
     };
-    if (eos.has(next.id) || stop.stopped || constraint?.complete) {
+    if (ends || stop.stopped || constraint?.complete) {
       reason = 'stop';
       break;
     }

@@ -177,7 +177,7 @@ async function writeAnswer(
         writer.comment(progress);
       } else if (event.type === 'token') {
         progress = 'decode';
-        const reported = request.topLogprobs === undefined ? [] : [event];
+        const reported = event.logprob === undefined ? [] : [event];
         if (event.text !== '' || reported.length > 0) delta({ content: event.text }, null, reported);
       }
     });

@@ -118,15 +118,17 @@ type TokenEvent = Extract<TurnEvent, { type: 'token' }>;
 
 const utf8 = new TextEncoder();
 
-/** OpenAI's log-probabilities. Where a token is a part of a character its bytes tell what it is. */
+/** OpenAI's log-probabilities, of the tokens that have one. Where a token is a part of a character its bytes tell what it is. */
 export const tokenLogprobs = (tokens: readonly TokenEvent[]) =>
-  tokens.map(({ text, piece = text, bytes = [...utf8.encode(piece)], logprob, top = [] }) => ({
-    token: piece,
-    logprob: logprob ?? null,
-    bytes,
-    top_logprobs: top.map((other) => ({
-      token: other.text,
-      logprob: other.logprob,
-      bytes: other.bytes ?? [...utf8.encode(other.text)],
-    })),
-  }));
+  tokens
+    .filter(({ logprob }) => logprob !== undefined)
+    .map(({ text, piece = text, bytes = [...utf8.encode(piece)], logprob, top = [] }) => ({
+      token: piece,
+      logprob: logprob!,
+      bytes,
+      top_logprobs: top.map((other) => ({
+        token: other.text,
+        logprob: other.logprob,
+        bytes: other.bytes ?? [...utf8.encode(other.text)],
+      })),
+    }));
