@@ -67,7 +67,7 @@ export interface AttentionBench {
 }
 
 const RUNS = 12;
-/** Dispatches between two readings of the device's clock, which Dawn rounds to 0.1 ms: enough for RUN_MS, at most MAX_PER_RUN. */
+/** Dispatches between two readings of the clock, which a browser rounds to 0.1 ms: enough for RUN_MS, at most MAX_PER_RUN. */
 const MAX_PER_RUN = 40;
 const RUN_MS = 20;
 /** Milliseconds of load before anything is measured: a GPU's clock rises only under it. */
@@ -98,7 +98,7 @@ export async function benchWebGpuAttention(options: AttentionBenchOptions): Prom
     // Compiled once: a driver takes seconds for it.
     const attention = createWebGpuAttention({
       ...{ device, shaders: options.shaders, shape: options.shape, subgroups: subgroupsOf(device) },
-      ...(variant.staged && { staged: variant.staged }),
+      ...(variant.split && { split: variant.split }),
     });
     const one = await attendMix(options, attention, f16, variant, copy);
     const other = await attendMix(options, attention, packed, variant, copy);
@@ -142,7 +142,7 @@ async function attendMix(
   { device, shape, conversations, context }: AttentionBenchOptions,
   attention: WebGpuAttention,
   { data, caches, queries, out, checked, expected }: ReturnType<typeof placed>,
-  { segmentsPerSplit, staged }: AttentionVariant,
+  { segmentsPerSplit, split }: AttentionVariant,
   copy: number,
 ): Promise<MixResult> {
   const { heads, kvHeads, headDim } = shape;
@@ -150,7 +150,7 @@ async function attendMix(
   const scale = 1 / Math.sqrt(headDim);
   const plans = caches.map((cache) => attention.prepare({ plan, scale, mass: 0, cache, queries, out }));
   const milliseconds = await timed(device, (pass, i) => plans[i % plans.length]!.attend(pass));
-  const whole = staged === undefined || (staged.keys !== false && staged.values !== false);
+  const whole = split === undefined || (split.keys !== false && split.values !== false);
   const width = heads * headDim;
   const result = new Float32Array(await bytesOf(device, out));
   let largestDifference = 0;

@@ -238,7 +238,12 @@ export class KvCache {
   /** Addresses of the layer's open segment blocks, in order. */
   segmentPtrs(layer: number): Ptr[] {
     const awaited = this.#awaited(layer);
-    return this.blocks[layer]!.flatMap((b, s) => (this.gaps.has(s, awaited) ? [] : this.#arena.ptr(b.id)));
+    const blocks = this.blocks[layer]!;
+    const at: Ptr[] = [];
+    // A GPU's host asks for it of every conversation, layer and token.
+    for (let s = 0; s < blocks.length; s++)
+      if (!this.gaps.has(s, awaited)) at.push(this.#arena.ptr(blocks[s]!.id));
+    return at;
   }
   /** How far the positions of these segments, and of the sinks, have moved towards the present; undefined: not at all. */
   offsets(layer: number): { segments: number[]; sinks: number } | undefined {

@@ -138,7 +138,7 @@ export function benchCommand(program: Command): void {
     )
     .option(
       '--variant <name...>',
-      'with --webgpu-attention: what attends, as float@4, staged-4-8-640@4, or sweep for all that are worth knowing',
+      'with --webgpu-attention: what attends, as float@4, split-4-4-8, or sweep for all that are worth knowing',
     )
     .option(
       '--golden <folder>',

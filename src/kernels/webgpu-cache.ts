@@ -85,10 +85,19 @@ export interface WebGpuCacheKernels {
 const MAX_DECAY_GROUPS = 64;
 
 const APPEND_ROW_BYTES = 24;
-export const appendTable = (rows: readonly AppendRow[]): Uint32Array<ArrayBuffer> =>
-  Uint32Array.from(
-    rows.flatMap((r, i) => [r.exact / 16, r.capacity, r.exactBits, r.slot, r.angle, r.row ?? i]),
-  );
+export function appendTable(rows: readonly AppendRow[]): Uint32Array<ArrayBuffer> {
+  const table = new Uint32Array((rows.length * APPEND_ROW_BYTES) / 4);
+  let at = 0;
+  for (const [i, r] of rows.entries()) {
+    table[at++] = r.exact / 16;
+    table[at++] = r.capacity;
+    table[at++] = r.exactBits;
+    table[at++] = r.slot;
+    table[at++] = r.angle;
+    table[at++] = r.row ?? i;
+  }
+  return table;
+}
 
 /** What changes the packed cache on a GPU: shaders/append.wgsl, encode.wgsl and decay.wgsl. */
 export function createWebGpuCacheKernels(

@@ -5,6 +5,9 @@ import { deviceDescriptor } from './webgpu.ts';
 /** SwiftShader as Debian's chromium brings it: a software adapter for machines without a GPU. */
 const SWIFTSHADER = '/usr/lib/chromium/vk_swiftshader_icd.json';
 
+/** Dawn rounds the device's clock to 65 us otherwise, which hides from a web page what it has no business to know. */
+const EXACT_CLOCK = 'disable-dawn-features=timestamp_quantization';
+
 /**
  * A device of npm `webgpu` (Dawn for Node), with the limits and features that the kernels use. The software adapter is taken only when it is the
  * sole Vulkan driver that the environment names or that is installed with chromium; the device's own name says which it is.
@@ -20,7 +23,7 @@ export async function openWebGpuInNode(): Promise<GPUDevice> {
   }
   Object.assign(globalThis, dawn.globals);
   const request = async (): Promise<GPUAdapter | null> => {
-    const gpu = dawn.create([]);
+    const gpu = dawn.create([EXACT_CLOCK]);
     // Held for good: Dawn's instance must outlive its devices; and onnxruntime-web looks for it here.
     Object.defineProperty(globalThis.navigator, 'gpu', { value: gpu, configurable: true });
     return gpu.requestAdapter();

@@ -31,6 +31,9 @@ export interface AttendPlan {
   readonly scoreCells: number;
 }
 
+/** Words of a struct Item, and of a Split. */
+const ITEM_WORDS = 9;
+const SPLIT_WORDS = 4;
 /** Workgroups that a dimension of a dispatch may have: WebGPU's default limit, which devices do not exceed. */
 const MAX_WORKGROUPS = 65535;
 const unit = (bytes: number, what: string): number => {
@@ -49,45 +52,47 @@ export const splitsOf = (a: AttendItem, rows: number, segmentsPerSplit: number):
  * @param rows query rows of every item; their own keys were appended before
  */
 export function planAttend(items: readonly AttendItem[], rows: number, segmentsPerSplit: number): AttendPlan {
-  const [itemWords, splitWords, segments]: [number[], number[], number[]] = [[], [], []];
-  let cells = 0;
-  const split = (item: number, first: number, count: number): void => {
-    splitWords.push(item, first, count, cells);
-    cells += Math.max(1, count) * MAX_CELLS;
-  };
-  items.forEach((a, index) => {
-    const firstSplit = splitWords.length / 4;
-    const first = segments.length;
-    for (const at of a.segments) segments.push(unit(at, 'a segment block'));
-    for (let i = 0; i < a.segments.length; i += segmentsPerSplit)
-      split(index, first + i, Math.min(segmentsPerSplit, a.segments.length - i));
-    for (let slot = 0; slot < a.visible + rows - 1; slot += SEGMENT_TOKENS) split(index, slot, 0);
-    const splits = splitWords.length / 4 - firstSplit;
-    itemWords.push(
-      a.q,
-      a.out,
-      unit(a.exact, 'the exact part'),
-      a.capacity,
-      a.visible,
-      a.exactBits,
-      firstSplit,
-      splits,
-      a.position,
-    );
-  });
-  const splitCount = splitWords.length / 4;
+  let splitCount = 0;
+  let segmentCount = 0;
+  for (const item of items) {
+    splitCount += splitsOf(item, rows, segmentsPerSplit);
+    segmentCount += item.segments.length;
+  }
   if (splitCount > MAX_WORKGROUPS)
     throw new InvalidInputError(
       `${splitCount} splits in one dispatch, at most ${MAX_WORKGROUPS}; batch fewer conversations`,
       'items',
     );
+  const itemWords = new Uint32Array(items.length * ITEM_WORDS);
+  const splitWords = new Uint32Array(splitCount * SPLIT_WORDS);
+  const segments = new Uint32Array(Math.max(1, segmentCount));
+  let [itemAt, splitAt, segmentAt, cells] = [0, 0, 0, 0];
+  const split = (item: number, first: number, count: number): void => {
+    splitWords[splitAt++] = item;
+    splitWords[splitAt++] = first;
+    splitWords[splitAt++] = count;
+    splitWords[splitAt++] = cells;
+    cells += Math.max(1, count) * MAX_CELLS;
+  };
+  items.forEach((a, index) => {
+    const firstSplit = splitAt / SPLIT_WORDS;
+    const first = segmentAt;
+    for (const at of a.segments) segments[segmentAt++] = unit(at, 'a segment block');
+    for (let i = 0; i < a.segments.length; i += segmentsPerSplit)
+      split(index, first + i, Math.min(segmentsPerSplit, a.segments.length - i));
+    for (let slot = 0; slot < a.visible + rows - 1; slot += SEGMENT_TOKENS) split(index, slot, 0);
+    itemWords[itemAt++] = a.q;
+    itemWords[itemAt++] = a.out;
+    itemWords[itemAt++] = unit(a.exact, 'the exact part');
+    itemWords[itemAt++] = a.capacity;
+    itemWords[itemAt++] = a.visible;
+    itemWords[itemAt++] = a.exactBits;
+    itemWords[itemAt++] = firstSplit;
+    itemWords[itemAt++] = splitAt / SPLIT_WORDS - firstSplit;
+    itemWords[itemAt++] = a.position;
+  });
   return {
-    rows,
-    itemCount: items.length,
-    splitCount,
-    items: Uint32Array.from(itemWords),
-    splits: Uint32Array.from(splitWords),
-    segments: Uint32Array.from(segments.length > 0 ? segments : [0]),
-    scoreCells: cells,
+    ...{ rows, itemCount: items.length, splitCount, segments, scoreCells: cells },
+    ...{ items: itemWords, splits: splitWords },
   };
 }

@@ -1,13 +1,7 @@
 import { UnsupportedModelError } from '../core/errors.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
 import { attendPrelude, fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
-import {
-  isStageable,
-  loadsOf,
-  type StagedDivision,
-  type StagedParts,
-  stagedPrelude,
-} from './webgpu-staged.ts';
+import { checkSplit, ownBlocks, type SplitDivision, type SplitParts, splitPrelude } from './webgpu-split.ts';
 import { TABLE_WINDOW } from './webgpu-stream.ts';
 import { COMPUTE, COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
@@ -17,7 +11,7 @@ export const SHADER_FILES = [
   'lanes-subgroup',
   'lanes-workgroup',
   'attend',
-  'attend-staged',
+  'attend-split',
   'attend-combine',
   'attend-mass',
   'append',
@@ -44,8 +38,8 @@ export interface WebGpuAttentionOptions {
   readonly shape: HeadShape;
   /** Exchange between lanes by subgroup operations. Only where the device has them in subgroups of exactly 32: see `subgroupsOf`. */
   readonly subgroups: boolean;
-  /** attend-staged.wgsl instead of attend.wgsl, divided so: not yet measured on a real GPU. */
-  readonly staged?: StagedDivision & Partial<StagedParts>;
+  /** attend-split.wgsl instead of attend.wgsl, divided so: not yet measured on a real GPU. */
+  readonly split?: SplitDivision & Partial<SplitParts>;
   /** The output leaves the Hadamard rotation, as whoever reads it next wants. */
   readonly unrotated?: boolean;
 }
@@ -151,7 +145,7 @@ export function createWebGpuAttention({
   shaders,
   shape,
   subgroups,
-  staged,
+  split,
   unrotated = false,
 }: WebGpuAttentionOptions): WebGpuAttention {
   const { heads, kvHeads, headDim } = shape;
@@ -160,14 +154,10 @@ export function createWebGpuAttention({
       `${heads} heads over ${kvHeads} of ${headDim} channels: the WebGPU kernels want a multiple of 4 channels, at most 256`,
     );
   const prelude = shaderPrelude(shape);
-  if (staged && !isStageable(shape))
-    throw new UnsupportedModelError(`staged attention wants 32, 64 or 128 channels, not ${headDim}`);
+  if (split) checkSplit(device.limits, shape, split);
   const group = heads / kvHeads;
-  const own = staged
-    ? [
-        stagedPrelude(shape, staged, { keys: staged.keys ?? true, values: staged.values ?? true }),
-        unroll(shaders['attend-staged'], { h: group, p: headDim / 16, f: loadsOf(staged) }),
-      ]
+  const own = split
+    ? [splitPrelude(split), unroll(shaders['attend-split'], { h: group, p: 2, c: 4, j: ownBlocks(split) })]
     : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
   const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
     ...(subgroups ? ['enable subgroups;', shaders['lanes-subgroup']] : [shaders['lanes-workgroup']]),

@@ -1,7 +1,7 @@
 import type { Arena } from '../../src/core/arena.ts';
 import { createWebGpuAttention, type WebGpuAttention } from '../../src/kernels/webgpu.ts';
 import { planAttend } from '../../src/kernels/webgpu-plan.ts';
-import type { StagedDivision } from '../../src/kernels/webgpu-staged.ts';
+import type { SplitDivision } from '../../src/kernels/webgpu-split.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
 import { MASS_UNIT } from './attend-truth.ts';
@@ -13,12 +13,18 @@ export function attentionOf(
   device: GPUDevice,
   c: CacheCase,
   subgroups: boolean,
-  staged?: StagedDivision,
+  split?: SplitDivision,
 ): WebGpuAttention {
-  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, staged]);
+  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, split]);
   const found =
     made.get(key) ??
-    createWebGpuAttention({ device, shaders: shaders(), shape: c, subgroups, ...(staged && { staged }) });
+    createWebGpuAttention({
+      device,
+      shaders: shaders(),
+      shape: c,
+      subgroups,
+      ...(split && { split }),
+    });
   made.set(key, found);
   return found;
 }
@@ -37,7 +43,7 @@ export async function attendOnDevice(
   built: BuiltCache,
   options: {
     subgroups: boolean;
-    staged?: StagedDivision;
+    split?: SplitDivision;
     mass?: boolean;
     segmentsPerSplit?: number;
     from?: number;
@@ -47,7 +53,7 @@ export async function attendOnDevice(
   const { from = 0, rows = c.rows, segmentsPerSplit = 2, subgroups, mass = false } = options;
   const width = c.heads * c.headDim;
   device.pushErrorScope('validation');
-  const attention = attentionOf(device, c, subgroups, options.staged);
+  const attention = attentionOf(device, c, subgroups, options.split);
   const cache = uploaded(device, new Uint8Array(arena.memory.buffer));
   const out = uploaded(device, new Uint8Array(rows * width * 4).fill(0xff));
   const plan = planAttend(

@@ -1,7 +1,7 @@
 import type { KvCache } from '../../cache/cache.ts';
 import type { ModelConfig } from '../../core/config.ts';
 import { type AttendGroups, planParams, scratchBytes, type WebGpuAttention } from '../../kernels/webgpu.ts';
-import { appendTable, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
+import { type AppendRow, appendTable, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
 import { type AttendItem, type AttendPlan, planAttend, splitsOf } from '../../kernels/webgpu-plan.ts';
 import type { WebGpuRecords } from '../../kernels/webgpu-records.ts';
 import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from '../../kernels/webgpu-stream.ts';
@@ -109,29 +109,32 @@ export class GpuAttention {
     const runs = caches.map((cache) => cache.runs(layer, 1)[0]!);
     // Whatever a conversation takes over or grows by may move the others' blocks: places are asked for when all stand.
     const slots = caches.map((cache, r) => cache.begin(layer, runs[r]!));
-    const places = caches.map((cache) => {
-      const exact = cache.exactRef(layer);
-      return { exact: exact.ptr, capacity: exact.capacity, exactBits: exact.bits };
-    });
     const gpu = records.memory.gpu;
-    stream.reserve(TABLES_BYTES);
-    const table = stream.table(
-      appendTable(places.map((place, row) => ({ ...place, slot: slots[row]!, angle: row, row }))),
-    );
-    const group = this.#appendGroup(gpu, q, k, v);
-    cacheKernels.dispatchAppend(stream.pass('append'), group, table, caches.length);
-
+    const rows: AppendRow[] = [];
     const items = new Map<number, AttendItem[]>();
-    caches.forEach((cache, r) => {
-      const { mass } = cache.massOf(runs[r]!);
-      const item = {
-        ...{ ...places[r]!, segments: cache.segmentPtrs(layer), visible: slots[r]! + 1 },
-        ...{ position: cache.position, q: r * heads * headDim, out: out.at / 4 + r * heads * headDim },
+    for (const [r, cache] of caches.entries()) {
+      const { ptr: exact, capacity, bits: exactBits } = cache.exactRef(layer);
+      const slot = slots[r]!;
+      rows.push({ exact, capacity, exactBits, slot, angle: r, row: r });
+      const item: AttendItem = {
+        q: r * heads * headDim,
+        out: out.at / 4 + r * heads * headDim,
+        exact,
+        capacity,
+        exactBits,
+        visible: slot + 1,
+        position: cache.position,
+        segments: cache.segmentPtrs(layer),
       };
+      const { mass } = cache.massOf(runs[r]!);
       const alike = items.get(mass);
       if (alike) alike.push(item);
       else items.set(mass, [item]);
-    });
+    }
+    stream.reserve(TABLES_BYTES);
+    const table = stream.table(appendTable(rows));
+    const group = this.#appendGroup(gpu, q, k, v);
+    cacheKernels.dispatchAppend(stream.pass('append'), group, table, caches.length);
     for (const [mass, alike] of items)
       for (let from = 0; from < alike.length; ) {
         let to = from;
