@@ -1,10 +1,10 @@
 import { scoresF32, scoresI16, weighF32, weighI16 } from './dots';
 import { scoresI8, weighI8 } from './dots-i8';
-import { weightsOf3, weightsOf4 } from './few-weights';
+import { spreadWeightsOf3, spreadWeightsOf4, weightsOf } from './few-weights';
 import { cellsOf, Group, groupAt, halfBlockBytes, isPlain, kBitsOf, openRecord, recordCells, recordMean, vBitsOf } from './groups';
 import { COARSE, FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
 import { loadMean, loadScales } from './scales';
-import { finishPacked, scoresPacked, spread, weighPacked, weighsPacked } from './packed-dots';
+import { clearPacked, finishPacked, scoresBytes3, scoresPacked, spread, spreadFine, touch, weighPacked, weighsPacked } from './packed-dots';
 import { exponentials } from './softmax';
 import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
 import { KEY_OFFSET, unpackBytes } from './unpack-i8';
@@ -17,8 +17,9 @@ const FLOAT_PIECE = 64;
 /** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^16 cannot wrap. */
 const MAX_TILE = 2048;
 const GROUPS: usize = memory.data(512, 16);
-/** Bytes of queries, spread; headDim <= 512. */
+/** Bytes of queries, spread, and 15-bit integers of 3; headDim <= 512. */
 const SPREAD: usize = memory.data(8192, 16);
+const SPREAD_FINE: usize = memory.data(12288, 16);
 /** Mass of one piece, as sums of MAGIC's bits and integers, modulo 2^32. */
 const MASS: usize = memory.data(640, 16);
 /** What is added to COARSE weights before they are rounded, so that small ones count in the mean: an even spread within -15/32 .. 15/32. */
@@ -296,6 +297,7 @@ function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): vo
     store<i32>(at, (total - headDim * MAGIC_BITS) * KEY_OFFSET, 20);
   }
   if (integer && readsPacked()) spread(qBytes, chunks, SPREAD);
+  if (integer && tile == 3) spreadFine(qInteger, chunks, SPREAD_FINE);
 }
 
 /** The lowest byte of each i32 lane. */
@@ -390,6 +392,11 @@ function scoreGroup(g: Group, cell: i32): void {
     if (integer) {
       const blocks = g.n4 >> 2;
       const to = scores + (<usize>cell << 2);
+      if (tile == 3) {
+        scoresBytes3(g.k, blocks, chunks, SPREAD_FINE, to, ldScores, scales, params);
+        hidePadding(g, cell);
+        return;
+      }
       unpackLevels(bits, g.k, blocks, headDim, panel, 32, <usize>chunks << 5);
       scoresI16(tile, panel, blocks, chunks, qInteger, ldInteger, to, ldScores, scales, params);
     } else
@@ -444,25 +451,34 @@ function weighRecord(found: i32, cell: i32, massAt: usize): void {
     loadScales(bits, part.vScale, part.n4, vBase, scales + (from << 2));
     unpackBytes(false, bits, part.v, part.n4 >> 2, headDim, panel + (from << 2), <usize>blocks << 4, 16);
   }
-  byteWeights(cell + first, blocks, massAt != 0);
+  const massFrom = massAt ? massAt + (<usize>first << 1) : 0;
+  for (let i = 0; i < tile; i += 4) {
+    const from = scores + <usize>i * ldScores + (<usize>(cell + first) << 2);
+    const to = weights + <usize>i * PIECE;
+    weightsOf(min(4, tile - i), from, ldScores, blocks, scales, params + (<usize>i << 5), to, massFrom, largestMass);
+  }
   weighI8(tile, panel, chunks, blocks, weights, PIECE * 4, sums, ldSums, params);
-  if (massAt) addMass(massAt + (<usize>first << 1), blocks << 2);
 }
 
 /** Weighs groups `g` and following of 1 to 4 bits as they are packed. @returns whether it could */
 function weighRecordPacked(g: i32, found: i32, cell: i32, blocks: i32, massAt: usize): bool {
-  for (let i = g; i < found; i++) if (!weighsPacked(vBitsOf(groupAt(GROUPS, i).id))) return false;
+  for (let i = g; i < found; i++) {
+    const part = groupAt(GROUPS, i);
+    const bits = vBitsOf(part.id);
+    if (!weighsPacked(bits)) return false;
+    touch(part.v, part.v + <usize>halfBlockBytes(bits, headDim) * <usize>(part.n4 >> 2));
+  }
+  if (massAt) touch(massAt, massAt + (<usize>blocks << 3));
   const first = groupAt(GROUPS, g).cell;
   for (let i = g; i < found; i++) {
     const part = groupAt(GROUPS, i);
     loadScales(vBitsOf(part.id), part.vScale, part.n4, vBase, scales + (<usize>(part.cell - first) << 2));
   }
   const from = scores + (<usize>cell << 2);
-  if (tile == 3) weightsOf3(from, ldScores, blocks, scales, params, weights, massAt, largestMass);
-  else weightsOf4(from, ldScores, blocks, scales, params, weights, massAt, largestMass);
-  // Sums i32x4 [chunk][4 queries] take the panel's place, with room for the chunks of a whole vector of 1 bit.
-  const bytes = <usize>((chunks + 7) & ~7) << 6;
-  for (let c: usize = 0; c < bytes; c += 16) v128.store(panel + c, i32x4.splat(0));
+  if (tile == 3) spreadWeightsOf3(from, ldScores, blocks, scales, params, weights, massAt, largestMass);
+  else spreadWeightsOf4(from, ldScores, blocks, scales, params, weights, massAt, largestMass);
+  // Sums i32x4 [chunk][4 queries] take the panel's place.
+  clearPacked(panel, chunks);
   for (; g < found; g++) {
     const part = groupAt(GROUPS, g);
     const b = weights + (<usize>(part.cell - first) << 4);
@@ -568,34 +584,6 @@ function integerWeights(cell: i32, blocks: i32, mass: bool): void {
       v128.store64_lane(to, v128.shuffle<i16>(x, x, 0, 4, 2, 6, 0, 4, 2, 6), 0);
       to += 32;
     }
-  }
-}
-
-/**
- * Weights times value scales as integers up to COARSE of the record's largest, dithered; [block][4 queries][4 cells]; params: [8] their step.
- * An odd number of blocks is followed by zeros.
- */
-function byteWeights(cell: i32, blocks: i32, mass: bool): void {
-  const magic = v128.load(MAGIC);
-  const bytes = <usize>blocks << 4;
-  if (mass) clearMass(bytes);
-  for (let i = 0; i < tile; i++) {
-    const from = scores + <usize>i * ldScores + (<usize>cell << 2);
-    const at = params + (<usize>i << 5);
-    let to = weights + <usize>(i >> 2) * (PIECE * 4) + (<usize>(i & 3) << 2);
-    const toMass = v128.load32_splat(at, 4);
-    const massDither = v128.load32_splat(at, 12);
-    const largest = largestWeight(from, bytes, mass, toMass, massDither, magic);
-    const some = largest >= TINY;
-    const inverse = f32x4.splat(some ? COARSE / largest : 0);
-    store<f32>(at, some ? largest / COARSE : 0, 8);
-    const dither = load<usize>(at, 28);
-    for (let c: usize = 0; c < bytes; c += 16) {
-      const w = f32x4.mul(f32x4.mul(v128.load(from + c), v128.load(scales + c)), inverse);
-      storeLowBytes(to, f32x4.add(f32x4.add(w, v128.load(dither + c)), magic));
-      to += 16;
-    }
-    if (blocks & 1) store<u32>(to, 0);
   }
 }
 

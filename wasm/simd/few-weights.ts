@@ -1,8 +1,7 @@
 import { COARSE, largestLane, MAGIC, MAGIC_BITS, TINY } from './half';
 
 /**
- * Weights of packed values for a tile of 3 or 4 queries (packed-dots.ts), and their mass: byteWeights and addMass of attend.ts in two passes over
- * the cells, all queries at once. Parameters of a query, 32 bytes: f32 [4] mass of a weight of 1, [12] dither of its mass; u32 [28] address of
+ * Weights of values of 1 to 4 bits, and their mass, of 3 or 4 queries in two passes over the cells. Parameters of a query, 32 bytes: f32 [4] mass of a weight of 1, [12] dither of its mass; u32 [28] address of
  * its weights' dither; receives f32 [8], the step of its weights.
  */
 
@@ -34,27 +33,29 @@ function integers(from: usize, scale: v128, inverse: v128, dither: usize, magic:
   return v128.and(f32x4.add(f32x4.add(w, v128.load(dither)), magic), low);
 }
 
-/** Adds to the cells' u16 what weights are as mass, saturating, or raises them to it. The largest weights times scale go to params [8]. */
+/** Adds to the cells' u16 what weights are as mass, saturating, or raises them to it. The largest weights times scale go to TOPS. */
 // @ts-ignore: decorator
 @inline
-function tops(nq: i32, mass: bool, most: bool, from: usize, ld: usize, scales: usize, params: usize, bytes: usize, to: usize): void {
+function tops(nq: i32, mass: bool, most: bool, from: usize, ld: usize, few: i32, scales: usize, params: usize, bytes: usize, to: usize): void {
   const magic = v128.load(MAGIC);
-  const from1 = from + ld;
-  const from2 = from1 + ld;
-  const from3 = nq > 3 ? from2 + ld : from2;
+  const from1 = from + (few > 1 ? ld : 0);
+  const from2 = from + (few > 2 ? ld * 2 : 0);
+  const from3 = from + (nq > 3 && few > 3 ? ld * 3 : 0);
+  // Queries that are not there add nothing.
+  const none = f32x4.splat(0);
   const u0 = v128.load32_splat(params, 4);
-  const u1 = v128.load32_splat(params, 36);
-  const u2 = v128.load32_splat(params, 68);
-  const u3 = nq > 3 ? v128.load32_splat(params, 100) : u2;
+  const u1 = few > 1 ? v128.load32_splat(params, 36) : none;
+  const u2 = few > 2 ? v128.load32_splat(params, 68) : none;
+  const u3 = nq > 3 && few > 3 ? v128.load32_splat(params, 100) : none;
   const d0 = v128.load32_splat(params, 12);
-  const d1 = v128.load32_splat(params, 44);
-  const d2 = v128.load32_splat(params, 76);
-  const d3 = nq > 3 ? v128.load32_splat(params, 108) : d2;
+  const d1 = few > 1 ? v128.load32_splat(params, 44) : none;
+  const d2 = few > 2 ? v128.load32_splat(params, 76) : none;
+  const d3 = nq > 3 && few > 3 ? v128.load32_splat(params, 108) : none;
   const offset = i32x4.splat(most ? -MAGIC_BITS : -nq * MAGIC_BITS);
-  let top0 = f32x4.splat(0);
-  let top1 = top0;
-  let top2 = top0;
-  let top3 = top0;
+  let top0 = none;
+  let top1 = none;
+  let top2 = none;
+  let top3 = none;
   for (let c: usize = 0; c < bytes; c += 16) {
     const s = v128.load(scales + c);
     let w = v128.load(from + c);
@@ -84,30 +85,38 @@ function tops(nq: i32, mass: bool, most: bool, from: usize, ld: usize, scales: u
 }
 const TOPS: usize = memory.data(64, 16);
 
-/**
- * Weights f32 at `from`, `ld` bytes a query, times value scales as integers up to COARSE of the largest, dithered; to: spread,
- * [block][4 queries] 16 bytes. massAt: u16 [cells], or 0.
- */
 // @ts-ignore: decorator
 @inline
-function weights(nq: i32, from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
+function weights(
+  nq: i32,
+  spread: bool,
+  few: i32,
+  from: usize,
+  ld: usize,
+  blocks: i32,
+  scales: usize,
+  params: usize,
+  to: usize,
+  massAt: usize,
+  most: bool,
+): void {
   const bytes = <usize>blocks << 4;
-  if (massAt == 0) tops(nq, false, false, from, ld, scales, params, bytes, 0);
-  else if (most) tops(nq, true, true, from, ld, scales, params, bytes, massAt);
-  else tops(nq, true, false, from, ld, scales, params, bytes, massAt);
+  if (massAt == 0) tops(nq, false, false, from, ld, few, scales, params, bytes, 0);
+  else if (most) tops(nq, true, true, from, ld, few, scales, params, bytes, massAt);
+  else tops(nq, true, false, from, ld, few, scales, params, bytes, massAt);
   const magic = v128.load(MAGIC);
   const low = v128.load(LOW);
   const i0 = inverseOf(v128.load(TOPS), params);
-  const i1 = inverseOf(v128.load(TOPS, 16), params + 32);
-  const i2 = inverseOf(v128.load(TOPS, 32), params + 64);
-  const i3 = nq > 3 ? inverseOf(v128.load(TOPS, 48), params + 96) : i2;
+  const i1 = few > 1 ? inverseOf(v128.load(TOPS, 16), params + 32) : i0;
+  const i2 = few > 2 ? inverseOf(v128.load(TOPS, 32), params + 64) : i0;
+  const i3 = nq > 3 && few > 3 ? inverseOf(v128.load(TOPS, 48), params + 96) : i0;
   const d0 = load<usize>(params, 28);
-  const d1 = load<usize>(params, 60);
-  const d2 = load<usize>(params, 92);
-  const d3 = nq > 3 ? load<usize>(params, 124) : d2;
-  const from1 = from + ld;
-  const from2 = from1 + ld;
-  const from3 = nq > 3 ? from2 + ld : from2;
+  const d1 = few > 1 ? load<usize>(params, 60) : d0;
+  const d2 = few > 2 ? load<usize>(params, 92) : d0;
+  const d3 = nq > 3 && few > 3 ? load<usize>(params, 124) : d0;
+  const from1 = from + (few > 1 ? ld : 0);
+  const from2 = from + (few > 2 ? ld * 2 : 0);
+  const from3 = from + (nq > 3 && few > 3 ? ld * 3 : 0);
   for (let c: usize = 0; c < bytes; c += 16) {
     const s = v128.load(scales + c);
     const z0 = integers(from + c, s, i0, d0 + c, magic, low);
@@ -115,16 +124,41 @@ function weights(nq: i32, from: usize, ld: usize, blocks: i32, scales: usize, pa
     const z2 = integers(from2 + c, s, i2, d2 + c, magic, low);
     const z3 = nq > 3 ? integers(from3 + c, s, i3, d3 + c, magic, low) : z2;
     const x = i8x16.narrow_i16x8_u(i16x8.narrow_i32x4_s(z0, z1), i16x8.narrow_i32x4_s(z2, z3));
-    v128.store(to, v128.shuffle<i32>(x, x, 0, 0, 0, 0));
-    v128.store(to, v128.shuffle<i32>(x, x, 1, 1, 1, 1), 16);
-    v128.store(to, v128.shuffle<i32>(x, x, 2, 2, 2, 2), 32);
-    if (nq > 3) v128.store(to, v128.shuffle<i32>(x, x, 3, 3, 3, 3), 48);
-    to += 64;
+    if (spread) {
+      v128.store(to, v128.shuffle<i32>(x, x, 0, 0, 0, 0));
+      v128.store(to, v128.shuffle<i32>(x, x, 1, 1, 1, 1), 16);
+      v128.store(to, v128.shuffle<i32>(x, x, 2, 2, 2, 2), 32);
+      if (nq > 3) v128.store(to, v128.shuffle<i32>(x, x, 3, 3, 3, 3), 48);
+      to += 64;
+    } else {
+      v128.store(to, x);
+      to += 16;
+    }
   }
+  if (!spread && blocks & 1) v128.store(to, i32x4.splat(0));
 }
-export function weightsOf3(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
-  weights(3, from, ld, blocks, scales, params, to, massAt, most);
+
+/**
+ * Weights f32 at `from`, `ld` bytes a query, times value scales as integers up to COARSE of the largest, dithered; to: [block][4 queries][4 cells],
+ * an odd number of blocks followed by zeros. massAt: u16 [cells], or 0. `few`: queries, 1 to 4; whatever stands for those beyond means nothing.
+ */
+export function weightsOf(
+  few: i32,
+  from: usize,
+  ld: usize,
+  blocks: i32,
+  scales: usize,
+  params: usize,
+  to: usize,
+  massAt: usize,
+  most: bool,
+): void {
+  weights(4, false, few, from, ld, blocks, scales, params, to, massAt, most);
 }
-export function weightsOf4(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
-  weights(4, from, ld, blocks, scales, params, to, massAt, most);
+/** The same of 3 or 4 queries, spread for packed-dots.ts: to [block][4 queries] 16 bytes. */
+export function spreadWeightsOf3(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
+  weights(3, true, 3, from, ld, blocks, scales, params, to, massAt, most);
+}
+export function spreadWeightsOf4(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
+  weights(4, true, 4, from, ld, blocks, scales, params, to, massAt, most);
 }

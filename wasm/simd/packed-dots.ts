@@ -17,6 +17,25 @@ export function spread(b: usize, n: i32, to: usize): void {
   }
 }
 
+/** 15-bit integers b [chunk][4 queries] 8 bytes -> to [chunk][3 queries], the pairs (0, 2) and (1, 3) spread. */
+export function spreadFine(b: usize, chunks: i32, to: usize): void {
+  for (const end = b + (<usize>chunks << 5); b < end; b += 32) {
+    for (let i: usize = 0; i < 24; i += 8) {
+      v128.store(to, v128.load32_splat(b + i));
+      v128.store(to, v128.load32_splat(b + i, 4), 16);
+      to += 32;
+    }
+  }
+}
+
+let touched: u32 = 0;
+/** Reads a word of every line of bytes that will be wanted all at once: misses wait together, not one after the other. */
+export function touch(from: usize, end: usize): void {
+  let any: u32 = 0;
+  for (; from < end; from += 64) any |= load<u32>(from);
+  touched = any;
+}
+
 /** Tables of bytes3, bytes2 and bytes1 behind those of 4 bits (unpack-i8.ts). */
 // @ts-ignore: decorator
 @inline
@@ -199,6 +218,71 @@ export function scoresPacked(
   }
 }
 
+// @ts-ignore: decorator
+@inline
+function pairs16(sum: v128, even: v128, odd: v128, q: usize): v128 {
+  return i32x4.add(i32x4.add(sum, i32x4.dot_i16x8_s(even, v128.load(q))), i32x4.dot_i16x8_s(odd, v128.load(q, 16)));
+}
+// @ts-ignore: decorator
+@inline
+function finishBytes(sum: v128, out: usize, scales: v128, query: usize): void {
+  const x = f32x4.mul(f32x4.mul(f32x4.convert_i32x4_s(sum), scales), v128.load32_splat(query));
+  v128.store(out, f32x4.add(x, v128.load32_splat(query, 4)));
+}
+/** Scores of 3 queries, 15-bit integers spread at b, with keys of 8 bits; as scoresI16 (dots.ts). */
+export function scoresBytes3(
+  from: usize,
+  blocks: i32,
+  chunks: i32,
+  b: usize,
+  out: usize,
+  ldOut: usize,
+  keyScales: usize,
+  params: usize,
+): void {
+  const row = <usize>chunks << 4;
+  const end = b + <usize>chunks * 96;
+  for (; blocks > 0; blocks -= 2) {
+    let p0 = from;
+    let p1 = blocks > 1 ? from + row : from;
+    let s00 = i32x4.splat(0);
+    let s01 = i32x4.splat(0);
+    let s10 = i32x4.splat(0);
+    let s11 = i32x4.splat(0);
+    let s20 = i32x4.splat(0);
+    let s21 = i32x4.splat(0);
+    for (let x = b; x < end; x += 96) {
+      const w0 = v128.load(p0);
+      const w1 = v128.load(p1);
+      const e0 = i16x8.shr_s(i16x8.shl(w0, 8), 8);
+      const e1 = i16x8.shr_s(i16x8.shl(w1, 8), 8);
+      const o0 = i16x8.shr_s(w0, 8);
+      const o1 = i16x8.shr_s(w1, 8);
+      s00 = pairs16(s00, e0, o0, x);
+      s01 = pairs16(s01, e1, o1, x);
+      s10 = pairs16(s10, e0, o0, x + 32);
+      s11 = pairs16(s11, e1, o1, x + 32);
+      s20 = pairs16(s20, e0, o0, x + 64);
+      s21 = pairs16(s21, e1, o1, x + 64);
+      p0 += 16;
+      p1 += 16;
+    }
+    let scales = v128.load(keyScales);
+    finishBytes(s00, out, scales, params);
+    finishBytes(s10, out + ldOut, scales, params + 32);
+    finishBytes(s20, out + ldOut * 2, scales, params + 64);
+    if (blocks > 1) {
+      scales = v128.load(keyScales, 16);
+      finishBytes(s01, out + 16, scales, params);
+      finishBytes(s11, out + ldOut + 16, scales, params + 32);
+      finishBytes(s21, out + ldOut * 2 + 16, scales, params + 64);
+    }
+    from += row << 1;
+    out += 32;
+    keyScales += 32;
+  }
+}
+
 /** Where the codes of a pair of chunks lie: one in the low and one in the high nibbles, or both in the same ones. */
 const APART = 0;
 const LOW = 1;
@@ -332,14 +416,25 @@ export function weighPacked(nq: i32, bits: i32, from: usize, blocks: i32, chunks
   }
 }
 
+/** No sums yet, of so many chunks and those behind them. */
+export function clearPacked(acc: usize, chunks: i32): void {
+  const none = i32x4.splat(0);
+  for (const end = acc + (<usize>((chunks + 7) & ~7) << 6); acc < end; acc += 64) {
+    v128.store(acc, none);
+    v128.store(acc, none, 16);
+    v128.store(acc, none, 32);
+    v128.store(acc, none, 48);
+  }
+}
+
 /** Adds the sums, times each query's step, to the outputs. */
 export function finishPacked(nq: i32, acc: usize, chunks: i32, out: usize, ldOut: usize, params: usize): void {
-  const none = i32x4.splat(0);
   for (let i = 0; i < nq; i++) {
+    const step = v128.load32_splat(params, 8);
     let from = acc + (<usize>i << 4);
     let to = out;
     for (const end = from + (<usize>chunks << 6); from < end; from += 64) {
-      finish(WEIGH, v128.load(from), to, none, params);
+      v128.store(to, f32x4.add(v128.load(to), f32x4.mul(f32x4.convert_i32x4_s(v128.load(from)), step)));
       to += 16;
     }
     out += ldOut;
