@@ -16,18 +16,20 @@ import { isTier, Replay } from './journal.ts';
 import { PendingPlan } from './pending-plan.ts';
 import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry } from './persist.ts';
 import { epochOf, isWaiting, segmentsHeld, spansAt } from './schedule.ts';
-import { layOut, SegmentReader } from './segments.ts';
+import { layOut, SegmentReader, type SegmentSpan } from './segments.ts';
 
 /**
  * Checks that a stored block is what this model and span would have written: sizes, places, counts, tier maps. Kernels trust all of these, and
  * share their memory with other conversations.
+ * @returns its tiers, [kvHeads][tokens], and the bytes of its cells' masses
  */
 function checkBlock(
   bytes: Uint8Array,
   { kvHeads, headDim }: Pick<ModelConfig, 'kvHeads' | 'headDim'>,
   layer: number,
   segment: number,
-): void {
+  span: SegmentSpan,
+): { tiers: Uint8Array; mass: number } {
   const bad = (what: string): never => {
     throw new CorruptDataError(`segment ${segment} of layer ${layer}: ${what}`);
   };
@@ -35,9 +37,12 @@ function checkBlock(
   const reader = new SegmentReader(bytes, kvHeads, headDim);
   if (reader.storedBytes !== bytes.length) bad(`says ${reader.storedBytes} bytes, has ${bytes.length}`);
   if (reader.tokens < 1 || reader.tokens > 128) bad(`says ${reader.tokens} tokens`);
+  if (reader.start !== span.start || reader.tokens !== span.tokens) bad('covers other positions');
   const counts: Uint8Array[] = [];
-  const tiers = new Uint8Array(reader.tokens);
-  const counted = new Uint8Array(256);
+  const length = span.tokens;
+  const tiers = new Uint8Array(kvHeads * length);
+  const counted = new Uint8Array(TIER_IDS);
+  let mass = 0;
   for (let h = 0; h < kvHeads; h++) {
     const at = reader.recordAt(h);
     // Before the counts are read, and before what they place.
@@ -48,12 +53,12 @@ function checkBlock(
     let tokens = 0;
     for (const n of said) tokens += n;
     if (at !== 0 && tokens === 0) bad(`record ${h} is empty`);
-    if (tokens > reader.tokens) bad(`record ${h} counts ${tokens} of ${reader.tokens} tokens`);
-    reader.tiers(h, tiers, 0);
+    if (tokens > length) bad(`record ${h} counts ${tokens} of ${length} tokens`);
+    reader.tiers(h, tiers, h * length);
     counted.fill(0);
-    for (let i = 0; i < tiers.length; i++) counted[tiers[i]!]!++;
+    for (let i = h * length; i < (h + 1) * length; i++) counted[tiers[i]!]!++;
     let named = 0;
-    for (let id = 0; id < counted.length; id++) {
+    for (let id = 0; id < TIER_IDS; id++) {
       if (counted[id] === 0 || id === DROP) continue;
       if (!isTier(id)) bad(`record ${h} has a tier that does not exist`);
       named |= 1 << id;
@@ -65,10 +70,12 @@ function checkBlock(
     if (reader.present(h) !== named) bad(`record ${h} names other tiers than it holds`);
     if (mixesPlain(said)) bad(`record ${h} holds plain tiers beside others`);
     counts.push(said);
+    mass += massBytes(recordCells(said));
   }
-  const place = layOut({ start: reader.start, tokens: reader.tokens }, counts, headDim, false);
+  const place = layOut(span, counts, headDim, false);
   if (place.storedBytes !== bytes.length || place.recordAt.some((at, h) => at !== reader.recordAt(h)))
     bad('its records lie elsewhere than their sizes say');
+  return { tiers, mass };
 }
 
 const mixesPlain = (counts: Uint8Array): boolean =>
@@ -110,20 +117,13 @@ function restoreBlock(
   const { kernels, model } = cache.context;
   const { arena } = kernels;
   const { version, bytes } = source.block(layer, segment);
-  checkBlock(bytes, model, layer, segment);
-  const stored = new SegmentReader(bytes, model.kvHeads, model.headDim);
-  const span = cache.spans[segment]!;
-  if (stored.start !== span.start || stored.tokens !== span.tokens)
-    throw new CorruptDataError(`segment ${segment} of layer ${layer} covers other positions`);
-  let mass = 0;
-  if (cache.tracksMass)
-    for (let h = 0; h < model.kvHeads; h++) mass += massBytes(recordCells(stored.counts(h)));
-  const id = arena.alloc(bytes.length + mass, 'a restored cache segment');
+  const { tiers, mass } = checkBlock(bytes, model, layer, segment, cache.spans[segment]!);
+  const id = arena.alloc(bytes.length + (cache.tracksMass ? mass : 0), 'a restored cache segment');
   arena.bytes(id).set(bytes);
   kernels.hostWrote(arena.ptr(id), bytes.length);
   cache.adopt(layer, id, version);
-  const since = replay.stepsOf(layer, segment, version, tiersOf(stored));
-  for (const tiers of since.steps) cache.recode(layer, segment, tiers, 0, since.version);
+  const since = replay.stepsOf(layer, segment, version, tiers);
+  for (const step of since.steps) cache.recode(layer, segment, step, 0, since.version);
 }
 
 /**
@@ -159,6 +159,9 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       );
     cache.messages?.restore(header.messages ?? '', header.position);
     cache.gaps.restore(header.closed ?? [], header.position, header.config);
+    // In one step: growing memory costs milliseconds each time. Not beyond what the cache may hold, since memory never shrinks.
+    if (reader.blockBytes !== undefined)
+      kernels.arena.reserve(Math.min(reader.blockBytes, cache.budgetAt(header.position)));
     const replay = new Replay(reader.journal, cache.spans, model, header.position);
     const held = Array.from({ length: model.layers }, (_, layer) =>
       segmentsHeld(header.position, header.config, layer, model.layers),

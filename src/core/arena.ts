@@ -115,6 +115,11 @@ export class Arena {
     return id;
   }
 
+  /** Grows the memory for blocks of so many bytes to come, as far as the limit allows. */
+  reserve(bytes: number): void {
+    this.memory.ensure(Math.min(this.#top + bytes, this.memory.maxBytes));
+  }
+
   /** The block's address now. Valid until the next `alloc` or `compact`. */
   ptr(id: BlockId): Ptr {
     return this.#get(id).offset;

@@ -66,6 +66,7 @@ export function restore(store: SessionStore, engine: Engine, stored: StateRecord
 export class StoredState implements CacheStateReader {
   readonly header: StateRecord['header'];
   readonly journal: readonly PlanJournalEntry[];
+  readonly blockBytes: number;
   readonly #store: SessionStore;
   readonly #stored: StateRecord;
   readonly #exact: ExactReader;
@@ -80,6 +81,10 @@ export class StoredState implements CacheStateReader {
     this.journal = stored.journal
       .flatMap((pack) => decodeJournal(readBlob(store, pack.refs, RowKind.journal)))
       .sort((a, b) => a.position - b.position);
+    this.blockBytes = stored.extents.reduce(
+      (sum, { refs }) => refs.reduce((bytes, ref) => bytes + ref[2], sum),
+      0,
+    );
     this.#exact = new ExactReader(store, stored);
     this.#hot = new BlobReader(store, stored.hot.refs, RowKind.hot);
   }
