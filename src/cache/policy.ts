@@ -63,6 +63,8 @@ export interface Policy {
   readonly profile?: string;
   /** false: plans may exceed the budget, since their tiers decide first. */
   readonly bounded?: boolean;
+  /** The finest tier that plans give; undefined: tokens may stay as precise as the exact part holds them. */
+  readonly finest?: number;
   plan(view: CacheView, budget: ByteBudget): Plan;
   /** The same plan made in steps, so that none of them takes long; yields the share that is done, 0 to 1. */
   planSteps?(view: CacheView, budget: ByteBudget): Generator<number, Plan>;

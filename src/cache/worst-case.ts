@@ -1,6 +1,12 @@
 import { align } from '../core/arena.ts';
 import { EPOCH } from '../core/config.ts';
-import { type ExactLayout, exactBytes, SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
+import {
+  type ExactLayout,
+  exactBytes,
+  SEGMENT_TOKENS,
+  segmentHeaderBytes,
+  tierNamed,
+} from '../kernels/layout.ts';
 import { planBytes } from './allocate.ts';
 import { byteBudget } from './byte-budget.ts';
 import type { CacheContext } from './cache.ts';
@@ -37,7 +43,7 @@ export function worstCaseBytes(
   const headers = Math.ceil(past / SEGMENT_TOKENS + 3) * model.layers * segmentHeaderBytes(model.kvHeads);
   const deep = Math.max(0, held - config.sinks - config.window);
   const segments = Math.ceil(deep / SEGMENT_TOKENS) + 1;
-  const finest = config.exactBits === 32 ? 0 : 1;
+  const finest = policy.finest ?? tierNamed(config.exactBits === 32 ? 'f32' : 'f16');
   const spans = Array.from({ length: segments }, (_, index) => {
     const n = Math.min(SEGMENT_TOKENS, Math.max(deep - index * SEGMENT_TOKENS, 0));
     return { index, start: 0, tokens: n, tiers: new Uint8Array(0), mass: undefined };

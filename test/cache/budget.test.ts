@@ -57,6 +57,20 @@ it.each([
   },
 );
 
+it('a turn whose tokens all stay at the finest tier is admitted by that tier, not by f16', () => {
+  const model: ModelConfig = { ...MODEL, layers: 30 };
+  const driver = cacheDriver({ policy: 'adkvc', bytes: 30e6 }, { model });
+  const cache = driver.create();
+  const tokens = 1024;
+  driver.feedTo(cache, tokens);
+  const { tiers, peakBytes } = cache.report();
+  expect(Object.keys(tiers).sort()).toEqual(['8,8', 'exact']);
+  const worst = worstCaseBytes({ model }, driver.config, tokens);
+  expect(worst).toBeGreaterThanOrEqual(peakBytes);
+  expect(worst).toBeLessThan(0.75 * tokens * fp16BytesPerToken(model));
+  cache.dispose();
+});
+
 it('the reference kernels leave the same bytes as WASM', () => {
   const states = [true, false].map((reference) => {
     const driver = cacheDriver({ policy: 'adkvc', ratio: 5 }, { reference });

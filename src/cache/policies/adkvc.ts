@@ -173,6 +173,7 @@ export function profiledPolicy(
     name: o.name,
     needs: { mass: o.tracker.mass },
     profile: profile?.fingerprint ?? 'none',
+    finest: o.tiers[0]!,
     plan: (view, budget) => lastOf(planSteps(view, budget)),
     planSteps,
   };

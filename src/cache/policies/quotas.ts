@@ -114,8 +114,11 @@ export function withQuotas(policy: Policy, text: string): Policy {
     return (yield* raised(view, whole, [], done)).plan;
   }
 
+  const finest =
+    policy.finest === undefined ? undefined : Math.min(policy.finest, ...quotas.map((q) => q.tier));
   return {
     ...policy,
+    ...(finest !== undefined && { finest }),
     planSteps,
     plan: (view, budget) => lastOf(planSteps(view, budget)),
   };

@@ -33,7 +33,7 @@ export function uniform(config: CacheConfig, model: ModelConfig): Policy {
         'ratio',
       );
     }
-    return { name: 'uniform', needs: {}, plan: (view) => constantPlan(view, tier) };
+    return { name: 'uniform', needs: {}, finest: tier, plan: (view) => constantPlan(view, tier) };
   }
   return {
     name: 'uniform',
@@ -54,7 +54,13 @@ export function uniform(config: CacheConfig, model: ModelConfig): Policy {
 /** All tokens in a plain tier, GGML's q8_0 or q4_0: what caches of other programs do. The tier decides the ratio; a budget is not looked at. */
 const plain = (name: string, tierName: string) => (): Policy => {
   const tier = tierNamed(tierName);
-  return { name, needs: { plain: true }, bounded: false, plan: (view) => constantPlan(view, tier) };
+  return {
+    name,
+    needs: { plain: true },
+    bounded: false,
+    finest: tier,
+    plan: (view) => constantPlan(view, tier),
+  };
 };
 export const uniformInt8 = plain('uniform-int8', 'q8_0');
 export const uniformInt4 = plain('uniform-int4', 'q4_0');
