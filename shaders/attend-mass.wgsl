@@ -1,4 +1,5 @@
-// Adds round(p * massUnit + dither) of every row and head to each cell's u16 mass, saturating; dither of the query as layout and kernels say.
+// Adds round(p * massUnit + dither) of every row and head to each cell's u16 mass, saturating; dither of the query as layout and kernels say. A negative
+// massUnit: a cell keeps the largest round(p * -massUnit) instead, without dither.
 // One thread a pair of cells, so that no order matters. Dispatch [splits, KV_HEADS], 128 threads.
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -17,14 +18,20 @@ fn massOf(item: u32, kvHead: u32, score: u32, firstRow: u32) -> u32 {
       let m = softmax[(item * params.rows + row) * HEADS + head];
       let index = (items[item].position + row) * HEADS + head;
       let dither = f32(bitcast<i32>(index * 0x9e3779b9u)) * 2.3283064365386963e-10;
-      if (x > NEVER) { sum += u32(round(exp(x - m.x) * m.y * params.massUnit + dither)); }
+      let p = exp(x - m.x) * m.y;
+      if (x > NEVER) {
+        if (params.massUnit > 0.0) { sum += u32(round(p * params.massUnit + dither)); } else { sum = max(sum, u32(round(p * -params.massUnit))); }
+      }
     }
   }
   return sum;
 }
 fn add(word: u32, first: u32, second: u32) {
   let before = words[word];
-  words[word] = min((before & 0xffffu) + first, 0xffffu) | (min((before >> 16u) + second, 0xffffu) << 16u);
+  let held = vec2(before & 0xffffu, before >> 16u);
+  let more = vec2(first, second);
+  let after = select(max(held, more), min(held + more, vec2(0xffffu)), params.massUnit > 0.0);
+  words[word] = after.x | (after.y << 16u);
 }
 
 /// Padded cells of a kvHead's record; 0 without one.

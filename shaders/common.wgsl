@@ -33,7 +33,7 @@ struct Params {
   rows: u32,
   scoreStride: u32,  // cells between two queries' scores; 0: scores are not kept
   scale: f32,
-  massUnit: f32,     // units of attention mass that a probability of 1 adds
+  massUnit: f32,     // units of attention mass that a probability of 1 adds; negative: stands for, and the largest is kept
 }
 
 /// Bits of a half: tiers hold 1, 2, 3, 4, 8, 16, 32.

@@ -47,9 +47,9 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
   });
   // What no shader reads is refused when a cache is made, not at its first epoch.
   const readable = (cache: KvCache): KvCache => {
-    const { policy, config } = cache;
+    const { config } = cache;
     const whole = !ONE_SHOT_ONLY.has(config.policy);
-    if (whole && cache.rotated && policy.needs.mass?.mode !== 'max') return cache;
+    if (whole && cache.rotated) return cache;
     cache.dispose();
     throw new UnsupportedModelError(
       `the WebGPU backend does not run policy ${config.policy} so; use the wasm backend`,

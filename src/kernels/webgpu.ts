@@ -95,7 +95,7 @@ export interface DevicePlan {
 export interface DevicePlanOptions {
   readonly plan: AttendPlan;
   readonly scale: number;
-  /** Units of attention mass that a probability of 1 adds to a cell, in segment blocks and exact parts; 0: none is kept. */
+  /** Units of attention mass that a probability of 1 adds to a cell, in segment blocks and exact parts; 0: none is kept. Negative: the largest is kept, not the sum. */
   readonly mass: number;
   /** The same bytes as the blocks of a WASM arena have. */
   readonly cache: GPUBuffer;
@@ -235,7 +235,7 @@ export function createWebGpuAttention({
         splits: upload(plan.splits, STORAGE),
         segments: upload(plan.segments, STORAGE),
       };
-      const bytes = scratchBytes(plan, shape, mass > 0);
+      const bytes = scratchBytes(plan, shape, mass !== 0);
       const scratch = (size: number): GPUBuffer => device.createBuffer({ size, usage: STORAGE });
       const own = {
         partials: scratch(bytes.partials),
@@ -249,7 +249,7 @@ export function createWebGpuAttention({
       return {
         plan,
         attend: (pass) =>
-          dispatch(() => pass, groups, { params: 0, items: 0, splits: 0, segments: 0 }, plan, mass > 0),
+          dispatch(() => pass, groups, { params: 0, items: 0, splits: 0, segments: 0 }, plan, mass !== 0),
         destroy() {
           for (const buffer of [...Object.values(tables), ...Object.values(own)]) buffer.destroy();
         },

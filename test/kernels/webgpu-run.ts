@@ -45,6 +45,7 @@ export async function attendOnDevice(
     subgroups: boolean;
     split?: SplitDivision;
     mass?: boolean;
+    massMode?: 'sum' | 'max';
     segmentsPerSplit?: number;
     from?: number;
     rows?: number;
@@ -74,7 +75,14 @@ export async function attendOnDevice(
   );
   const queries = uploaded(device, new Uint8Array(arena.memory.buffer, 0, built.q + c.rows * width * 4));
   const scale = 1 / Math.sqrt(c.headDim);
-  const prepared = attention.prepare({ plan, scale, mass: mass ? MASS_UNIT : 0, cache, queries, out });
+  const prepared = attention.prepare({
+    plan,
+    scale,
+    mass: mass ? (options.massMode === 'max' ? -MASS_UNIT : MASS_UNIT) : 0,
+    cache,
+    queries,
+    out,
+  });
   const encoder = device.createCommandEncoder();
   const pass = encoder.beginComputePass();
   prepared.attend(pass);

@@ -4,7 +4,7 @@ import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { subgroupsOf } from '../../src/kernels/webgpu.ts';
 import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
-import { attendTruth, largestDifference, MASS_UNIT, massesOf } from './attend-truth.ts';
+import { attendTruth, largestDifference, MASS_UNIT, massesOf, runAttend } from './attend-truth.ts';
 import { ATTEND_CASES, buildCache, type CacheCase } from './cache-cases.ts';
 import { attendOnDevice } from './webgpu-run.ts';
 
@@ -47,6 +47,22 @@ describe.each(WAYS)('attend (webgpu, subgroups $subgroups)', ({ subgroups }) => 
       expect(Math.abs(sum - queries * MASS_UNIT)).toBeLessThanOrEqual(
         (queries * mass.length) / 2 + queries * 8,
       );
+    });
+  });
+});
+
+it('keeps the largest attention of any query where mass is told to, as the reference does', async () => {
+  const c = CASES.find(({ name }) => name.startsWith('mixed'))!;
+  const { arena, kernels, built } = setUp(c);
+  const options = { mass: true, massMode: 'max' } as const;
+  const ran = await attendOnDevice(device, arena, c, built, { ...WAYS.at(-1)!, ...options });
+  runAttend(kernels, arena, c, built, { arithmetic: 'float', ...options });
+  const massAt = (h: number): number => exactMassAt(built.exact, h);
+  const expected = massesOf(arena, c, built, massAt);
+  massesOf(ran.arena, c, built, massAt).forEach((mass, h) => {
+    expect(Math.max(...mass)).toBeGreaterThan(0);
+    mass.forEach((m, i) => {
+      expect(Math.abs(m - expected[h]![i]!)).toBeLessThanOrEqual(1);
     });
   });
 });

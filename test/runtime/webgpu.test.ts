@@ -57,8 +57,11 @@ describeShared('the model on a GPU: stories260K', () => {
   });
 });
 
-describe.each(['exact', 'compact'] as const)('a tiny model in its %s form under adkvc', (form) => {
-  const config: CacheConfig = { ...DEFAULT_CACHE, ratio: 2, arithmetic: 'float' };
+describe.each([
+  ['exact', 'max'],
+  ['compact', 'ema'],
+] as const)('a tiny model in its %s form under adkvc, tracker %s', (form, tracker) => {
+  const config: CacheConfig = { ...DEFAULT_CACHE, ratio: 2, arithmetic: 'float', tracker };
   const ids = (engine: WebGpuEngine): number[] =>
     Array.from({ length: 150 }, (_, i) => Math.floor(uniform01(77, i) ** 2 * engine.model.vocab));
 

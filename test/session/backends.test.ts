@@ -2,12 +2,14 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { generate } from '../../src/engine/generate.ts';
 import { loadEngine } from '../../src/engine/load.ts';
 import { loadWebGpuEngine, type WebGpuEngine } from '../../src/engine/load-webgpu.ts';
 import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
+import { startNodeServer } from '../../src/node.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
 import { openModel } from '../../src/prepare/open-model.ts';
@@ -18,6 +20,7 @@ import { pause } from '../helpers/sessions.ts';
 import { writeTinyGguf } from '../helpers/tiny-gguf.ts';
 import { assistant, GREEDY, prose, read, request, user } from '../helpers/turns.ts';
 import { shaders } from '../helpers/webgpu.ts';
+import { MODEL } from '../http/fixture.ts';
 
 /** Conversations that move between WebAssembly and a GPU. Without an adapter this fails: what is expected to be there must not be skipped. */
 const alive = setInterval(() => {}, 1000);
@@ -88,20 +91,40 @@ test('a session goes on on the other backend from the stored cache: the same gre
   }
 });
 
-test('turns that run at once go together through the device, and say what each says alone', async () => {
-  const asked = [
-    request([user(prose(20, 3))], { ...TURN, sampling: GREEDY, maxTokens: 12 }),
+test('turns of a server that run at once go together through the device, and say what each says alone', async () => {
+  const model = { ...MODEL, contextLength: 1024, cache: { ...DEFAULT_CACHE, ratio: 3 } };
+  const asked: Record<string, unknown>[] = [
+    { messages: [user(prose(20, 3))], temperature: 0 },
     // Reads all logits, while the others read their candidates.
-    request([user(prose(30, 4))], { ...TURN, maxTokens: 12 }),
-    request([user(prose(10, 5))], {
-      ...TURN,
-      ...{ sampling: { ...GREEDY, temperature: 0.8, topK: 8, seed: 5 }, maxTokens: 12 },
-    }),
+    { messages: [user(prose(30, 4))], temperature: 0, logprobs: true, top_logprobs: 3 },
+    { messages: [user(prose(10, 5))], temperature: 0.8, top_k: 8, seed: 5 },
   ];
-  const alone = [];
-  const apart = host(gpu);
-  for (const [i, one] of asked.entries())
-    alone.push(await read(await apart.turn(`k${i}`, `k${i}`, one, never)));
+  const served = async (
+    by: LocalHost,
+    run: (ask: (body: Record<string, unknown>) => Promise<unknown>) => Promise<unknown[]>,
+  ): Promise<unknown[]> => {
+    const server = await startNodeServer({
+      ...{ host: by, model, auth: { anonymous: true }, page: new Map(), port: 0 },
+    });
+    const answers = await run(async (body) => {
+      const response = await fetch(`${server.url}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ model: MODEL.id, max_tokens: 12, ...body }),
+      });
+      const { choices, usage } = await response.json();
+      return { status: response.status, choices, usage };
+    });
+    await server.close();
+    by.close();
+    return answers;
+  };
+  const alone = await served(host(gpu), async (ask) => {
+    const answers = [];
+    for (const body of asked) answers.push(await ask(body));
+    return answers;
+  });
+
   const { forward } = gpu;
   const { step } = forward;
   const passes: number[] = [];
@@ -109,20 +132,27 @@ test('turns that run at once go together through the device, and say what each s
     passes.push(jobs.length);
     return step.call(forward, jobs);
   };
-  const together = host(gpu);
-  const answers = await Promise.all(
-    asked.map(async (one, i) => read(await together.turn(`k${i}`, `k${i}`, one, never))),
-  );
+  const gathered = host(gpu);
+  // Nobody begins before all are there, however slowly they come.
+  const { turn } = gathered;
+  const { promise: complete, resolve } = Promise.withResolvers<void>();
+  let arrived = 0;
+  gathered.turn = async (...args) => {
+    if (++arrived === asked.length) resolve();
+    await complete;
+    return turn.apply(gathered, args);
+  };
+  const together = await served(gathered, (ask) => Promise.all(asked.map(ask)));
   forward.step = step;
-  for (const [i, { ids, events }] of answers.entries()) {
-    expect(ids).toHaveLength(12);
-    expect(ids).toEqual(alone[i]!.ids);
-    expect(events.filter(({ type }) => type === 'token')).toEqual(
-      alone[i]!.events.filter(({ type }) => type === 'token'),
-    );
-  }
+  expect(together).toEqual(alone);
+  expect(alone).toMatchObject(
+    asked.map(() => ({
+      status: 200,
+      choices: [{ finish_reason: 'length' }],
+      usage: { completion_tokens: 12 },
+    })),
+  );
   // 11 tokens of each are fed one by one.
   expect(passes.reduce((sum, jobs) => sum + jobs, 0)).toBe(33);
   expect(Math.max(...passes)).toBe(3);
-  for (const h of [apart, together]) h.close();
 });

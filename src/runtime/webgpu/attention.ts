@@ -41,6 +41,10 @@ export interface GpuAttentionOptions {
   readonly sines: GPUBuffer;
 }
 
+/** As the shaders take it: a maximum is negative. */
+const signedMass = ({ mass, massMode }: ReturnType<KvCache['massOf']>): number =>
+  massMode === 'max' ? -mass : mass;
+
 /** Attention of one layer for a chunk: rotates, appends, attends over the packed cache, adds up the mass. */
 export class GpuAttention {
   readonly #o: GpuAttentionOptions;
@@ -82,7 +86,7 @@ export class GpuAttention {
       const group = this.#appendGroup(gpu, q, k, v);
       cacheKernels.dispatchAppend(stream.pass('append'), group, table, run.rows);
       const segments = cache.segmentPtrs(layer);
-      const { mass } = cache.massOf(run);
+      const mass = signedMass(cache.massOf(run));
       for (let done = 0; done < run.rows; done += TILE_ROWS) {
         const count = Math.min(TILE_ROWS, run.rows - done);
         const from = run.from + done;
@@ -126,7 +130,7 @@ export class GpuAttention {
         position: cache.position,
         segments: cache.segmentPtrs(layer),
       };
-      const { mass } = cache.massOf(runs[r]!);
+      const mass = signedMass(cache.massOf(runs[r]!));
       const alike = items.get(mass);
       if (alike) alike.push(item);
       else items.set(mass, [item]);
@@ -149,7 +153,7 @@ export class GpuAttention {
 
   #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number): void {
     const { stream, attend, config } = this.#o;
-    this.#grow(scratchBytes(plan, config, mass > 0));
+    this.#grow(scratchBytes(plan, config, mass !== 0));
     const tables = [planParams(plan, config.attentionScale, mass), plan.items, plan.splits, plan.segments];
     stream.reserve(tables.reduce((sum, { byteLength }) => sum + byteLength + TABLE_ALIGNMENT, 0));
     const [params, items, splits, segments] = tables.map((data) => stream.table(data)) as [
@@ -159,7 +163,7 @@ export class GpuAttention {
       number,
     ];
     const at = { params, items, splits, segments };
-    attend.dispatch((label) => stream.pass(label), this.#bound(gpu).attend, at, plan, mass > 0);
+    attend.dispatch((label) => stream.pass(label), this.#bound(gpu).attend, at, plan, mass !== 0);
   }
 
   /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. */
