@@ -98,6 +98,7 @@ export interface CacheStateReader {
   readonly header: CacheHeader;
   /** What all blocks take together, where that is known. */
   readonly blockBytes?: number;
+  /** Valid until the next call, of `block` too. */
   hot(layer: number): Uint8Array;
   block(layer: number, segment: number): { version: number; bytes: Uint8Array };
   /** All entries newer than the oldest block version, in order. */

@@ -67,7 +67,9 @@ function readNewest(
     try {
       const record = readState(store, entry);
       const reader = new StoredState(store, record);
-      return { record, maps: readLayerMaps(reader, model, layers) };
+      const maps = readLayerMaps(reader, model, layers);
+      reader.release();
+      return { record, maps };
     } catch (error) {
       if (!isDamage(error)) throw error;
     }

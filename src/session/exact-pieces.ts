@@ -79,11 +79,16 @@ export class ExactReader {
     this.#bytes = this.#blobs.reduce((sum, blob) => sum + blob.byteLength, 0);
   }
 
-  /** @returns the planes of `slots` tokens, one after the other @throws CorruptDataError when some are not stored */
-  planes(layer: number, slots: number): Uint8Array {
-    const { stride, planes, pinned, pieces } = this.#exact;
+  /** Of the planes of `slots` tokens. @throws CorruptDataError when so many are not stored */
+  bytesOf(layer: number, slots: number): number {
+    const { stride, planes } = this.#exact;
     if (slots * stride * planes > this.#bytes) throw this.#missing(layer, slots);
-    const out = new Uint8Array(slots * stride * planes);
+    return slots * stride * planes;
+  }
+
+  /** Fills `out` with the planes of `slots` tokens, one after the other. @throws CorruptDataError when some are not stored */
+  readInto(layer: number, slots: number, out: Uint8Array): void {
+    const { stride, planes, pinned, pieces } = this.#exact;
     const first = Math.min(pinned, this.#position);
     const recent = this.#position - (slots - first);
     let filled = 0;
@@ -96,15 +101,20 @@ export class ExactReader {
       if (slot !== filled) throw this.#missing(layer, slots);
       const size = (to - start) * stride;
       const at = this.#layerAt(i, layer);
-      for (let plane = 0; plane < planes; plane++)
-        out.set(
-          this.#blobs[i]!.read(at + plane * size + (begin - start) * stride, (end - begin) * stride),
-          (plane * slots + slot) * stride,
+      for (let plane = 0; plane < planes; plane++) {
+        const to = (plane * slots + slot) * stride;
+        this.#blobs[i]!.readInto(
+          at + plane * size + (begin - start) * stride,
+          out.subarray(to, to + (end - begin) * stride),
         );
+      }
       filled += end - begin;
     }
     if (filled !== slots) throw this.#missing(layer, slots);
-    return out;
+  }
+
+  release(): void {
+    for (const blob of this.#blobs) blob.release();
   }
 
   #layerAt(piece: number, layer: number): number {

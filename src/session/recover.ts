@@ -3,7 +3,7 @@ import { CorruptDataError } from '../core/errors.ts';
 import type { Engine, EngineCache } from '../engine/types.ts';
 import { decodeJournal } from './commit.ts';
 import { ExactReader } from './exact-pieces.ts';
-import { BlobReader, RowKind, readBlob } from './row.ts';
+import { BlobReader, RowKind, readBlob, release } from './row.ts';
 import { ExtentReader, readState, type StateEntry, type StateRecord } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 
@@ -50,7 +50,9 @@ export const isDamage = (error: unknown): error is Error =>
 
 /** @throws CorruptDataError when a row is damaged or the state belongs to another model, numerics or layout */
 export function restore(store: SessionStore, engine: Engine, stored: StateRecord): EngineCache {
-  const cache = engine.restoreCache(new StoredState(store, stored));
+  const state = new StoredState(store, stored);
+  const cache = engine.restoreCache(state);
+  state.release();
   if (cache.position !== stored.header.position) {
     cache.dispose();
     throw new CorruptDataError(
@@ -72,7 +74,9 @@ export class StoredState implements CacheStateReader {
   readonly #exact: ExactReader;
   readonly #hot: BlobReader;
   /** The extent read last: blocks are asked for in the order in which they lie. */
-  #extent: { index: number; reader: ExtentReader } | undefined;
+  #extent: { index: number; bytes: Uint8Array; reader: ExtentReader } | undefined;
+  /** What `hot` returned last, one buffer for all layers. */
+  #room = new Uint8Array(0);
 
   constructor(store: SessionStore, stored: StateRecord) {
     this.#store = store;
@@ -96,12 +100,15 @@ export class StoredState implements CacheStateReader {
       throw new CorruptDataError(`no stored hot part of layer ${layer}`);
     let at = 0;
     for (let below = 0; below < layer; below++) at += sizes[below]!;
-    const own = this.#hot.read(at, size);
-    const planes = this.#exact.planes(layer, new DataView(own.buffer).getUint32(0, true));
-    const out = new Uint8Array(size + planes.byteLength);
-    out.set(own.subarray(0, HOT_HEADER_BYTES));
-    out.set(planes, HOT_HEADER_BYTES);
-    out.set(own.subarray(HOT_HEADER_BYTES), HOT_HEADER_BYTES + planes.byteLength);
+    const header = this.#hot.read(at, HOT_HEADER_BYTES);
+    const slots = new DataView(header.buffer).getUint32(0, true);
+    const rest = HOT_HEADER_BYTES + this.#exact.bytesOf(layer, slots);
+    const bytes = rest + size - HOT_HEADER_BYTES;
+    if (this.#room.byteLength < bytes) this.#room = new Uint8Array(bytes);
+    const out = this.#room.subarray(0, bytes);
+    out.set(header);
+    this.#exact.readInto(layer, slots, out.subarray(HOT_HEADER_BYTES, rest));
+    this.#hot.readInto(at + HOT_HEADER_BYTES, out.subarray(rest));
     return out;
   }
 
@@ -116,9 +123,22 @@ export class StoredState implements CacheStateReader {
     if (!holds(index)) index = holds(index + 1) ? index + 1 : extents.findIndex((_, i) => holds(i));
     if (index < 0) throw new CorruptDataError(`no stored block of layer ${layer}, segment ${segment}`);
     if (this.#extent?.index !== index) {
+      this.#leaveExtent();
       const bytes = readBlob(this.#store, extents[index]!.refs, RowKind.extent);
-      this.#extent = { index, reader: new ExtentReader(bytes) };
+      this.#extent = { index, bytes, reader: new ExtentReader(bytes) };
     }
-    return this.#extent.reader.block(layer, segment);
+    return this.#extent!.reader.block(layer, segment);
+  }
+
+  /** Gives back what is held of rows. */
+  release(): void {
+    this.#leaveExtent();
+    this.#hot.release();
+    this.#exact.release();
+  }
+
+  #leaveExtent(): void {
+    if (this.#extent) release(this.#extent.bytes);
+    this.#extent = undefined;
   }
 }

@@ -72,6 +72,14 @@ export function readRef(store: SessionStore, [id, check]: RowRef, kind: RowKind)
   return row.payload;
 }
 
+/**
+ * Gives back the memory of a row that was read; nobody may look at it afterwards. A collector is in no hurry with bytes outside of its heap, and reading a
+ * state would leave as many of them behind as the state has, in an isolate that has no room for them.
+ */
+export function release(payload: Uint8Array): void {
+  (payload.buffer as ArrayBuffer).transfer(0);
+}
+
 /** Bytes of any length that were written in pieces. */
 export function readBlob(store: SessionStore, refs: readonly RowRef[], kind: RowKind): Uint8Array {
   if (refs.length === 1) return readRef(store, refs[0]!, kind);
@@ -81,6 +89,7 @@ export function readBlob(store: SessionStore, refs: readonly RowRef[], kind: Row
     const part = readRef(store, ref, kind);
     whole.set(part, at);
     at += part.byteLength;
+    release(part);
   }
   return whole;
 }
@@ -118,9 +127,16 @@ export class BlobReader {
 
   /** The caller's own. @throws CorruptDataError when the blob ends before */
   read(at: number, count: number): Uint8Array {
+    const out = new Uint8Array(count);
+    this.readInto(at, out);
+    return out;
+  }
+
+  /** Fills `out` from `at` on. @throws CorruptDataError when the blob ends before */
+  readInto(at: number, out: Uint8Array): void {
+    const count = out.byteLength;
     if (at + count > this.byteLength)
       throw new CorruptDataError(`${count} bytes at ${at} lie outside of ${this.byteLength}`);
-    const out = new Uint8Array(count);
     let done = 0;
     let skip = at;
     for (const [index, ref] of this.#refs.entries()) {
@@ -129,13 +145,21 @@ export class BlobReader {
         skip -= ref[2];
         continue;
       }
-      if (this.#row?.index !== index) this.#row = { index, bytes: readRef(this.#store, ref, this.#kind) };
+      if (this.#row?.index !== index) {
+        this.release();
+        this.#row = { index, bytes: readRef(this.#store, ref, this.#kind) };
+      }
       const piece = this.#row.bytes.subarray(skip, skip + count - done);
       out.set(piece, done);
       done += piece.byteLength;
       skip = 0;
     }
-    return out;
+  }
+
+  /** Gives back the row that is held; whoever reads on reads it again. */
+  release(): void {
+    if (this.#row) release(this.#row.bytes);
+    this.#row = undefined;
   }
 }
 

@@ -10,7 +10,7 @@ import { checksum } from './checksum.ts';
 import { FIRST_FREE_ROW, type Head } from './head.ts';
 import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES, MAX_NOTE_CHARACTERS } from './limits.ts';
 import { type Log, prefixOf } from './log.ts';
-import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, writeFramed } from './row.ts';
+import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, release, writeFramed } from './row.ts';
 import { readState, STATE_VERSION, type StateRecord } from './state.ts';
 import { MAX_ROW_BYTES, type SessionStore } from './store/session-store.ts';
 
@@ -195,7 +195,7 @@ function newestState(store: SessionStore, head: Head, target: number): StateReco
     if (entry.position > target) continue;
     try {
       const record = readState(store, entry);
-      for (const { ref, kind } of rowsOf(record)) readRef(store, ref, kind);
+      for (const { ref, kind } of rowsOf(record)) release(readRef(store, ref, kind));
       return record;
     } catch (error) {
       if (!(error instanceof CorruptDataError)) throw error;
@@ -221,7 +221,9 @@ export function* exportChunks(
   yield manifest;
   for (const { ref, kind } of rows) {
     const row = new Uint8Array(FRAME_BYTES + ref[2]);
-    row.set(readRef(store, ref, kind), FRAME_BYTES);
+    const payload = readRef(store, ref, kind);
+    row.set(payload, FRAME_BYTES);
+    release(payload);
     yield framed(row, kind);
   }
 }

@@ -3,12 +3,45 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import type { ChatMessage } from '../../src/engine/types.ts';
+import { RowKind } from '../../src/session/row.ts';
 import { MemoryStore } from '../../src/session/store/memory.ts';
 import { NodeSqliteStore } from '../../src/session/store/node-sqlite.ts';
 import { assistant, prose, system, user, World } from '../helpers/sessions.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'adkvc-'));
 afterAll(() => rmSync(folder, { recursive: true }));
+
+class WatchedStore extends MemoryStore {
+  readonly read: { kind: number; row: Uint8Array }[] = [];
+
+  override get(id: number): Uint8Array | undefined {
+    const row = super.get(id);
+    if (row) this.read.push({ kind: row[5]!, row });
+    return row;
+  }
+}
+
+test('restoring leaves no row of the cache to the collector', async () => {
+  const world = new World({ layers: 4 });
+  const store = new WatchedStore();
+  world.stores.set('k', store);
+  const messages: ChatMessage[] = [];
+  for (const words of [900, 400, 20]) {
+    world.reopen();
+    store.read.length = 0;
+    messages.push(user(prose(words, words)));
+    const { text } = await world.turn(messages, { maxTokens: 20 });
+    messages.push(assistant(text));
+    const rows = store.read.filter(({ kind }) =>
+      [RowKind.hot, RowKind.extent, RowKind.exact].includes(kind as 3),
+    );
+    if (words < 900) {
+      for (const kind of [RowKind.hot, RowKind.extent, RowKind.exact])
+        expect(rows.some((row) => row.kind === kind)).toBe(true);
+    }
+    expect(rows.every(({ row }) => (row.buffer as ArrayBuffer).detached)).toBe(true);
+  }
+});
 
 test.for([
   ['memory', () => new MemoryStore()],
