@@ -130,7 +130,7 @@ export interface Served {
 
 /** Starts wrangler and waits until it answers on `path`. */
 async function start(
-  options: Pick<WranglerOptions, 'dataDir' | 'assetsDir' | 'config'>,
+  options: Pick<WranglerOptions, 'dataDir' | 'assetsDir' | 'config' | 'inspectorPort'>,
   path?: string,
 ): Promise<Served> {
   const port = await freePort();
@@ -160,8 +160,8 @@ export async function servedModel() {
   await layAssets(assetsDir, await bundleFolder('compact'));
   return {
     remove: () => rmSync(folder, { recursive: true, force: true }),
-    async serve(): Promise<Served> {
-      return await start({ dataDir: join(folder, 'data'), assetsDir });
+    async serve(options: Pick<WranglerOptions, 'inspectorPort'> = {}): Promise<Served> {
+      return await start({ dataDir: join(folder, 'data'), assetsDir, ...options });
     },
   };
 }

@@ -82,6 +82,7 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
       done += PLAN_WORK / layers;
       yield Math.min(done / WORK, 1);
     }
+    allocation.release();
     return made;
   }
   const guess = allocation.guessSteps(input.budgetBytes);

@@ -1,3 +1,4 @@
+import { release } from '../core/release.ts';
 import { massBytes, RecordSizes, SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
 import { fillGroups, MAX_OPTIONS, type Move, makeMove } from './fill-groups.ts';
 import { hullThresholds, type TierOption } from './hull.ts';
@@ -109,6 +110,13 @@ export class Allocation {
     for (let head = 0, to = 0; head < this.#heads; head++)
       for (let t = 0; t < tokens; t += SAMPLE, to++) sample[to] = words[head * tokens + t]!;
     this.#sample[s] = { words: sample, tokens: few };
+  }
+
+  /** No counting or planning afterwards. */
+  release(): void {
+    for (const { words } of [...this.#all, ...this.#sample]) release(words);
+    release(this.#classOf);
+    release(this.#places);
   }
 
   /** Classes at lambda, for a head: lower keys get later options. Only of keys that tokens have. */

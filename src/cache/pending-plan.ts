@@ -1,3 +1,4 @@
+import { release } from '../core/release.ts';
 import { type Change, changesOf, encodePlan } from './journal.ts';
 import type { PlanJournalEntry } from './persist.ts';
 import type { CacheView, Plan } from './policy.ts';
@@ -22,7 +23,7 @@ export class PendingPlan {
     this.#waiting = waiting;
   }
 
-  /** @param steps yields the share of its work that is done, 0 to 1 */
+  /** @param view of this plan alone: its memory is given back when the plan is made @param steps yields the share of its work that is done, 0 to 1 */
   static make(epoch: number, view: CacheView, steps: Generator<number, Plan>): PendingPlan {
     const pending = new PendingPlan(epoch, new Array<boolean>(view.layers).fill(true));
     pending.#making = { view, steps, done: 0 };
@@ -53,6 +54,10 @@ export class PendingPlan {
         bytes: encodePlan(making.view, this.#changes),
       };
       this.#entry = entry;
+      for (const { tiers, mass } of making.view.segments) {
+        release(tiers);
+        if (mass) release(mass);
+      }
       return entry;
     }
     return undefined;

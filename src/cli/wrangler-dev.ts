@@ -13,6 +13,8 @@ export interface WranglerOptions {
   readonly assetsDir?: string;
   /** Instead of wrangler.toml. */
   readonly config?: string;
+  /** Where workerd's inspector listens; any free port by default. */
+  readonly inspectorPort?: number;
   /** A process group of its own, for tests that kill all of it. */
   readonly detached?: boolean;
 }
@@ -24,6 +26,7 @@ export function spawnWrangler({
   dataDir,
   assetsDir,
   config,
+  inspectorPort = 0,
   detached,
 }: WranglerOptions): ChildProcess {
   const require = createRequire(import.meta.url);
@@ -33,7 +36,7 @@ export function spawnWrangler({
     [
       wrangler,
       'dev',
-      ...['--port', String(port), '--ip', '127.0.0.1', '--inspector-port', '0'],
+      ...['--port', String(port), '--ip', '127.0.0.1', '--inspector-port', String(inspectorPort)],
       ...['--persist-to', dataDir],
       ...(assetsDir === undefined ? [] : ['--assets', assetsDir]),
       ...(config === undefined ? [] : ['--config', config]),

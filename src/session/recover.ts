@@ -1,9 +1,10 @@
 import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry } from '../cache/persist.ts';
 import { CorruptDataError } from '../core/errors.ts';
+import { release } from '../core/release.ts';
 import type { Engine, EngineCache } from '../engine/types.ts';
 import { decodeJournal } from './commit.ts';
 import { ExactReader } from './exact-pieces.ts';
-import { BlobReader, RowKind, readBlob, release } from './row.ts';
+import { BlobReader, RowKind, readBlob } from './row.ts';
 import { ExtentReader, readState, type StateEntry, type StateRecord } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 

@@ -1,4 +1,5 @@
 import { CorruptDataError } from '../core/errors.ts';
+import { release } from '../core/release.ts';
 import { checksum } from './checksum.ts';
 import { MAX_ROW_BYTES, type SessionStore } from './store/session-store.ts';
 
@@ -70,14 +71,6 @@ export function readRef(store: SessionStore, [id, check]: RowRef, kind: RowKind)
   const row = readRow(store, id, kind);
   if (row.check !== check) throw new CorruptDataError(`row ${id} was overwritten by another`, { row: id });
   return row.payload;
-}
-
-/**
- * Gives back the memory of a row that was read; nobody may look at it afterwards. A collector is in no hurry with bytes outside of its heap, and reading a
- * state would leave as many of them behind as the state has, in an isolate that has no room for them.
- */
-export function release(payload: Uint8Array): void {
-  (payload.buffer as ArrayBuffer).transfer(0);
 }
 
 /** Bytes of any length that were written in pieces. */

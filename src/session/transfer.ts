@@ -2,6 +2,7 @@ import * as v from 'valibot';
 import type { CacheConfig } from '../cache/policy.ts';
 import { EPOCH } from '../core/config.ts';
 import { AdkvcError, CorruptDataError, InvalidInputError } from '../core/errors.ts';
+import { release } from '../core/release.ts';
 import type { Engine } from '../engine/types.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import type { ForeignPrefix } from './api.ts';
@@ -10,7 +11,7 @@ import { checksum } from './checksum.ts';
 import { FIRST_FREE_ROW, type Head } from './head.ts';
 import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES, MAX_NOTE_CHARACTERS } from './limits.ts';
 import { type Log, prefixOf } from './log.ts';
-import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, release, writeFramed } from './row.ts';
+import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, writeFramed } from './row.ts';
 import { readState, STATE_VERSION, type StateRecord } from './state.ts';
 import { MAX_ROW_BYTES, type SessionStore } from './store/session-store.ts';
 

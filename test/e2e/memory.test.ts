@@ -1,7 +1,10 @@
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { ask, prose, servedModel } from '../../scripts/served.ts';
+import { freePort } from '../../src/cli/wrangler-dev.ts';
 import { ISOLATE_BYTES, ISOLATE_KERNEL_BYTES } from '../../src/engine/isolate.ts';
 import { ROOT, runNode } from '../helpers/cli.ts';
+import { openInspector } from '../helpers/inspector.ts';
 
 /**
  * SQLite's page cache: its own default is 2,000 KiB a connection (https://www.sqlite.org/pragma.html#pragma_cache_size); one object has one.
@@ -12,7 +15,13 @@ const SQLITE_CACHE_BYTES = 2_048_000;
 const RATIO = 3.5;
 const ASKED = 4.2;
 
+/** What an isolate may hold before a conversation has a cache, and the bytes of ArrayBuffers that turns may leave to the collector. */
+const IDLE_BYTES = 100e6;
+const MOST_BUFFERS = 8e6;
+
 describe('the ledger of an isolate: embedded model, one conversation of 2,000 tokens, ratio 3.5', () => {
+  let ledger: { weights: number; workspace: number; kernelStatic: number };
+
   test('everything held stays under 128 MB, and the weights are never held twice', {
     timeout: 600_000,
   }, async () => {
@@ -25,6 +34,7 @@ describe('the ledger of an isolate: embedded model, one conversation of 2,000 to
     ]);
     expect(result.code, result.stderr).toBe(0);
     const [report] = result.lines;
+    ledger = report.ledger;
     const { cache } = report.finished;
     expect(cache.tokens).toBeGreaterThan(2000);
     expect(cache.ratio).toBeGreaterThanOrEqual(RATIO);
@@ -49,5 +59,42 @@ describe('the ledger of an isolate: embedded model, one conversation of 2,000 to
         `JavaScript ${(report.javascript.most / 1e6).toFixed(1)}, SQLite ${(SQLITE_CACHE_BYTES / 1e6).toFixed(1)}`,
     );
     expect(total).toBeLessThan(ISOLATE_BYTES);
+  });
+
+  test('in workerd the model, the runtime and the tokenizer take 100 MB, and turns leave few buffers behind', {
+    timeout: 600_000,
+  }, async () => {
+    const model = await servedModel();
+    const inspectorPort = await freePort();
+    const served = await model.serve({ inspectorPort });
+    try {
+      const inspector = await openInspector(inspectorPort);
+      const say = (id: string, content: string) =>
+        ask(served.url, {
+          ...{ session_id: id, session_append: true, max_tokens: 4 },
+          messages: [{ role: 'user', content }],
+        });
+      await say('first', 'Hello');
+      const idle = await inspector.heap();
+      const held = ledger.weights + ledger.workspace + ledger.kernelStatic;
+      const loaded = held + idle.usedSize + idle.backingStorageSize!;
+      expect(loaded).toBeLessThan(IDLE_BYTES);
+
+      // Two that do not fit beside each other: the first is restored.
+      await say('long', prose(900, 1));
+      await say('other', prose(600, 2));
+      const { cachedTokens } = await say('long', 'And then?');
+      expect(cachedTokens).toBeGreaterThan(900);
+      const after = await inspector.heap();
+      console.log(
+        `workerd: ${(loaded / 1e6).toFixed(1)} MB before a long conversation; then objects ${(after.usedSize / 1e6).toFixed(1)}, ` +
+          `buffers ${(after.backingStorageSize! / 1e6).toFixed(1)} (at first ${(idle.usedSize / 1e6).toFixed(1)} and ${(idle.backingStorageSize! / 1e6).toFixed(1)})`,
+      );
+      expect(after.backingStorageSize!).toBeLessThan(MOST_BUFFERS);
+      inspector.close();
+    } finally {
+      served.kill();
+      model.remove();
+    }
   });
 });

@@ -1,5 +1,6 @@
 import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { InvalidInputError } from '../../core/errors.ts';
+import { release } from '../../core/release.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
 import { allocateSteps, lastOf } from '../allocate.ts';
 import type { TierOption } from '../hull.ts';
@@ -205,7 +206,10 @@ export function profiledPolicy(
     const steps = allocateSteps(input);
     for (;;) {
       const step = steps.next();
-      if (step.done) return step.value;
+      if (step.done) {
+        for (const segment of relevance) release(segment);
+        return step.value;
+      }
       yield READING + (1 - READING) * step.value;
     }
   }
