@@ -1,6 +1,5 @@
 import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry } from '../cache/persist.ts';
 import { CorruptDataError } from '../core/errors.ts';
-import { release } from '../core/release.ts';
 import type { Engine, EngineCache } from '../engine/types.ts';
 import { decodeJournal } from './commit.ts';
 import { ExactReader } from './exact-pieces.ts';
@@ -75,7 +74,7 @@ export class StoredState implements CacheStateReader {
   readonly #exact: ExactReader;
   readonly #hot: BlobReader;
   /** The extent read last: blocks are asked for in the order in which they lie. */
-  #extent: { index: number; bytes: Uint8Array; reader: ExtentReader } | undefined;
+  #extent: { index: number; reader: ExtentReader } | undefined;
   /** What `hot` returned last, one buffer for all layers. */
   #room = new Uint8Array(0);
 
@@ -126,7 +125,7 @@ export class StoredState implements CacheStateReader {
     if (this.#extent?.index !== index) {
       this.#leaveExtent();
       const bytes = readBlob(this.#store, extents[index]!.refs, RowKind.extent);
-      this.#extent = { index, bytes, reader: new ExtentReader(bytes) };
+      this.#extent = { index, reader: new ExtentReader(bytes) };
     }
     return this.#extent!.reader.block(layer, segment);
   }
@@ -139,7 +138,7 @@ export class StoredState implements CacheStateReader {
   }
 
   #leaveExtent(): void {
-    if (this.#extent) release(this.#extent.bytes);
+    this.#extent?.reader.release();
     this.#extent = undefined;
   }
 }

@@ -1,5 +1,6 @@
 import type { CacheHeader } from '../cache/persist.ts';
 import { CorruptDataError } from '../core/errors.ts';
+import { release } from '../core/release.ts';
 import { RowKind, type RowRef, readBlob } from './row.ts';
 import type { SessionStore } from './store/session-store.ts';
 
@@ -126,6 +127,11 @@ export class ExtentReader {
     const entry = this.#at.get(keyOf(layer, segment));
     if (!entry) throw new CorruptDataError(`no stored block of layer ${layer}, segment ${segment}`);
     return { version: entry.version, bytes: this.#bytes.subarray(entry.offset, entry.offset + entry.bytes) };
+  }
+
+  /** Gives the extent's bytes back. */
+  release(): void {
+    release(this.#bytes);
   }
 }
 

@@ -8,7 +8,7 @@
  */
 
 /** What becomes of an integer sum. */
-const SCORE = 0;
+export const SCORE = 0;
 const WEIGH = 1;
 
 /**
@@ -18,7 +18,7 @@ const WEIGH = 1;
  */
 // @ts-ignore: decorator
 @inline
-function finish(mode: i32, sum: v128, out: usize, keyScales: v128, query: usize): void {
+export function finish(mode: i32, sum: v128, out: usize, keyScales: v128, query: usize): void {
   if (mode == SCORE)
     v128.store(
       out,

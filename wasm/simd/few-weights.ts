@@ -7,6 +7,12 @@ import { COARSE, largestLane, MAGIC, MAGIC_BITS, TINY } from './half';
 
 const LOW: usize = memory.data<u32>([255, 255, 255, 255], 16);
 
+/** Weights of query i; the first's where there are not so many. */
+// @ts-ignore: decorator
+@inline
+function rowOf(i: i32, few: i32, from: usize, ld: usize): usize {
+  return from + (few > i ? ld * <usize>i : 0);
+}
 // @ts-ignore: decorator
 @inline
 function units(weight: v128, toMass: v128, dither: v128, magic: v128): v128 {
@@ -38,9 +44,9 @@ function integers(from: usize, scale: v128, inverse: v128, dither: usize, magic:
 @inline
 function tops(nq: i32, mass: bool, most: bool, from: usize, ld: usize, few: i32, scales: usize, params: usize, bytes: usize, to: usize): void {
   const magic = v128.load(MAGIC);
-  const from1 = from + (few > 1 ? ld : 0);
-  const from2 = from + (few > 2 ? ld * 2 : 0);
-  const from3 = from + (nq > 3 && few > 3 ? ld * 3 : 0);
+  const from1 = rowOf(1, few, from, ld);
+  const from2 = rowOf(2, few, from, ld);
+  const from3 = nq > 3 ? rowOf(3, few, from, ld) : from;
   // Queries that are not there add nothing.
   const none = f32x4.splat(0);
   const u0 = v128.load32_splat(params, 4);
@@ -114,9 +120,9 @@ function weights(
   const d1 = few > 1 ? load<usize>(params, 60) : d0;
   const d2 = few > 2 ? load<usize>(params, 92) : d0;
   const d3 = nq > 3 && few > 3 ? load<usize>(params, 124) : d0;
-  const from1 = from + (few > 1 ? ld : 0);
-  const from2 = from + (few > 2 ? ld * 2 : 0);
-  const from3 = from + (nq > 3 && few > 3 ? ld * 3 : 0);
+  const from1 = rowOf(1, few, from, ld);
+  const from2 = rowOf(2, few, from, ld);
+  const from3 = nq > 3 ? rowOf(3, few, from, ld) : from;
   for (let c: usize = 0; c < bytes; c += 16) {
     const s = v128.load(scales + c);
     const z0 = integers(from + c, s, i0, d0 + c, magic, low);

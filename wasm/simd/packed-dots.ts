@@ -1,3 +1,4 @@
+import { finish as finishFine, SCORE as FINE_SCORE } from './dots';
 import { finish, once, ONES, SCORE, twice, WEIGH } from './dots-i8';
 import { halfBlockBytes } from './groups';
 import { lookUp } from './unpack';
@@ -223,12 +224,7 @@ export function scoresPacked(
 function pairs16(sum: v128, even: v128, odd: v128, q: usize): v128 {
   return i32x4.add(i32x4.add(sum, i32x4.dot_i16x8_s(even, v128.load(q))), i32x4.dot_i16x8_s(odd, v128.load(q, 16)));
 }
-// @ts-ignore: decorator
-@inline
-function finishBytes(sum: v128, out: usize, scales: v128, query: usize): void {
-  const x = f32x4.mul(f32x4.mul(f32x4.convert_i32x4_s(sum), scales), v128.load32_splat(query));
-  v128.store(out, f32x4.add(x, v128.load32_splat(query, 4)));
-}
+
 /** Scores of 3 queries, 15-bit integers spread at b, with keys of 8 bits; as scoresI16 (dots.ts). */
 export function scoresBytes3(
   from: usize,
@@ -268,14 +264,14 @@ export function scoresBytes3(
       p1 += 16;
     }
     let scales = v128.load(keyScales);
-    finishBytes(s00, out, scales, params);
-    finishBytes(s10, out + ldOut, scales, params + 32);
-    finishBytes(s20, out + ldOut * 2, scales, params + 64);
+    finishFine(FINE_SCORE, s00, out, scales, params);
+    finishFine(FINE_SCORE, s10, out + ldOut, scales, params + 32);
+    finishFine(FINE_SCORE, s20, out + ldOut * 2, scales, params + 64);
     if (blocks > 1) {
       scales = v128.load(keyScales, 16);
-      finishBytes(s01, out + 16, scales, params);
-      finishBytes(s11, out + ldOut + 16, scales, params + 32);
-      finishBytes(s21, out + ldOut * 2 + 16, scales, params + 64);
+      finishFine(FINE_SCORE, s01, out + 16, scales, params);
+      finishFine(FINE_SCORE, s11, out + ldOut + 16, scales, params + 32);
+      finishFine(FINE_SCORE, s21, out + ldOut * 2 + 16, scales, params + 64);
     }
     from += row << 1;
     out += 32;
