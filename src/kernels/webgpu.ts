@@ -10,6 +10,7 @@ export const SHADER_FILES = [
   'lanes',
   'lanes-subgroup',
   'lanes-workgroup',
+  'attend-bindings',
   'attend',
   'attend-split',
   'attend-combine',
@@ -164,6 +165,7 @@ export function createWebGpuAttention({
     shaders.lanes,
     prelude,
     shaders.common,
+    shaders['attend-bindings'],
     ...own,
   ]);
   const combine = kernel(device, 'attend-combine', COMBINE_BINDINGS, [
