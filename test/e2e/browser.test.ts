@@ -145,12 +145,14 @@ describe('on WebAssembly', () => {
     const page = await visit(browser, 'wasm');
     const fetched: string[] = [];
     await ready(page);
-    expect(await place(page)).toMatch(/WebAssembly \(relaxed SIMD\): asked for by name\..*fetched/);
+    await expect
+      .poll(() => place(page))
+      .toMatch(/WebAssembly \(relaxed SIMD\): asked for by name\..*fetched/);
     page.on('request', (request) => fetched.push(new URL(request.url()).pathname));
     await conversation(page);
     expect(fetched.filter((path) => path.startsWith('/bundle/'))).toEqual(['/bundle/manifest.json']);
     expect(fetched.filter((path) => path.startsWith('/v1/'))).toEqual([]);
-    expect(await place(page)).toContain('from what the browser had kept');
+    await expect.poll(() => place(page)).toContain('from what the browser had kept');
     expect(open[0]!.complaints).toEqual([]);
   });
 
@@ -175,7 +177,7 @@ describe('on WebAssembly', () => {
         .first()
         .click();
       const dialog = page.getByRole('dialog');
-      expect(await dialog.textContent()).toContain('removed from this browser for good');
+      await expect.poll(() => dialog.textContent()).toContain('removed from this browser for good');
       await dialog.getByRole('button', { name: 'Delete' }).click();
       await expect.poll(() => listed(page).count()).toBe(left);
     }
@@ -294,7 +296,7 @@ describe('on WebAssembly', () => {
     await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/WebGPU was asked for/);
     await ask(page, 'Hello?');
     await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/WebGPU was asked for/);
-    expect(await messages(page).count()).toBe(0);
+    await expect.poll(() => messages(page).count()).toBe(0);
     await page.reload();
     await page.getByRole('button', { name: 'Use WebAssembly' }).click();
     await ready(page);
@@ -312,7 +314,7 @@ describe('on WebAssembly', () => {
   test('auto says why WebAssembly was taken; an unknown backend is refused by name', async () => {
     const page = await visit(browser, 'auto');
     await ready(page);
-    expect(await place(page)).toMatch(/WebAssembly \(relaxed SIMD\): .*(adapter|WebGPU)/);
+    await expect.poll(() => place(page)).toMatch(/WebAssembly \(relaxed SIMD\): .*(adapter|WebGPU)/);
     const other = await visit(browser, 'fpga');
     await expect.poll(() => other.getByRole('alert').textContent()).toContain('auto, wasm or webgpu');
   });
@@ -340,6 +342,6 @@ describe('on WebGPU, a software adapter', () => {
   test('auto leaves a software adapter alone', async () => {
     const page = await visit(browser, 'auto');
     await ready(page);
-    expect(await place(page)).toMatch(/WebAssembly.*processor in disguise.*swiftshader/);
+    await expect.poll(() => place(page)).toMatch(/WebAssembly.*processor in disguise.*swiftshader/);
   });
 });

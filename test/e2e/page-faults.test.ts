@@ -53,7 +53,7 @@ test('a server that is gone: said in words, the message is kept, and is sent whe
   await server!.close();
   await ask(page, 'Into the void');
   await expect.poll(() => page.getByRole('alert').textContent()).toContain('cannot be reached');
-  expect(await input(page).inputValue()).toBe('Into the void');
+  await expect.poll(() => input(page).inputValue()).toBe('Into the void');
   const address = page.url();
   await page.reload().catch(() => {});
   await start({ anonymous: true }, port);
@@ -74,7 +74,7 @@ test('429: the page waits as long as it was asked to, says so, and goes on by it
   host.refusal = undefined;
   await expect.poll(() => said(page)).toEqual(['Are you there?', 'Hello there, friend.']);
   expect(host.turns).toHaveLength(2);
-  expect(await page.getByRole('alert').count()).toBe(0);
+  await expect.poll(() => page.getByRole('alert').count()).toBe(0);
 });
 
 test('429, and the reader stops waiting: the message is theirs again', async () => {
@@ -84,8 +84,8 @@ test('429, and the reader stops waiting: the message is theirs again', async () 
   await page.getByText(/Trying again in/).waitFor();
   await page.keyboard.press('Escape');
   await idle(page);
-  expect(await input(page).inputValue()).toBe('Are you there?');
-  expect(await messages(page).count()).toBe(0);
+  await expect.poll(() => input(page).inputValue()).toBe('Are you there?');
+  await expect.poll(() => messages(page).count()).toBe(0);
 });
 
 test('a quota is no reason to wait: the remedy is named', async () => {
@@ -94,7 +94,7 @@ test('a quota is no reason to wait: the remedy is named', async () => {
   await ask(page, 'One more');
   await expect.poll(() => page.getByRole('alert').textContent()).toContain('Delete conversations');
   expect(host.turns).toHaveLength(1);
-  expect(await input(page).inputValue()).toBe('One more');
+  await expect.poll(() => input(page).inputValue()).toBe('One more');
 });
 
 test('401: a key is asked for once, a wrong one again, and another key never sees what was remembered', async () => {
@@ -108,12 +108,12 @@ test('401: a key is asked for once, a wrong one again, and another key never see
   await page.keyboard.press('Enter');
   await dialog.waitFor({ state: 'hidden' });
   await turn(page, 'With a key');
-  expect(await said(page)).toEqual(['With a key', 'Hello there, friend.']);
+  await expect.poll(() => said(page)).toEqual(['With a key', 'Hello there, friend.']);
   await expect.poll(() => listed(page).count()).toBe(1);
-  expect(await page.evaluate(() => JSON.stringify(localStorage))).not.toContain('chat-');
+  await expect.poll(() => page.evaluate(() => JSON.stringify(localStorage))).not.toContain('chat-');
   await page.getByRole('button', { name: 'Forget the API key' }).click();
   await dialog.waitFor();
-  expect(await listed(page).count()).toBe(0);
+  await expect.poll(() => listed(page).count()).toBe(0);
   // Who gives none may look at the page, and is told what is missing.
   await dialog.getByRole('button', { name: 'Cancel' }).click();
   await expect.poll(() => page.getByRole('alert').textContent()).toContain('wants an API key');
@@ -124,7 +124,7 @@ test('an answer that breaks off: what came stays, and Continue asks for the rest
   host.failure = { after: 2, error: { code: 'turn_interrupted', message: 'the server was restarted' } };
   await ask(page, 'Tell me');
   await expect.poll(() => page.getByRole('alert').textContent()).toContain('The server was restarted.');
-  expect(await said(page)).toEqual(['Tell me', 'Hello there']);
+  await expect.poll(() => said(page)).toEqual(['Tell me', 'Hello there']);
   host.failure = undefined;
   await page.getByRole('alert').getByRole('button', { name: 'Continue' }).click();
   await expect.poll(() => said(page)).toEqual(['Tell me', 'Hello there, friend.']);
@@ -142,12 +142,12 @@ test('Markdown is shown as what it means, piece by piece; HTML in an answer stay
   await turn(page, 'Show me');
   const text = page.locator('.message.assistant .text');
   await text.getByRole('heading', { name: 'Three things' }).waitFor();
-  expect(await text.getByRole('listitem').allTextContents()).toEqual(['one code', 'two']);
-  expect(await text.locator('strong').textContent()).toBe('one');
-  expect(await text.locator('pre').textContent()).toBe('let x = "<b>";');
-  expect(await text.getByRole('cell').allTextContents()).toEqual(['1', '2']);
-  expect(await text.locator('img, script').count()).toBe(0);
-  expect(await text.textContent()).toContain('<img src="/evil.png" onerror="document.title=1">');
+  await expect.poll(() => text.getByRole('listitem').allTextContents()).toEqual(['one code', 'two']);
+  await expect.poll(() => text.locator('strong').textContent()).toBe('one');
+  await expect.poll(() => text.locator('pre').textContent()).toBe('let x = "<b>";');
+  await expect.poll(() => text.getByRole('cell').allTextContents()).toEqual(['1', '2']);
+  await expect.poll(() => text.locator('img, script').count()).toBe(0);
+  await expect.poll(() => text.textContent()).toContain('<img src="/evil.png" onerror="document.title=1">');
   expect(
     await text.getByRole('link').evaluateAll((links) => links.map((a) => a.getAttribute('href'))),
   ).toEqual(['http://127.0.0.1:1/p.png', 'https://example.org/']);
