@@ -160,7 +160,8 @@ export async function servedModel() {
   await layAssets(assetsDir, await bundleFolder('compact'));
   return {
     remove: () => rmSync(folder, { recursive: true, force: true }),
-    async serve(options: Pick<WranglerOptions, 'inspectorPort'> = {}): Promise<Served> {
+    /** Conversations lie in `dataDir`, which stays; by default in a folder that goes with `remove`. */
+    async serve(options: Partial<Pick<WranglerOptions, 'inspectorPort' | 'dataDir'>> = {}): Promise<Served> {
       return await start({ dataDir: join(folder, 'data'), assetsDir, ...options });
     },
   };
