@@ -50,7 +50,18 @@ try {
     try {
       const { ttftMs, cachedTokens, promptTokens, timing } = await turn(server.url, 'And then?');
       const warm = await turn(server.url, 'Go on.');
-      samples.push({ ttftMs, cachedTokens, promptTokens, timing, warm: { ttftMs: warm.ttftMs, timing: warm.timing, promptTokens: warm.promptTokens, cachedTokens: warm.cachedTokens } });
+      samples.push({
+        ttftMs,
+        cachedTokens,
+        promptTokens,
+        timing,
+        warm: {
+          ttftMs: warm.ttftMs,
+          timing: warm.timing,
+          promptTokens: warm.promptTokens,
+          cachedTokens: warm.cachedTokens,
+        },
+      });
       process.stderr.write(`${JSON.stringify(samples.at(-1))}\n`);
     } finally {
       server.kill();

@@ -66,15 +66,26 @@ export function encodePlan(view: CacheView, changes: readonly (readonly Change[]
   return out.slice(0, at);
 }
 
-const keyOf = (layer: number, segment: number): number => layer * 65536 + segment;
+/** Tokens that a plan moves, as indices of [kvHeads][tokens], and their new tiers; room that is used again for every block. */
+class Moves {
+  count = 0;
+  readonly tokens: Uint16Array;
+  readonly tiers: Uint8Array;
+
+  constructor(most: number) {
+    this.tokens = new Uint16Array(most);
+    this.tiers = new Uint8Array(most);
+  }
+}
 
 /** An entry of the journal that is read block by block. */
-export class EntryReader {
+class EntryReader {
   readonly position: number;
   readonly #bytes: Uint8Array;
   readonly #kvHeads: number;
   readonly #spans: readonly { readonly tokens: number }[];
-  readonly #at = new Map<number, number>();
+  /** [layer][segment] where the piece begins, -1 where nothing changes. */
+  readonly #at: Int32Array;
 
   /** @throws CorruptDataError when it does not parse */
   constructor(
@@ -87,6 +98,7 @@ export class EntryReader {
     this.#bytes = bytes;
     this.#spans = spans;
     this.#kvHeads = kvHeads;
+    this.#at = new Int32Array(layers * spans.length).fill(-1);
     for (let at = 0; at < bytes.length; ) {
       if (at + HEADER > bytes.length) throw this.#broken();
       const layer = this.#u16(at);
@@ -94,7 +106,7 @@ export class EntryReader {
       const moved = this.#u16(at + 4);
       const count = this.tokensOf(segment);
       if (layer >= layers || moved === 0 || moved > count) throw this.#broken();
-      this.#at.set(keyOf(layer, segment), at);
+      this.#at[layer * spans.length + segment] = at;
       at += HEADER + (moved < count ? (count + 7) >> 3 : 0) + half(moved);
       if (at > bytes.length) throw this.#broken();
     }
@@ -102,10 +114,7 @@ export class EntryReader {
 
   /** Segments of the layer that change, ascending. */
   segmentsOf(layer: number): number[] {
-    return [...this.#at.keys()]
-      .filter((key) => key >> 16 === layer)
-      .map((key) => key & 65535)
-      .sort((a, b) => a - b);
+    return [...this.#spans.keys()].filter((segment) => this.#at[layer * this.#spans.length + segment]! >= 0);
   }
 
   /** Of all kvHeads. */
@@ -113,35 +122,31 @@ export class EntryReader {
     return this.#kvHeads * (this.#spans[segment]?.tokens ?? 0);
   }
 
-  /**
-   * Calls `each` with every token that moves, as an index of [kvHeads][tokens], and its new tier.
-   * @returns how many do
-   * @throws CorruptDataError
-   */
-  moves(layer: number, segment: number, each: (token: number, tier: number) => void): number {
-    const start = this.#at.get(keyOf(layer, segment));
-    if (start === undefined) return 0;
+  /** Fills `moves` with what a block changes, in the order of tokens. @throws CorruptDataError */
+  read(layer: number, segment: number, moves: Moves): void {
+    moves.count = 0;
+    const start = this.#at[layer * this.#spans.length + segment]!;
+    if (start < 0) return;
     const bytes = this.#bytes;
     const moved = this.#u16(start + 4);
     const count = this.tokensOf(segment);
     const bits = start + HEADER;
     const ids = moved < count ? bits + ((count + 7) >> 3) : bits;
+    const { tokens, tiers } = moves;
     let n = 0;
-    for (let i = 0; i < count; i++) {
-      if (moved < count) {
-        const eight = bytes[bits + (i >> 3)]!;
-        if (eight === 0) {
-          i |= 7;
-          continue;
-        }
-        if (((eight >> (i & 7)) & 1) === 0) continue;
+    for (let from = 0; from < count; from += 8) {
+      const eight = moved < count ? bytes[bits + (from >> 3)]! : 255 >> Math.max(0, from + 8 - count);
+      for (let left = eight; left !== 0; left &= left - 1) {
+        const token = from + 31 - Math.clz32(left & -left);
+        if (n === moved || token >= count) throw this.#broken();
+        const tier = (bytes[ids + (n >> 1)]! >> ((n & 1) * 4)) & 15;
+        if (!isTier(tier)) throw this.#broken();
+        tokens[n] = token;
+        tiers[n++] = tier;
       }
-      const tier = (bytes[ids + (n >> 1)]! >> ((n & 1) * 4)) & 15;
-      if (++n > moved || !isTier(tier)) throw this.#broken();
-      each(i, tier);
     }
     if (n !== moved) throw this.#broken();
-    return n;
+    moves.count = n;
   }
 
   #u16(at: number): number {
@@ -157,8 +162,9 @@ export class Replay {
   readonly #entries: readonly EntryReader[];
   readonly #layers: number;
   readonly #position: number;
+  readonly #moves: Moves;
   /** How often each token of the block at hand has moved. */
-  #depth = new Uint8Array(0);
+  readonly #depth: Uint8Array;
 
   /**
    * @param position of the state: later plans do not show yet
@@ -173,6 +179,9 @@ export class Replay {
     this.#entries = journal.map((entry) => new EntryReader(entry, spans, layers, kvHeads));
     this.#layers = layers;
     this.#position = position;
+    const most = kvHeads * spans.reduce((largest, { tokens }) => Math.max(largest, tokens), 0);
+    this.#moves = new Moves(most);
+    this.#depth = new Uint8Array(most);
   }
 
   /**
@@ -189,21 +198,24 @@ export class Replay {
     held: Uint8Array,
   ): { steps: Uint8Array[]; version: number } {
     const steps: Uint8Array[] = [];
-    if (this.#depth.length < held.length) this.#depth = new Uint8Array(held.length);
+    const moves = this.#moves;
     const depth = this.#depth.fill(0);
     let latest = version;
     for (const entry of this.#entries) {
       const shown = shownFrom(entry.position, layer, this.#layers);
       if (shown > this.#position || shown <= version) continue;
-      const moved = entry.moves(layer, segment, (token, tier) => {
-        const before = (steps.at(-1) ?? held)[token]!;
-        if (tier < before)
-          throw new CorruptDataError(`the plan of position ${entry.position} promotes a token`);
+      entry.read(layer, segment, moves);
+      if (moves.count === 0) continue;
+      latest = shown;
+      for (let i = 0; i < moves.count; i++) {
+        const token = moves.tokens[i]!;
+        const tier = moves.tiers[i]!;
+        const newest = steps.length > 0 ? steps[steps.length - 1]! : held;
+        if (tier < newest[token]!) throw promoted(entry);
         const first = depth[token]!++;
-        if (first === steps.length) steps.push((steps.at(-1) ?? held).slice());
+        if (first === steps.length) steps.push(newest.slice());
         for (let step = first; step < steps.length; step++) steps[step]![token] = tier;
-      });
-      if (moved > 0) latest = shown;
+      }
     }
     return { steps, version: latest };
   }
@@ -225,14 +237,19 @@ export class Replay {
       return entry.segmentsOf(layer).map((segment) => {
         const held = tiersOf(layer, segment);
         const tiers = held?.slice() ?? new Uint8Array(entry.tokensOf(segment)).fill(FRESH);
-        entry.moves(layer, segment, (token, tier) => {
-          if (held && tier < held[token]!)
-            throw new CorruptDataError(`the plan of position ${epoch} promotes a token`);
-          tiers[token] = tier;
-        });
+        const moves = this.#moves;
+        entry.read(layer, segment, moves);
+        for (let i = 0; i < moves.count; i++) {
+          const token = moves.tokens[i]!;
+          if (held && moves.tiers[i]! < held[token]!) throw promoted(entry);
+          tiers[token] = moves.tiers[i]!;
+        }
         if (tiers.includes(FRESH)) throw new CorruptDataError(`the plan of position ${epoch} does not parse`);
         return { position: epoch, segment, tiers, from: 0 };
       });
     });
   }
 }
+
+const promoted = ({ position }: EntryReader): CorruptDataError =>
+  new CorruptDataError(`the plan of position ${position} promotes a token`);
