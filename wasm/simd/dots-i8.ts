@@ -15,6 +15,16 @@ export const WEIGH = 1;
 
 export const ONES: usize = memory.data<i16>([1, 1, 1, 1, 1, 1, 1, 1], 16);
 
+/** Lane i in all lanes. From a loaded vector: V8 adds the offset of a load that splats in an instruction of its own. */
+// @ts-ignore: decorator
+@inline
+function splat(x: v128, i: i32): v128 {
+  if (i == 0) return v128.shuffle<i32>(x, x, 0, 0, 0, 0);
+  if (i == 1) return v128.shuffle<i32>(x, x, 1, 1, 1, 1);
+  if (i == 2) return v128.shuffle<i32>(x, x, 2, 2, 2, 2);
+  return v128.shuffle<i32>(x, x, 3, 3, 3, 3);
+}
+
 // @ts-ignore: decorator
 @inline
 function pairs(mode: i32, a: v128, b: v128): v128 {
@@ -39,16 +49,14 @@ export function twice(mode: i32, sum: v128, a: v128, b: v128, a2: v128, b2: v128
  */
 // @ts-ignore: decorator
 @inline
-export function finish(mode: i32, sum: v128, out: usize, scales: v128, query: usize): void {
-  if (mode == WEIGH) {
-    v128.store(out, f32x4.add(v128.load(out), f32x4.mul(f32x4.convert_i32x4_s(sum), v128.load32_splat(query, 8))));
-    return;
-  }
-  const x = f32x4.convert_i32x4_s(i32x4.sub(sum, v128.load32_splat(query, 20)));
-  v128.store(
-    out,
-    f32x4.add(f32x4.mul(f32x4.mul(x, scales), v128.load32_splat(query, 16)), v128.load32_splat(query, 4)),
-  );
+export function finishScore(sum: v128, out: usize, scales: v128, offset: v128, step: v128, mean: v128): void {
+  const x = f32x4.convert_i32x4_s(i32x4.sub(sum, offset));
+  v128.store(out, f32x4.add(f32x4.mul(f32x4.mul(x, scales), step), mean));
+}
+// @ts-ignore: decorator
+@inline
+export function finishWeigh(sum: v128, out: usize, step: v128): void {
+  v128.store(out, f32x4.add(v128.load(out), f32x4.mul(f32x4.convert_i32x4_s(sum), step)));
 }
 
 // @ts-ignore: decorator
@@ -67,6 +75,19 @@ function dotsI8(
 ): void {
   const row = <usize>inner << 4;
   const ones = v128.load(ONES);
+  // Loaded once: what outnumbers the registers is nearer on the stack.
+  const step0 = v128.load32_splat(queries + (mode == SCORE ? 16 : 8));
+  const step1 = nq > 1 ? v128.load32_splat(queries + (mode == SCORE ? 48 : 40)) : step0;
+  const step2 = nq > 2 ? v128.load32_splat(queries + (mode == SCORE ? 80 : 72)) : step0;
+  const step3 = nq > 3 ? v128.load32_splat(queries + (mode == SCORE ? 112 : 104)) : step0;
+  const mean0 = mode == SCORE ? v128.load32_splat(queries, 4) : step0;
+  const mean1 = mode == SCORE && nq > 1 ? v128.load32_splat(queries, 36) : step0;
+  const mean2 = mode == SCORE && nq > 2 ? v128.load32_splat(queries, 68) : step0;
+  const mean3 = mode == SCORE && nq > 3 ? v128.load32_splat(queries, 100) : step0;
+  const offset0 = mode == SCORE ? v128.load32_splat(queries, 20) : step0;
+  const offset1 = mode == SCORE && nq > 1 ? v128.load32_splat(queries, 52) : step0;
+  const offset2 = mode == SCORE && nq > 2 ? v128.load32_splat(queries, 84) : step0;
+  const offset3 = mode == SCORE && nq > 3 ? v128.load32_splat(queries, 116) : step0;
   for (let o = 0; o < outer; o += 2) {
     const two = o + 1 < outer;
     let p0 = a;
@@ -84,21 +105,22 @@ function dotsI8(
       for (let i = 0; i < inner; i++) {
         const a0 = v128.load(p0);
         const a1 = v128.load(p1);
-        let y = v128.load32_splat(x);
+        const b0 = v128.load(x);
+        let y = splat(b0, 0);
         s00 = once(mode, s00, a0, y, ones);
         s01 = once(mode, s01, a1, y, ones);
         if (nq > 1) {
-          y = v128.load32_splat(x, 4);
+          y = splat(b0, 1);
           s10 = once(mode, s10, a0, y, ones);
           s11 = once(mode, s11, a1, y, ones);
         }
         if (nq > 2) {
-          y = v128.load32_splat(x, 8);
+          y = splat(b0, 2);
           s20 = once(mode, s20, a0, y, ones);
           s21 = once(mode, s21, a1, y, ones);
         }
         if (nq > 3) {
-          y = v128.load32_splat(x, 12);
+          y = splat(b0, 3);
           s30 = once(mode, s30, a0, y, ones);
           s31 = once(mode, s31, a1, y, ones);
         }
@@ -112,25 +134,27 @@ function dotsI8(
         const a1 = v128.load(p1);
         const c0 = v128.load(p0, 16);
         const c1 = v128.load(p1, 16);
-        let y = v128.load32_splat(x);
-        let z = v128.load32_splat(x, 16);
+        const b0 = v128.load(x);
+        const b1 = v128.load(x, 16);
+        let y = splat(b0, 0);
+        let z = splat(b1, 0);
         s00 = twice(mode, s00, a0, y, c0, z, ones);
         s01 = twice(mode, s01, a1, y, c1, z, ones);
         if (nq > 1) {
-          y = v128.load32_splat(x, 4);
-          z = v128.load32_splat(x, 20);
+          y = splat(b0, 1);
+          z = splat(b1, 1);
           s10 = twice(mode, s10, a0, y, c0, z, ones);
           s11 = twice(mode, s11, a1, y, c1, z, ones);
         }
         if (nq > 2) {
-          y = v128.load32_splat(x, 8);
-          z = v128.load32_splat(x, 24);
+          y = splat(b0, 2);
+          z = splat(b1, 2);
           s20 = twice(mode, s20, a0, y, c0, z, ones);
           s21 = twice(mode, s21, a1, y, c1, z, ones);
         }
         if (nq > 3) {
-          y = v128.load32_splat(x, 12);
-          z = v128.load32_splat(x, 28);
+          y = splat(b0, 3);
+          z = splat(b1, 3);
           s30 = twice(mode, s30, a0, y, c0, z, ones);
           s31 = twice(mode, s31, a1, y, c1, z, ones);
         }
@@ -138,21 +162,34 @@ function dotsI8(
         p1 += 32;
         x += 32;
       }
-    let scales = mode == WEIGH ? ones : v128.load(keyScales);
-    finish(mode, s00, out, scales, queries);
-    if (nq > 1) finish(mode, s10, out + ldOut, scales, queries + 32);
-    if (nq > 2) finish(mode, s20, out + ldOut * 2, scales, queries + 64);
-    if (nq > 3) finish(mode, s30, out + ldOut * 3, scales, queries + 96);
-    if (two) {
-      if (mode != WEIGH) scales = v128.load(keyScales, 16);
-      finish(mode, s01, out + 16, scales, queries);
-      if (nq > 1) finish(mode, s11, out + ldOut + 16, scales, queries + 32);
-      if (nq > 2) finish(mode, s21, out + ldOut * 2 + 16, scales, queries + 64);
-      if (nq > 3) finish(mode, s31, out + ldOut * 3 + 16, scales, queries + 96);
+    if (mode == SCORE) {
+      let scales = v128.load(keyScales);
+      finishScore(s00, out, scales, offset0, step0, mean0);
+      if (nq > 1) finishScore(s10, out + ldOut, scales, offset1, step1, mean1);
+      if (nq > 2) finishScore(s20, out + ldOut * 2, scales, offset2, step2, mean2);
+      if (nq > 3) finishScore(s30, out + ldOut * 3, scales, offset3, step3, mean3);
+      if (two) {
+        scales = v128.load(keyScales, 16);
+        finishScore(s01, out + 16, scales, offset0, step0, mean0);
+        if (nq > 1) finishScore(s11, out + ldOut + 16, scales, offset1, step1, mean1);
+        if (nq > 2) finishScore(s21, out + ldOut * 2 + 16, scales, offset2, step2, mean2);
+        if (nq > 3) finishScore(s31, out + ldOut * 3 + 16, scales, offset3, step3, mean3);
+      }
+      keyScales += 32;
+    } else {
+      finishWeigh(s00, out, step0);
+      if (nq > 1) finishWeigh(s10, out + ldOut, step1);
+      if (nq > 2) finishWeigh(s20, out + ldOut * 2, step2);
+      if (nq > 3) finishWeigh(s30, out + ldOut * 3, step3);
+      if (two) {
+        finishWeigh(s01, out + 16, step0);
+        if (nq > 1) finishWeigh(s11, out + ldOut + 16, step1);
+        if (nq > 2) finishWeigh(s21, out + ldOut * 2 + 16, step2);
+        if (nq > 3) finishWeigh(s31, out + ldOut * 3 + 16, step3);
+      }
     }
     a += row << 1;
     out += 32;
-    if (mode != WEIGH) keyScales += 32;
   }
 }
 

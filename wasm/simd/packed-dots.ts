@@ -1,5 +1,5 @@
 import { finish as finishFine, SCORE as FINE_SCORE } from './dots';
-import { finish, once, ONES, SCORE, twice, WEIGH } from './dots-i8';
+import { finishScore, finishWeigh, once, ONES, SCORE, twice, WEIGH } from './dots-i8';
 import { halfBlockBytes } from './groups';
 import { lookUp } from './unpack';
 import { KEYS, NIBBLES, THREES, TWELVES, VALUES } from './unpack-i8';
@@ -80,6 +80,18 @@ function scorePacked(
   const ones = v128.load(ONES);
   const behind = <usize>chunks << 2;
   const end = b + (<usize>chunks << 6);
+  const mean0 = v128.load32_splat(queries, 4);
+  const step0 = v128.load32_splat(queries, 16);
+  const offset0 = v128.load32_splat(queries, 20);
+  const mean1 = v128.load32_splat(queries, 36);
+  const step1 = v128.load32_splat(queries, 48);
+  const offset1 = v128.load32_splat(queries, 52);
+  const mean2 = v128.load32_splat(queries, 68);
+  const step2 = v128.load32_splat(queries, 80);
+  const offset2 = v128.load32_splat(queries, 84);
+  const mean3 = nq > 3 ? v128.load32_splat(queries, 100) : mean2;
+  const step3 = nq > 3 ? v128.load32_splat(queries, 112) : step2;
+  const offset3 = nq > 3 ? v128.load32_splat(queries, 116) : offset2;
   for (; blocks > 0; blocks -= 2) {
     let p0 = from;
     let p1 = blocks > 1 ? from + row : from;
@@ -96,8 +108,6 @@ function scorePacked(
     for (let x = b; x < end; x += 256) {
       const w0 = v128.load(p0);
       const w1 = v128.load(p1);
-      const v0 = bits == 4 ? v128.load(p0, 16) : w0;
-      const v1 = bits == 4 ? v128.load(p1, 16) : w1;
       if (bits == 3) {
         // A vector of high bits serves 8 chunks.
         const c = x - b;
@@ -110,8 +120,8 @@ function scorePacked(
           h1 = v128.load(p1 + at);
         }
       }
-      let a0 = levels(bits, 0, w0, v0, h0, first, second, mask, high);
-      let a1 = levels(bits, 0, w1, v1, h1, first, second, mask, high);
+      let a0 = levels(bits, 0, w0, w0, h0, first, second, mask, high);
+      let a1 = levels(bits, 0, w1, w1, h1, first, second, mask, high);
       let y = v128.load(x);
       s00 = once(SCORE, s00, a0, y, ones);
       s01 = once(SCORE, s01, a1, y, ones);
@@ -126,8 +136,8 @@ function scorePacked(
         s30 = once(SCORE, s30, a0, y, ones);
         s31 = once(SCORE, s31, a1, y, ones);
       }
-      a0 = levels(bits, 1, w0, v0, h0, first, second, mask, high);
-      a1 = levels(bits, 1, w1, v1, h1, first, second, mask, high);
+      a0 = levels(bits, 1, w0, w0, h0, first, second, mask, high);
+      a1 = levels(bits, 1, w1, w1, h1, first, second, mask, high);
       y = v128.load(x, 64);
       s00 = once(SCORE, s00, a0, y, ones);
       s01 = once(SCORE, s01, a1, y, ones);
@@ -142,6 +152,8 @@ function scorePacked(
         s30 = once(SCORE, s30, a0, y, ones);
         s31 = once(SCORE, s31, a1, y, ones);
       }
+      const v0 = bits == 4 ? v128.load(p0, 16) : w0;
+      const v1 = bits == 4 ? v128.load(p1, 16) : w1;
       a0 = levels(bits, 2, w0, v0, h0, first, second, mask, high);
       a1 = levels(bits, 2, w1, v1, h1, first, second, mask, high);
       y = v128.load(x, 128);
@@ -178,16 +190,16 @@ function scorePacked(
       p1 += bits == 4 ? 32 : 16;
     }
     let scales = v128.load(keyScales);
-    finish(SCORE, s00, out, scales, queries);
-    finish(SCORE, s10, out + ldOut, scales, queries + 32);
-    finish(SCORE, s20, out + ldOut * 2, scales, queries + 64);
-    if (nq > 3) finish(SCORE, s30, out + ldOut * 3, scales, queries + 96);
+    finishScore(s00, out, scales, offset0, step0, mean0);
+    finishScore(s10, out + ldOut, scales, offset1, step1, mean1);
+    finishScore(s20, out + ldOut * 2, scales, offset2, step2, mean2);
+    if (nq > 3) finishScore(s30, out + ldOut * 3, scales, offset3, step3, mean3);
     if (blocks > 1) {
       scales = v128.load(keyScales, 16);
-      finish(SCORE, s01, out + 16, scales, queries);
-      finish(SCORE, s11, out + ldOut + 16, scales, queries + 32);
-      finish(SCORE, s21, out + ldOut * 2 + 16, scales, queries + 64);
-      if (nq > 3) finish(SCORE, s31, out + ldOut * 3 + 16, scales, queries + 96);
+      finishScore(s01, out + 16, scales, offset0, step0, mean0);
+      finishScore(s11, out + ldOut + 16, scales, offset1, step1, mean1);
+      finishScore(s21, out + ldOut * 2 + 16, scales, offset2, step2, mean2);
+      if (nq > 3) finishScore(s31, out + ldOut * 3 + 16, scales, offset3, step3, mean3);
     }
     from += row << 1;
     out += 32;
@@ -430,7 +442,7 @@ export function finishPacked(nq: i32, acc: usize, chunks: i32, out: usize, ldOut
     let from = acc + (<usize>i << 4);
     let to = out;
     for (const end = from + (<usize>chunks << 6); from < end; from += 64) {
-      v128.store(to, f32x4.add(v128.load(to), f32x4.mul(f32x4.convert_i32x4_s(v128.load(from)), step)));
+      finishWeigh(v128.load(from), to, step);
       to += 16;
     }
     out += ldOut;
