@@ -240,9 +240,10 @@ export class KvCache {
     const awaited = this.#awaited(layer);
     const blocks = this.blocks[layer]!;
     const at: Ptr[] = [];
-    // A GPU's host asks for it of every conversation, layer and token.
+    const gapped = this.gaps.tokens > 0;
+    // Asked for of every conversation, layer and token.
     for (let s = 0; s < blocks.length; s++)
-      if (!this.gaps.has(s, awaited)) at.push(this.#arena.ptr(blocks[s]!.id));
+      if (!gapped || !this.gaps.has(s, awaited)) at.push(this.#arena.ptr(blocks[s]!.id));
     return at;
   }
   /** How far the positions of these segments, and of the sinks, have moved towards the present; undefined: not at all. */

@@ -161,7 +161,7 @@ export function weightsOf(
 ): void {
   weights(4, false, few, from, ld, blocks, scales, params, to, massAt, most);
 }
-/** The same of 3 or 4 queries, spread for packed-dots.ts: to [block][4 queries] 16 bytes. */
+/** The same of 3 or 4 queries, spread for packed-values.ts: to [block][4 queries] 16 bytes. */
 export function spreadWeightsOf3(from: usize, ld: usize, blocks: i32, scales: usize, params: usize, to: usize, massAt: usize, most: bool): void {
   weights(3, true, 3, from, ld, blocks, scales, params, to, massAt, most);
 }

@@ -37,6 +37,13 @@ export const NIBBLES: usize = memory.data<u8>([15, 15, 15, 15, 15, 15, 15, 15, 1
 export const THREES: usize = memory.data<u8>([3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3], 16);
 export const TWELVES: usize = memory.data<u8>([12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12], 16);
 
+/** Where the tables of so many bits lie in KEYS and VALUES. */
+// @ts-ignore: decorator
+@inline
+export function tablesOf(bits: i32): usize {
+  return bits == 4 ? 0 : bits == 3 ? 16 : bits == 2 ? 48 : 80;
+}
+
 /**
  * Unpacks half blocks of 1 to 4 bits (keys 2 to 4) into a byte an element, 16 bytes a chunk: chunk c of block b at
  * `to + c * chunkStride + b * blockStride`. Chunks up to the next multiple of 8 may be written, those of later blocks last.
@@ -52,11 +59,11 @@ export function unpackBytes(
   blockStride: usize,
 ): void {
   const chunks = headDim >> 2;
-  const tables = keys ? KEYS : VALUES;
-  if (bits == 4) bytes4(tables, from, blocks, chunks, to, chunkStride, blockStride);
-  else if (bits == 3) bytes3(tables + 16, from, blocks, chunks, to, chunkStride, blockStride);
-  else if (bits == 2) bytes2(tables + 48, from, blocks, chunks, to, chunkStride, blockStride);
-  else bytes1(tables + 80, from, blocks, chunks, to, chunkStride, blockStride);
+  const at = (keys ? KEYS : VALUES) + tablesOf(bits);
+  if (bits == 4) bytes4(at, from, blocks, chunks, to, chunkStride, blockStride);
+  else if (bits == 3) bytes3(at, from, blocks, chunks, to, chunkStride, blockStride);
+  else if (bits == 2) bytes2(at, from, blocks, chunks, to, chunkStride, blockStride);
+  else bytes1(at, from, blocks, chunks, to, chunkStride, blockStride);
 }
 
 function bytes4(tables: usize, from: usize, blocks: i32, chunks: i32, to: usize, stride: usize, ldBlock: usize): void {

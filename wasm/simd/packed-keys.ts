@@ -1,11 +1,11 @@
 import { finish as finishFine, SCORE as FINE_SCORE } from './dots';
-import { finishScore, finishWeigh, once, ONES, SCORE, twice, WEIGH } from './dots-i8';
+import { finishScore, once, ONES, SCORE } from './dots-i8';
 import { halfBlockBytes } from './groups';
 import { lookUp } from './unpack';
-import { KEYS, NIBBLES, THREES, TWELVES, VALUES } from './unpack-i8';
+import { KEYS, NIBBLES, tablesOf, THREES, TWELVES } from './unpack-i8';
 
 /**
- * The products of dots-i8.ts for a tile of 3 or 4 queries (a decoding step) and a multiple of 16 channels, straight from packed cells: so few
+ * Scores of packed keys: those of dots-i8.ts for a tile of 3 or 4 queries (a decoding step) and a multiple of 16 channels, straight from packed cells: so few
  * queries do not pay for a panel of unpacked ones. The same sums, so the same bits.
  * Operands are spread, 16 bytes where dots-i8.ts has 4: V8 adds the offset of a load that splats in an instruction of its own.
  */
@@ -27,21 +27,6 @@ export function spreadFine(b: usize, chunks: i32, to: usize): void {
       to += 32;
     }
   }
-}
-
-let touched: u32 = 0;
-/** Reads a word of every line of bytes that will be wanted all at once: misses wait together, not one after the other. */
-export function touch(from: usize, end: usize): void {
-  let any: u32 = 0;
-  for (; from < end; from += 64) any |= load<u32>(from);
-  touched = any;
-}
-
-/** Tables of bytes3, bytes2 and bytes1 behind those of 4 bits (unpack-i8.ts). */
-// @ts-ignore: decorator
-@inline
-function tablesOf(bits: i32): usize {
-  return bits == 4 ? 0 : bits == 3 ? 16 : bits == 2 ? 48 : 80;
 }
 
 /** Levels of chunk `c` of the 4 that start at a vector: in x for 2 bits, in two of them for 4; 3 bits have high ones, h, in bits 2 and 3 or 0 and 1. */
@@ -207,6 +192,26 @@ function scorePacked(
   }
 }
 
+// Functions of their own: where calls stand in the arms of one condition, the compiler joins kernels that differ in constants alone, and asks for them in the loop.
+function threeOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
+  scorePacked(3, 4, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+}
+function threeOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
+  scorePacked(3, 3, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+}
+function threeOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
+  scorePacked(3, 2, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+}
+function fourOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
+  scorePacked(4, 4, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+}
+function fourOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
+  scorePacked(4, 3, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+}
+function fourOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
+  scorePacked(4, 2, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+}
+
 /** Scores of 3 or 4 queries, spread at b, with packed keys of 2 to 4 bits. */
 export function scoresPacked(
   nq: i32,
@@ -218,16 +223,16 @@ export function scoresPacked(
   out: usize,
   ldOut: usize,
   keyScales: usize,
-  params: usize,
+  queries: usize,
 ): void {
   if (nq == 3) {
-    if (bits == 4) scorePacked(3, 4, from, blocks, chunks, b, out, ldOut, keyScales, params);
-    else if (bits == 3) scorePacked(3, 3, from, blocks, chunks, b, out, ldOut, keyScales, params);
-    else scorePacked(3, 2, from, blocks, chunks, b, out, ldOut, keyScales, params);
+    if (bits == 4) threeOf4(from, blocks, chunks, b, out, ldOut, keyScales, queries);
+    else if (bits == 3) threeOf3(from, blocks, chunks, b, out, ldOut, keyScales, queries);
+    else threeOf2(from, blocks, chunks, b, out, ldOut, keyScales, queries);
   } else {
-    if (bits == 4) scorePacked(4, 4, from, blocks, chunks, b, out, ldOut, keyScales, params);
-    else if (bits == 3) scorePacked(4, 3, from, blocks, chunks, b, out, ldOut, keyScales, params);
-    else scorePacked(4, 2, from, blocks, chunks, b, out, ldOut, keyScales, params);
+    if (bits == 4) fourOf4(from, blocks, chunks, b, out, ldOut, keyScales, queries);
+    else if (bits == 3) fourOf3(from, blocks, chunks, b, out, ldOut, keyScales, queries);
+    else fourOf2(from, blocks, chunks, b, out, ldOut, keyScales, queries);
   }
 }
 
@@ -288,164 +293,5 @@ export function scoresBytes3(
     from += row << 1;
     out += 32;
     keyScales += 32;
-  }
-}
-
-/** Where the codes of a pair of chunks lie: one in the low and one in the high nibbles, or both in the same ones. */
-const APART = 0;
-const LOW = 1;
-const HIGH = 2;
-
-// @ts-ignore: decorator
-@inline
-function nibbles(where: i32, x: v128, mask: v128): v128 {
-  return v128.and(where == HIGH ? i16x8.shr_u(x, 4) : x, mask);
-}
-
-/** Adds a pair of chunks of all blocks, `row` bytes apart, to acc i32x4 [chunk][4 queries]. b spread. */
-// @ts-ignore: decorator
-@inline
-function weighPair(nq: i32, where: i32, tables: usize, from: usize, row: usize, blocks: i32, b: usize, acc: usize): void {
-  const first = v128.load(tables);
-  const second = where == APART ? first : v128.load(tables, 16);
-  const mask = v128.load(NIBBLES);
-  const ones = v128.load(ONES);
-  let s00 = v128.load(acc);
-  let s10 = v128.load(acc, 16);
-  let s20 = v128.load(acc, 32);
-  let s30 = nq > 3 ? v128.load(acc, 48) : first;
-  let s01 = v128.load(acc, 64);
-  let s11 = v128.load(acc, 80);
-  let s21 = v128.load(acc, 96);
-  let s31 = nq > 3 ? v128.load(acc, 112) : first;
-  for (; blocks > 1; blocks -= 2) {
-    const w0 = v128.load(from);
-    const w1 = v128.load(from + row);
-    const n0 = nibbles(where, w0, mask);
-    const n1 = nibbles(where, w1, mask);
-    const a0 = lookUp(first, n0);
-    const a1 = lookUp(first, n1);
-    const c0 = lookUp(second, where == APART ? nibbles(HIGH, w0, mask) : n0);
-    const c1 = lookUp(second, where == APART ? nibbles(HIGH, w1, mask) : n1);
-    let y = v128.load(b);
-    let z = v128.load(b, 64);
-    s00 = twice(WEIGH, s00, a0, y, a1, z, ones);
-    s01 = twice(WEIGH, s01, c0, y, c1, z, ones);
-    y = v128.load(b, 16);
-    z = v128.load(b, 80);
-    s10 = twice(WEIGH, s10, a0, y, a1, z, ones);
-    s11 = twice(WEIGH, s11, c0, y, c1, z, ones);
-    y = v128.load(b, 32);
-    z = v128.load(b, 96);
-    s20 = twice(WEIGH, s20, a0, y, a1, z, ones);
-    s21 = twice(WEIGH, s21, c0, y, c1, z, ones);
-    if (nq > 3) {
-      y = v128.load(b, 48);
-      z = v128.load(b, 112);
-      s30 = twice(WEIGH, s30, a0, y, a1, z, ones);
-      s31 = twice(WEIGH, s31, c0, y, c1, z, ones);
-    }
-    from += row << 1;
-    b += 128;
-  }
-  if (blocks > 0) {
-    const w = v128.load(from);
-    const n = nibbles(where, w, mask);
-    const a = lookUp(first, n);
-    const c = lookUp(second, where == APART ? nibbles(HIGH, w, mask) : n);
-    let y = v128.load(b);
-    s00 = once(WEIGH, s00, a, y, ones);
-    s01 = once(WEIGH, s01, c, y, ones);
-    y = v128.load(b, 16);
-    s10 = once(WEIGH, s10, a, y, ones);
-    s11 = once(WEIGH, s11, c, y, ones);
-    y = v128.load(b, 32);
-    s20 = once(WEIGH, s20, a, y, ones);
-    s21 = once(WEIGH, s21, c, y, ones);
-    if (nq > 3) {
-      y = v128.load(b, 48);
-      s30 = once(WEIGH, s30, a, y, ones);
-      s31 = once(WEIGH, s31, c, y, ones);
-    }
-  }
-  v128.store(acc, s00);
-  v128.store(acc, s10, 16);
-  v128.store(acc, s20, 32);
-  if (nq > 3) v128.store(acc, s30, 48);
-  v128.store(acc, s01, 64);
-  v128.store(acc, s11, 80);
-  v128.store(acc, s21, 96);
-  if (nq > 3) v128.store(acc, s31, 112);
-}
-
-// @ts-ignore: decorator
-@inline
-function weighVectors(nq: i32, bits: i32, from: usize, blocks: i32, chunks: i32, b: usize, acc: usize): void {
-  const row = <usize>halfBlockBytes(bits, chunks << 2);
-  const tables = VALUES + tablesOf(bits);
-  for (let v: usize = 0; v < row; v += 16) {
-    if (bits == 4) {
-      weighPair(nq, APART, tables, from + v, row, blocks, b, acc);
-      acc += 128;
-    } else {
-      // Of a vector of 8 chunks, each nibble holds two pairs.
-      for (let t: usize = 0; t < (bits == 1 ? 64 : 32); t += 32) {
-        weighPair(nq, LOW, tables + t, from + v, row, blocks, b, acc);
-        acc += 128;
-      }
-      for (let t: usize = 0; t < (bits == 1 ? 64 : 32); t += 32) {
-        weighPair(nq, HIGH, tables + t, from + v, row, blocks, b, acc);
-        acc += 128;
-      }
-    }
-  }
-}
-
-/** Whether weighPacked takes values of so many bits. Those of 3 are not worth a kernel: no tier of the default policy has them. */
-// @ts-ignore: decorator
-@inline
-export function weighsPacked(bits: i32): bool {
-  return bits != 3;
-}
-
-/**
- * Adds packed values of 1, 2 or 4 bits, times the spread weights of 3 or 4 queries, to acc i32x4 [chunk][4 queries], which has room for the
- * chunks of a whole vector: a multiple of 8.
- */
-export function weighPacked(nq: i32, bits: i32, from: usize, blocks: i32, chunks: i32, b: usize, acc: usize): void {
-  if (nq == 3) {
-    if (bits == 4) weighVectors(3, 4, from, blocks, chunks, b, acc);
-    else if (bits == 2) weighVectors(3, 2, from, blocks, chunks, b, acc);
-    else weighVectors(3, 1, from, blocks, chunks, b, acc);
-  } else {
-    if (bits == 4) weighVectors(4, 4, from, blocks, chunks, b, acc);
-    else if (bits == 2) weighVectors(4, 2, from, blocks, chunks, b, acc);
-    else weighVectors(4, 1, from, blocks, chunks, b, acc);
-  }
-}
-
-/** No sums yet, of so many chunks and those behind them. */
-export function clearPacked(acc: usize, chunks: i32): void {
-  const none = i32x4.splat(0);
-  for (const end = acc + (<usize>((chunks + 7) & ~7) << 6); acc < end; acc += 64) {
-    v128.store(acc, none);
-    v128.store(acc, none, 16);
-    v128.store(acc, none, 32);
-    v128.store(acc, none, 48);
-  }
-}
-
-/** Adds the sums, times each query's step, to the outputs. */
-export function finishPacked(nq: i32, acc: usize, chunks: i32, out: usize, ldOut: usize, params: usize): void {
-  for (let i = 0; i < nq; i++) {
-    const step = v128.load32_splat(params, 8);
-    let from = acc + (<usize>i << 4);
-    let to = out;
-    for (const end = from + (<usize>chunks << 6); from < end; from += 64) {
-      finishWeigh(v128.load(from), to, step);
-      to += 16;
-    }
-    out += ldOut;
-    params += 32;
   }
 }
