@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
@@ -8,7 +8,7 @@ import { ONE_SHOT_ONLY, POLICIES } from '../cache/registry.ts';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { TASKS } from '../eval/registry.ts';
 import { writeReport } from '../eval/report.ts';
-import { ResultLog } from '../eval/rows.ts';
+import { type Row, readRows } from '../eval/rows.ts';
 import { type MethodSpec, type Progress, runEvaluation, type SampleRange } from '../eval/run.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import {
@@ -45,22 +45,36 @@ interface EvaluateOptions {
   list?: boolean;
 }
 
-const list = (text: string): string[] => text.split(',').filter((part) => part !== '');
-/** As `list`; a comma within tiers (8,8) stands between two digits. */
-const policyList = (text: string): string[] => text.split(/,(?!\d)/).filter((part) => part !== '');
+const parts = (text: string, between: string | RegExp, example: string): string[] => {
+  const all = text.split(between).filter((part) => part !== '');
+  if (all.length === 0) throw new InvalidArgumentError(`expected names, as in ${example}`);
+  return all;
+};
+const list = (text: string): string[] => parts(text, ',', 'pg19,needle-essay');
+/** A comma within tiers (8,8) stands between two digits. */
+const policyList = (text: string): string[] => parts(text, /,(?!\d)/, 'adkvc,h2o@4');
 const range = (text: string): SampleRange => {
-  const [first, last] = text.split('-').map(Number) as [number, number?];
-  const samples = last === undefined ? { from: 0, to: first } : { from: first, to: last + 1 };
-  if (!(Number.isInteger(samples.from) && Number.isInteger(samples.to) && samples.from < samples.to))
+  const [, first, last] = /^(\d+)(?:-(\d+))?$/.exec(text) ?? [];
+  const samples =
+    last === undefined ? { from: 0, to: Number(first) } : { from: Number(first), to: Number(last) + 1 };
+  if (!(samples.from < samples.to))
     throw new InvalidArgumentError('expected a number of samples, or the first and the last, as in 16-19');
   return samples;
 };
-const numbers = (text: string): number[] =>
-  list(text).map((part) => {
-    const n = Number(part);
-    if (!(n >= 0) || part.trim() === '') throw new InvalidArgumentError('expected numbers, as in 2,4,8');
-    return n;
-  });
+const numbers =
+  (what: string, right: (n: number) => boolean) =>
+  (text: string): number[] =>
+    text.split(',').map((part) => {
+      const n = Number(part);
+      if (part.trim() === '' || !right(n)) throw new InvalidArgumentError(`expected ${what}`);
+      return n;
+    });
+const ratioList = numbers('ratios, as in 2,4,8', (n) => n > 0 && Number.isFinite(n));
+const lengthList = numbers(
+  'whole numbers of tokens from 2, as in 2048,4096',
+  (n) => Number.isInteger(n) && n >= 2,
+);
+const seedList = numbers('whole numbers, as in 0,1,2', (n) => Number.isInteger(n) && n >= 0);
 
 /** `adkvc evaluate`: tasks x methods x ratios x seeds over the cores; JSON lines, resumable, and a report. */
 export function evaluateCommand(program: Command): void {
@@ -74,13 +88,13 @@ export function evaluateCommand(program: Command): void {
       policyList,
       Object.keys(POLICIES),
     )
-    .option('--ratios <list>', 'fp16 bytes over bytes held', numbers, [4])
-    .option('--lengths <list>', "tokens of text or prompt (default: each task's own)", numbers, [])
+    .option('--ratios <list>', 'fp16 bytes over bytes held', ratioList, [4])
+    .option('--lengths <list>', "tokens of text or prompt (default: each task's own)", lengthList, [])
     .option('--samples <n>', 'samples a task and length: 5, or 16-19 for those numbers', range, {
       from: 0,
       to: 5,
     })
-    .option('--seeds <list>', 'seeds of samples and random choices', numbers, [0])
+    .option('--seeds <list>', 'seeds of samples and random choices', seedList, [0])
     .option('--window <n>', 'newest tokens kept exact', natural, DEFAULT_CACHE.window)
     .option('--sinks <n>', 'first tokens kept exact', natural, DEFAULT_CACHE.sinks)
     .option('--exact', 'weights as stored, float arithmetic')
@@ -115,20 +129,38 @@ export function evaluateCommand(program: Command): void {
       if (options.reportOnly && options.report === undefined)
         throw new InvalidInputError('--report-only needs --report', '--report');
       const out = resolve(options.out);
-      if (!options.reportOnly) await evaluate(options, out);
-      else if (!existsSync(out))
+      const folder = options.report === undefined ? undefined : reportFolder(options.report);
+      if (options.reportOnly && !existsSync(out))
         throw new InvalidInputError(`${out} is not there: nothing to report`, '--out');
-      if (options.report !== undefined) {
-        const log = new ResultLog(out);
-        log.close();
-        const folder = resolve(options.report);
-        await writeReport([...log.rows.values()], folder);
+      const failed = options.reportOnly ? [] : await evaluate(options, out);
+      if (folder !== undefined) {
+        await writeReport([...readRows(out).rows.values()], folder);
         process.stderr.write(`${join(folder, 'report.md')} and report.html\n`);
       }
+      if (failed.length > 0)
+        throw new AdkvcError(
+          'evaluation_failed',
+          `${failed.length} rows failed, for what is said above; the same command tries them again`,
+        );
     });
 }
 
-async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
+/** Made before anything runs: hours later would be late to hear that it cannot be. */
+function reportFolder(path: string): string {
+  const folder = resolve(path);
+  try {
+    mkdirSync(folder, { recursive: true });
+  } catch (error) {
+    throw new InvalidInputError(
+      `${folder} cannot be a folder (${(error as Error).message}): name another with --report`,
+      '--report',
+    );
+  }
+  return folder;
+}
+
+/** @returns rows that failed */
+async function evaluate(options: EvaluateOptions, out: string): Promise<Row[]> {
   const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
   const methods = [...new Map(named.map((m) => [JSON.stringify(m), m])).values()];
   const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
@@ -163,20 +195,18 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<void> {
     onProgress: progressLine(),
     onNote: (note) => process.stderr.write(`${note}\n`),
     signal: ending.signal,
+  }).finally(() => {
+    clearTimeout(deadline);
+    process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
   });
-  clearTimeout(deadline);
-  process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
   const failed = rows.filter((row) => row.error !== undefined);
+  const skipped = rows.filter((row) => row.skipped !== undefined).length;
   for (const row of failed)
     process.stderr.write(`${row.task} ${row.policy}@${row.ratio} sample ${row.sample}: ${row.error}\n`);
   process.stdout.write(
-    `${JSON.stringify({ out, rows: rows.length, failed: failed.length, left, leftByTask })}\n`,
+    `${JSON.stringify({ out, rows: rows.length, failed: failed.length, skipped, left, leftByTask })}\n`,
   );
-  if (failed.length > 0)
-    throw new AdkvcError(
-      'evaluation_failed',
-      `${failed.length} of ${rows.length} rows failed; run again to retry them`,
-    );
+  return failed;
 }
 
 const NUMBERS = ['window', 'sinks', 'decay', 'lastQueries', 'pool', 'block', 'floor', 'high', 'mid'] as const;
@@ -187,14 +217,14 @@ const FLAGS = ['useProfile', 'estimate'] as const;
  * `snapkv@4+one-shot` once after the prompt. */
 function methodsNamed(text: string, ratios: readonly number[]): MethodSpec[] {
   const [named, ...changes] = text.split('+') as [string, ...string[]];
-  const [policy, own] = named.split('@') as [string, string | undefined];
+  const [policy, own, ...rest] = named.split('@') as [string, string?, ...string[]];
   if (!POLICIES[policy])
     throw new InvalidInputError(
       `unknown policy "${policy}": use ${Object.keys(POLICIES).join(', ')}`,
       '--policies',
     );
   const ratio = Number(own);
-  if (own !== undefined && !(ratio > 0))
+  if (rest.length > 0 || (own !== undefined && !(ratio > 0)))
     throw new InvalidInputError(`"${text}" names no ratio: write ${policy}@4`, '--policies');
   if (policy === 'full') return [];
   const once = changes.includes('one-shot') || ONE_SHOT_ONLY.has(policy);

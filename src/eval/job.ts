@@ -124,6 +124,8 @@ function counting(engine: ModelEngine, onTokens: (tokens: number) => void): Mode
     if (performance.now() - told < TELL_MS) return;
     told = performance.now();
     onTokens(tokens);
+    // Without workers, this thread also hears of signals and the deadline.
+    await new Promise((resolve) => setImmediate(resolve));
   };
   return Object.create(engine, { feedEach: { value: feedEach } }) as ModelEngine;
 }

@@ -1,4 +1,5 @@
 import { wasmFolder } from '../cli/load-engine.ts';
+import { AdkvcError } from '../core/errors.ts';
 import { type Hand, startHand } from './hand.ts';
 import { type Identity, type Job, type JobResult, type LoadOptions, loadJobs } from './job.ts';
 
@@ -51,7 +52,14 @@ export async function createPool(
   const load = { bundle, data, backend, maxBytes, aside, stop };
   // Built once, before all workers want them at the same time.
   if (backend === 'wasm') await wasmFolder();
-  return workers === 0 ? inThread(load) : inWorkers(load, workers, entry);
+  try {
+    return workers === 0 ? await inThread(load) : await inWorkers(load, workers, entry);
+  } catch (cause) {
+    // What a thread threw has lost its class on the way.
+    const message = cause instanceof Error ? cause.message : String(cause);
+    const remedy = message.includes('memory') ? ': --memory says how much it may take' : '';
+    throw new AdkvcError('evaluation_not_started', `a worker cannot start: ${message}${remedy}`, { cause });
+  }
 }
 
 const stopping = ({ stop }: LoadOptions): boolean => Atomics.load(stop, 0) !== 0;

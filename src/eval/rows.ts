@@ -3,15 +3,19 @@ import {
   closeSync,
   existsSync,
   fsyncSync,
+  ftruncateSync,
   mkdirSync,
   openSync,
   readFileSync,
-  truncateSync,
+  rmSync,
+  statSync,
+  writeFileSync,
   writeSync,
 } from 'node:fs';
+import { hostname } from 'node:os';
 import { dirname } from 'node:path';
 import type { CacheConfig } from '../cache/policy.ts';
-import { CorruptDataError } from '../core/errors.ts';
+import { AdkvcError, CorruptDataError, InvalidInputError } from '../core/errors.ts';
 import type { CacheFigures } from './meter.ts';
 import type { Protocol, Speed } from './task.ts';
 
@@ -80,30 +84,73 @@ export const rowKey = (spec: RowSpec): string =>
     .digest('hex')
     .slice(0, 32);
 
+interface LogFile {
+  /** The newest row of each key. */
+  readonly rows: Map<string, Row>;
+  /** Bytes of the lines that are whole; what lies behind them a run that was killed left. */
+  readonly wholeBytes: number;
+  readonly bytes: number;
+}
+
+/**
+ * The rows of a log, which is only looked at: a run may be writing it.
+ * @throws InvalidInputError where there is no such file, CorruptDataError for a whole line that is no row
+ */
+export function readRows(path: string): LogFile {
+  const text = attempt(path, 'read', () => {
+    if (!statSync(path).isFile()) throw new Error('it is no file');
+    return readFileSync(path, 'utf8');
+  });
+  const whole = text.slice(0, text.lastIndexOf('\n') + 1);
+  const rows = new Map<string, Row>();
+  whole.split('\n').forEach((line, i) => {
+    if (line === '') return;
+    const row = parse(line);
+    if (!row)
+      throw new CorruptDataError(
+        `${path}: line ${i + 1} is not a result: name another file with --out, or take the line out`,
+        { path },
+      );
+    rows.set(row.key, row);
+  });
+  return { rows, wholeBytes: Buffer.byteLength(whole), bytes: Buffer.byteLength(text) };
+}
+
+function attempt<T>(path: string, what: string, action: () => T): T {
+  try {
+    return action();
+  } catch (error) {
+    throw new InvalidInputError(
+      `${path} cannot be ${what} (${(error as Error).message}): name another file with --out`,
+      '--out',
+    );
+  }
+}
+
 /**
  * Rows as JSON lines, appended one by one: a line counts once its line feed is there. A run that was killed left at most one torn line,
- * which the next one cuts off.
+ * which the next one cuts off. One run at a time writes a log: a file beside it says which.
  */
 export class ResultLog {
   readonly path: string;
-  /** The newest row of each key. */
-  readonly rows = new Map<string, Row>();
+  readonly rows: Map<string, Row>;
   readonly #file: number;
+  readonly #unlock: () => void;
 
-  /** @throws CorruptDataError for a whole line that is no row: the file is not ours to cut */
+  /** @throws InvalidInputError where the file cannot be written or another run does, CorruptDataError for a whole line that is no row: the file is not ours to cut */
   constructor(path: string) {
     this.path = path;
-    mkdirSync(dirname(path), { recursive: true });
-    const text = existsSync(path) ? readFileSync(path, 'utf8') : '';
-    const whole = text.slice(0, text.lastIndexOf('\n') + 1);
-    whole.split('\n').forEach((line, i) => {
-      if (line === '') return;
-      const row = parse(line);
-      if (!row) throw new CorruptDataError(`${path}: line ${i + 1} is not a result`, { path });
-      this.rows.set(row.key, row);
-    });
-    if (whole.length < text.length) truncateSync(path, Buffer.byteLength(whole));
-    this.#file = openSync(path, 'a');
+    attempt(path, 'written', () => mkdirSync(dirname(path), { recursive: true }));
+    this.#unlock = lock(path);
+    try {
+      const held = existsSync(path) ? readRows(path) : undefined;
+      this.rows = held?.rows ?? new Map();
+      this.#file = attempt(path, 'written', () => openSync(path, 'a'));
+      if (held && held.wholeBytes < held.bytes) ftruncateSync(this.#file, held.wholeBytes);
+    } catch (error) {
+      this.#unlock();
+      throw error;
+    }
   }
 
   finished(key: string): boolean {
@@ -111,14 +158,58 @@ export class ResultLog {
     return row !== undefined && row.error === undefined;
   }
 
+  /** @throws AdkvcError where the line cannot be written: the log is as good as before, and the next run goes on from it */
   append(row: Row): void {
-    writeSync(this.#file, `${JSON.stringify(row)}\n`);
+    const line = Buffer.from(`${JSON.stringify(row)}\n`);
+    try {
+      for (let at = 0; at < line.length; ) at += writeSync(this.#file, line, at);
+    } catch (error) {
+      throw new AdkvcError(
+        'results_unwritable',
+        `a row cannot be added to ${this.path} (${(error as Error).message}): what is there stays, the same command goes on from it`,
+      );
+    }
     this.rows.set(row.key, row);
   }
 
   close(): void {
     fsyncSync(this.#file);
     closeSync(this.#file);
+    this.#unlock();
+  }
+}
+
+/** Keeps other runs away from a log until the returned function is called, or this process ends. */
+function lock(path: string): () => void {
+  const own = `${path}.lock`;
+  const me = `${process.pid} ${hostname()}`;
+  for (;;) {
+    try {
+      writeFileSync(own, me, { flag: 'wx' });
+      return () => rmSync(own, { force: true });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST')
+        return attempt(path, 'written', () => {
+          throw error;
+        });
+    }
+    const [pid, host] = readFileSync(own, 'utf8').split(' ') as [string, string?];
+    if (host !== hostname() || runs(Number(pid)))
+      throw new InvalidInputError(
+        `process ${pid} on ${host} is writing ${path}: wait for it or name another file with --out (if there is no such run, delete ${own})`,
+        '--out',
+      );
+    // Its run was killed.
+    rmSync(own, { force: true });
+  }
+}
+
+function runs(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
   }
 }
 

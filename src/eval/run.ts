@@ -1,9 +1,12 @@
 import { cpus } from 'node:os';
 import type { CacheConfig } from '../cache/policy.ts';
+import { createPolicy } from '../cache/registry.ts';
 import { InvalidInputError } from '../core/errors.ts';
+import { folderSource } from '../prepare/folder-source.ts';
+import { readManifest } from '../runtime/model.ts';
 import { DataFolder } from './data.ts';
-import type { Job, LoadOptions } from './job.ts';
-import { createPool, type Unit } from './pool.ts';
+import type { Job, JobResult, LoadOptions } from './job.ts';
+import { createPool, type Pool, type Unit } from './pool.ts';
 import { TASKS } from './registry.ts';
 import { type Origin, ResultLog, type Row, type RowSpec, rowKey } from './rows.ts';
 import type { Method, Protocol, Task } from './task.ts';
@@ -90,107 +93,169 @@ export async function runEvaluation(options: RunOptions): Promise<RunResult> {
     data.require(task.files);
     return task;
   });
-  const hashes = new Map<string, string>();
-  for (const file of new Set(tasks.flatMap((t) => t.files))) hashes.set(file, await data.sha256(file));
+  await checkMethods(options);
+  for (const { name, oneShot, analysis } of tasks)
+    if (!oneShot && !analysis && options.methods.some((m) => m.protocol === 'one-shot'))
+      options.onNote(`${name} has no prompt: it runs without the one-shot methods`);
+  const hashes: Record<string, string> = {};
+  for (const file of new Set(tasks.flatMap((t) => t.files))) hashes[file] = await data.sha256(file);
+  const places = await Promise.all(tasks.map((task) => placesOf(task, options, data)));
 
   const log = new ResultLog(options.out);
-  const pool = await createPool({ ...options, aside: `${options.out}.aside` }, options.workers);
-  options.signal?.addEventListener('abort', pool.stop);
-  if (options.signal?.aborted) pool.stop();
   try {
-    const specOf = (
-      task: Task,
-      job: Omit<Job, 'methods' | 'task' | 'reference'>,
-      method: Method,
-    ): RowSpec => ({
-      task: task.name,
-      taskVersion: task.version,
-      length: job.length,
-      sample: job.sample,
-      seed: job.seed,
-      config: method.config,
-      protocol: method.protocol ?? 'streaming',
-      ...pool.identity,
-      data: Object.fromEntries(task.files.map((f) => [f, hashes.get(f)!])),
-    });
-    const wanted = new Map<string, string>();
-    const units: Unit[] = [];
-    for (const task of tasks) {
-      const range = { from: options.samples.from, to: Math.min(options.samples.to, await task.count(data)) };
-      const n = Math.max(0, range.to - range.from);
-      const lengths = task.lengths[0] === 0 || options.lengths.length === 0 ? task.lengths : options.lengths;
-      const places = lengths.flatMap((length) => options.seeds.map((seed) => ({ length, seed })));
-      for (const { length, seed } of places) {
-        const methods = methodsOf(task, options, seed);
-        const reference = methodOf(FULL, options, seed);
-        const parts = task.together
-          ? inParts(methods, Math.ceil(options.workers / Math.max(1, n * places.length)))
-          : methods.map((m) => [m]);
-        for (const samples of grouped(range, task.group))
-          for (const part of parts) {
-            const jobs = samples.map((sample): Job => {
-              const place = { length, sample, seed };
-              const keys = part.map((m) => rowKey(specOf(task, place, m)));
-              for (const key of keys) wanted.set(key, task.name);
-              const methods = part.filter((_, i) => !log.finished(keys[i]!));
-              return { task: task.name, ...place, methods, reference };
-            });
-            const open = jobs.filter((job) => job.methods.length > 0);
-            if (open.length > 0) units.push(open);
-          }
-      }
+    const pool = await createPool({ ...options, aside: `${options.out}.aside` }, options.workers);
+    options.signal?.addEventListener('abort', pool.stop);
+    if (options.signal?.aborted) pool.stop();
+    try {
+      return await runOn(pool, log, places.flat(), hashes, options);
+    } finally {
+      await pool.close();
     }
-    const jobs = units.flat();
-    const host = `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${process.platform} ${process.arch}, ${Math.max(1, options.workers)} of ${cpus().length} cores`;
-    const origin = (): Origin => ({
-      commit: options.commit,
-      node: process.versions.node,
-      host,
-      at: new Date().toISOString(),
-    });
-    const clock = new Clock(wanted.size, jobs, options.onProgress);
-    await pool.run(units, {
-      onResult: (job, { method: index, outcome, error, processPeakBytes }) => {
-        const method = job.methods[index]!;
-        const spec = specOf(TASKS[job.task]!, job, method);
-        const row: Row = {
-          key: rowKey(spec),
-          ...spec,
-          policy: method.policy,
-          ratio: method.ratio ?? null,
-          ...(error === undefined ? {} : { error }),
-          ...(outcome && 'skipped' in outcome ? { skipped: outcome.skipped } : {}),
-          ...(outcome && 'scores' in outcome
-            ? {
-                scores: outcome.scores,
-                detail: outcome.detail,
-                tokens: outcome.tokens,
-                cache: outcome.cache,
-                measured: { ...outcome.speed, processPeakBytes },
-              }
-            : {}),
-          origin: origin(),
-        };
-        log.append(row);
-        clock.row(row);
-      },
-      onTokens: (job, tokens) => clock.tokens(job, tokens),
-      onDone: (job) => clock.done(job),
-      onDeath: (job, reason) =>
-        options.onNote(`a worker died in ${job.task}, sample ${job.sample}: ${reason}`),
-    });
-    const leftByTask: Record<string, number> = {};
-    let left = 0;
-    for (const [key, task] of wanted)
-      if (!log.rows.has(key)) {
-        leftByTask[task] = (leftByTask[task] ?? 0) + 1;
-        left++;
-      }
-    return { rows: [...wanted.keys()].flatMap((key) => log.rows.get(key) ?? []), left, leftByTask };
   } finally {
-    await pool.close();
     log.close();
   }
+}
+
+/** Samples of a task at one length and seed. */
+interface Place {
+  readonly task: Task;
+  readonly length: number;
+  readonly seed: number;
+  readonly range: SampleRange;
+  /** Of the task in all. */
+  readonly samples: number;
+}
+
+async function placesOf(task: Task, options: RunOptions, data: DataFolder): Promise<Place[]> {
+  const there = await task.count(data);
+  const { from } = options.samples;
+  if (from >= there)
+    throw new InvalidInputError(
+      `${task.name} has no sample ${from}: its samples are 0 to ${there - 1}`,
+      '--samples',
+    );
+  const range = { from, to: Math.min(options.samples.to, there) };
+  const lengths = task.lengths[0] === 0 || options.lengths.length === 0 ? task.lengths : options.lengths;
+  return lengths.flatMap((length) =>
+    options.seeds.map((seed) => ({
+      ...{ task, length, seed, range },
+      samples: (range.to - range.from) * lengths.length * options.seeds.length,
+    })),
+  );
+}
+
+/** What no policy takes is told before hours are spent. @throws InvalidInputError naming method, field and what would be right */
+async function checkMethods(options: RunOptions): Promise<void> {
+  const { model } = await readManifest(folderSource(options.bundle));
+  for (const seed of options.seeds)
+    for (const spec of [FULL, ...options.methods]) {
+      const { config } = methodOf(spec, options, seed);
+      try {
+        createPolicy(spec.protocol === 'one-shot' ? { ...config, oneShot: 1 } : config, model);
+      } catch (error) {
+        if (!(error instanceof InvalidInputError)) throw error;
+        const at = spec.ratio === undefined ? '' : ` at ${spec.ratio}x`;
+        throw new InvalidInputError(`${spec.policy}${at}: ${error.message}`, error.param);
+      }
+    }
+}
+
+async function runOn(
+  pool: Pool,
+  log: ResultLog,
+  places: readonly Place[],
+  hashes: Readonly<Record<string, string>>,
+  options: RunOptions,
+): Promise<RunResult> {
+  const specOf = (task: Task, job: Omit<Job, 'methods' | 'task' | 'reference'>, method: Method): RowSpec => ({
+    task: task.name,
+    taskVersion: task.version,
+    length: job.length,
+    sample: job.sample,
+    seed: job.seed,
+    config: method.config,
+    protocol: method.protocol ?? 'streaming',
+    ...pool.identity,
+    data: Object.fromEntries(task.files.map((f) => [f, hashes[f]!])),
+  });
+  const wanted = new Map<string, string>();
+  const units: Unit[] = [];
+  for (const { task, length, seed, range, samples: inAll } of places) {
+    const methods = methodsOf(task, options, seed);
+    const reference = methodOf(FULL, options, seed);
+    const parts = task.together
+      ? inParts(methods, Math.ceil(options.workers / inAll))
+      : methods.map((m) => [m]);
+    for (const samples of grouped(range, task.group))
+      for (const part of parts) {
+        const jobs = samples.map((sample): Job => {
+          const place = { length, sample, seed };
+          const keys = part.map((m) => rowKey(specOf(task, place, m)));
+          for (const key of keys) wanted.set(key, task.name);
+          const methods = part.filter((_, i) => !log.finished(keys[i]!));
+          return { task: task.name, ...place, methods, reference };
+        });
+        const open = jobs.filter((job) => job.methods.length > 0);
+        if (open.length > 0) units.push(open);
+      }
+  }
+  const host = `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${process.platform} ${process.arch}, ${Math.max(1, options.workers)} of ${cpus().length} cores`;
+  const origin = (): Origin => ({
+    commit: options.commit,
+    node: process.versions.node,
+    host,
+    at: new Date().toISOString(),
+  });
+  const rowOf = (job: Job, { method: index, outcome, error, processPeakBytes }: JobResult): Row => {
+    const method = job.methods[index]!;
+    const spec = specOf(TASKS[job.task]!, job, method);
+    return {
+      key: rowKey(spec),
+      ...spec,
+      policy: method.policy,
+      ratio: method.ratio ?? null,
+      ...(error === undefined ? {} : { error }),
+      ...(outcome && 'skipped' in outcome ? { skipped: outcome.skipped } : {}),
+      ...(outcome && 'scores' in outcome
+        ? {
+            scores: outcome.scores,
+            detail: outcome.detail,
+            tokens: outcome.tokens,
+            cache: outcome.cache,
+            measured: { ...outcome.speed, processPeakBytes },
+          }
+        : {}),
+      origin: origin(),
+    };
+  };
+  const clock = new Clock(wanted.size, units.flat(), options.onProgress);
+  let broken: unknown;
+  await pool.run(units, {
+    onResult: (job, result) => {
+      if (broken !== undefined) return;
+      const row = rowOf(job, result);
+      try {
+        log.append(row);
+      } catch (error) {
+        broken = error;
+        pool.stop();
+        return;
+      }
+      clock.row(row);
+    },
+    onTokens: (job, tokens) => clock.tokens(job, tokens),
+    onDone: (job) => clock.done(job),
+    onDeath: (job, reason) => options.onNote(`a worker died in ${job.task}, sample ${job.sample}: ${reason}`),
+  });
+  if (broken !== undefined) throw broken;
+  const leftByTask: Record<string, number> = {};
+  let left = 0;
+  for (const [key, task] of wanted)
+    if (!log.rows.has(key)) {
+      leftByTask[task] = (leftByTask[task] ?? 0) + 1;
+      left++;
+    }
+  return { rows: [...wanted.keys()].flatMap((key) => log.rows.get(key) ?? []), left, leftByTask };
 }
 
 const FULL: MethodSpec = { policy: 'full' };

@@ -1,10 +1,14 @@
 import { spawn } from 'node:child_process';
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { Command, CommanderError } from 'commander';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { evaluateCommand } from '../../src/cli/evaluate.ts';
+import { AdkvcError } from '../../src/core/errors.ts';
 import type { Job } from '../../src/eval/job.ts';
 import { createPool } from '../../src/eval/pool.ts';
 import { writeReport } from '../../src/eval/report.ts';
@@ -44,7 +48,14 @@ describe('the runner', () => {
     const result = await runCli(args('whole.jsonl', '--workers', '2'));
     expect(result.stderr).toMatch(/28 of 28 rows, .* gone, done/);
     expect(result.lines).toEqual([
-      { out: join(fixture.folder, 'whole.jsonl'), rows: TOTAL, failed: 0, left: 0, leftByTask: {} },
+      {
+        out: join(fixture.folder, 'whole.jsonl'),
+        rows: TOTAL,
+        failed: 0,
+        skipped: 0,
+        left: 0,
+        leftByTask: {},
+      },
     ]);
     const rows = rowsOf('whole.jsonl');
     expect(new Set(rows.map((r) => r.key)).size).toBe(TOTAL);
@@ -124,10 +135,13 @@ describe('the runner', () => {
     expect(comparisons(section!).map((c) => c.method)).toEqual(['adkvc (float attention) at 2x']);
   });
 
-  test('told to end, it says so, and ends well', async () => {
+  test.each(['0', '1'])('told to end, with %s workers, it says so, and ends well', async (workers) => {
     const child = spawn(
       process.execPath,
-      [join(ROOT, 'src/cli/main.ts'), ...args('term.jsonl', '--workers', '1', '--lengths', '1500')],
+      [
+        join(ROOT, 'src/cli/main.ts'),
+        ...args(`term-${workers}.jsonl`, '--workers', workers, '--lengths', '1500'),
+      ],
       { cwd: ROOT },
     );
     let stderr = '';
@@ -247,41 +261,95 @@ describe('the runner', () => {
     expect(rowsOf('whole.jsonl')).toHaveLength(TOTAL + 2 * 2 * 2);
   });
 
-  test('a method that fails is a row of its own, retried, and the command fails', async () => {
-    const bad = [
-      ...commonArgs(),
-      '--tasks',
-      'pg19',
-      '--lengths',
-      '256',
-      '--workers',
-      '0',
-      '--ratios',
-      '2,900',
-    ];
+  test('a sample that fails is a row of its own, retried; the report is written, and the command fails', async () => {
+    // Less than a question takes.
+    const bad = [...commonArgs(), '--tasks', 'pg19,needle-noise', '--lengths', '64', '--workers', '0'];
     const out = join(fixture.folder, 'bad.jsonl');
-    const result = await runCli([...bad, '--out', out]);
+    const report = join(fixture.folder, 'bad-report');
+    const result = await runCli([...bad, '--out', out, '--report', report]);
     expect(result.code).toBe(1);
     const rows = rowsOf('bad.jsonl');
-    expect(rows.filter((r) => r.error !== undefined).every((r) => r.ratio === 900)).toBe(true);
-    expect(rows.filter((r) => r.scores !== undefined)).toHaveLength(2 * 5);
-    expect(result.stderr).toMatch(/ratio must lie between/);
+    expect(rows.filter((r) => r.error !== undefined).map((r) => r.task)).toEqual(
+      Array(2 * 7).fill('needle-noise'),
+    );
+    expect(rows.filter((r) => r.scores !== undefined)).toHaveLength(2 * 7);
+    expect(result.stderr).toMatch(/no room for a haystack in 64 tokens: raise --lengths/);
+    expect(readFileSync(join(report, 'report.md'), 'utf8')).toContain('needle-noise under full: failed');
     await runCli([...bad, '--out', out]);
-    expect(rowsOf('bad.jsonl')).toHaveLength(rows.length + 2 * 2);
+    expect(rowsOf('bad.jsonl')).toHaveLength(rows.length + 2 * 7);
   });
 
   test.each([
     [['--tasks', 'nonsense'], /unknown task "nonsense": use one of pg19/],
+    [['--tasks', ''], /'--tasks <names>' argument '' is invalid/],
     [['--policies', 'nonsense'], /unknown policy "nonsense"/],
     [['--policies', 'window@much'], /write window@4/],
+    [['--policies', 'window@2@4'], /write window@4/],
     [['--policies', 'adkvc@4+colour=red'], /"colour=red" of .* is no change/],
+    [['--policies', 'adkvc@4+tracker=best'], /adkvc at 4x: tracker must be one of ema/],
+    [['--policies', 'adkvc@900'], /adkvc at 900x: ratio must lie between 1 and 64/],
+    [['--policies', 'uniform@30'], /uniform at 30x: .* lower the ratio or use policy adkvc/],
+    [['--policies', 'fastkv@4+quotas=turns=4,4'], /fastkv at 4x: quotas are for conversations/],
+    [['--window', '5000'], /full: window must be an integer from 0 to 1024/],
+    [['--seeds', '5000000000'], /full: seed must be an integer/],
+    [['--seeds', '1.5'], /expected whole numbers, as in 0,1,2/],
+    [['--ratios', '4,'], /expected ratios, as in 2,4,8/],
+    [['--lengths', '0'], /expected whole numbers of tokens from 2/],
     [['--samples', '9-3'], /as in 16-19/],
+    [['--samples', '-3'], /as in 16-19/],
+    [['--samples', '5-6'], /pg19 has no sample 5: its samples are 0 to 2/],
     [['--data', '/nowhere'], /is missing: give the folder/],
+    [['--memory', '0.001'], /a worker cannot start: .* --memory says how much/],
+    [['--out', '/dev/null/x.jsonl'], /x\.jsonl cannot be written .* name another file with --out/],
+    [['--out', '/dev/null'], /null cannot be read \(it is no file\): name another file with --out/],
+    [['--report', '/dev/null/r'], /cannot be a folder .* name another with --report/],
     [['--report-only'], /--report-only needs --report/],
-  ])('refuses %j', async (more, message) => {
-    const result = await runCli([...args('refused.jsonl', '--workers', '0'), ...more]);
-    expect(result.code).not.toBe(0);
-    expect(result.stderr).toMatch(message);
+  ])('refuses %j before anything runs', async (more, message) => {
+    const out = join(fixture.folder, 'refused.jsonl');
+    let printed = '';
+    const program = new Command().exitOverride().configureOutput({
+      writeErr: (text) => {
+        printed += text;
+      },
+    });
+    evaluateCommand(program);
+    const line = [...args('refused.jsonl', '--workers', '0'), ...more];
+    const error = await program.parseAsync(line, { from: 'user' }).catch((e: unknown) => e);
+    // Others are shown with their stack: they are nobody's mistake at the keyboard.
+    expect(error instanceof AdkvcError || error instanceof CommanderError).toBe(true);
+    expect(printed + (error as Error).message).toMatch(message);
+    expect(existsSync(out) ? readFileSync(out, 'utf8') : '').toBe('');
+    expect(existsSync(`${out}.lock`)).toBe(false);
+    expect(process.listenerCount('SIGTERM')).toBe(0);
+  });
+
+  test('one run at a time writes a log; one that was killed keeps nobody away', () => {
+    const path = join(fixture.folder, 'held.jsonl');
+    const log = new ResultLog(path);
+    expect(() => new ResultLog(path)).toThrow(/process \d+ on .* is writing .*held\.jsonl: wait for it/);
+    log.close();
+    // No process has this number.
+    writeFileSync(`${path}.lock`, `4194305 ${hostname()}`);
+    new ResultLog(path).close();
+    writeFileSync(`${path}.lock`, '1 elsewhere');
+    expect(() => new ResultLog(path)).toThrow(/process 1 on elsewhere .* delete .*held\.jsonl\.lock/);
+  });
+
+  test('a report over a log that is being written changes nothing of it', async () => {
+    const path = join(fixture.folder, 'live.jsonl');
+    writeFileSync(path, `${JSON.stringify(rowsOf('whole.jsonl')[0])}\n{"key":"half a ro`);
+    const before = readFileSync(path, 'utf8');
+    writeFileSync(`${path}.lock`, `${process.pid} ${hostname()}`);
+    const own = ['evaluate', '--out', path, '--report', join(fixture.folder, 'live'), '--report-only'];
+    expect((await runCli(own)).code).toBe(0);
+    expect(readFileSync(path, 'utf8')).toBe(before);
+  });
+
+  test('methods that need a prompt are told where a task has none', async () => {
+    const own = ['--tasks', 'pg19', '--lengths', '64', '--samples', '1', '--policies', 'fastkv,window'];
+    const result = await runCli([...args('once.jsonl', '--workers', '0'), ...own, '--ratios', '2']);
+    expect(result.stderr).toContain('pg19 has no prompt: it runs without the one-shot methods');
+    expect(rowsOf('once.jsonl').map((r) => r.policy)).toEqual(['full', 'window']);
   });
 
   test('a file that holds something else is left alone', () => {

@@ -20,7 +20,7 @@ async function evaluated(backend: string, workers: number, exact = false): Promi
     ...['--lengths', '140', '--samples', '1', '--policies', 'adkvc@3', '--backend', backend],
     ...['--out', out, '--workers', String(workers)],
   ]);
-  expect(lines).toEqual([{ out, rows: 2, failed: 0, left: 0, leftByTask: {} }]);
+  expect(lines).toEqual([{ out, rows: 2, failed: 0, skipped: 0, left: 0, leftByTask: {} }]);
   const rows = readFileSync(out, 'utf8')
     .split('\n')
     .slice(0, -1)

@@ -86,7 +86,7 @@ export async function needlePrompt(
     wording.answer(asked.key),
   ).length;
   for (let room = length - ANSWER_TOKENS - overhead; ; ) {
-    if (room < 1) throw new Error(`no room for a haystack in ${length} tokens`);
+    if (room < 1) throw new Error(`no room for a haystack in ${length} tokens: raise --lengths`);
     const text = cutTo(engine, source, room);
     const { body, at } = hide(
       text,
