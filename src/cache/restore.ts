@@ -46,7 +46,7 @@ function checkBlock(
   for (let h = 0; h < kvHeads; h++) {
     const at = reader.recordAt(h);
     // Before the counts are read, and before what they place.
-    if (at + RECORD_HEADER_BYTES + TIER_IDS > bytes.length) bad(`record ${h} lies outside`);
+    if (at !== 0 && at + RECORD_HEADER_BYTES + TIER_IDS > bytes.length) bad(`record ${h} lies outside`);
     const said = reader.counts(h);
     if (at !== 0 && at + recordParts(reader.tokens, said, headDim).bytes > bytes.length)
       bad(`record ${h} lies outside`);
