@@ -1,18 +1,21 @@
 // Rotates a row's queries, keys and values and appends keys and values to the row's exact part:
-//   q, k: rotary embedding (channel i pairs with i + HEAD_DIM / 2), then the orthonormal Hadamard matrix; v: Hadamard only.
+//   q, k: rotary embedding (channel i pairs with i + HEAD_DIM / 2), then the orthonormal Hadamard matrix; v: Hadamard only. PLAIN: without Hadamard.
+// A row may also stand for queries alone, turned back to the position that they have for segments behind which gaps were closed.
 // Dispatch [rows, HEADS + 2 * KV_HEADS], 64 threads over the channels of one head.
 
 struct Row {
   exact: u32,       // the exact part's start in the cache, in units of 16 bytes
-  capacity: u32,
+  capacity: u32,    // 0: queries alone
   exactBits: u32,   // 16 or 32
   slot: u32,        // where the row goes
   angle: u32,       // the row of `cosines` and `sines` for its position
-  row: u32,         // among q, k, v and queries
+  row: u32,         // among q, k and v
+  to: u32,          // among queries
+  turn: u32,        // the row of `cosines` and `sines` for the tokens that it is turned back by; 0: none
 }
 
 @group(0) @binding(0) var<storage, read> rows: array<Row>;
-@group(0) @binding(1) var<storage, read> cosines: array<f32>;          // [positions, HEAD_DIM / 2]
+@group(0) @binding(1) var<storage, read> cosines: array<f32>;          // [angles, HEAD_DIM / 2]
 @group(0) @binding(2) var<storage, read> sines: array<f32>;
 @group(0) @binding(3) var<storage, read> q: array<f32>;                // [rows, HEADS, HEAD_DIM]
 @group(0) @binding(4) var<storage, read> k: array<f32>;                // [rows, KV_HEADS, HEAD_DIM]
@@ -26,6 +29,7 @@ var<workgroup> x: array<f32, HEAD_DIM>;
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let row = rows[id.x];
   let isQuery = id.y < HEADS;
+  if (!isQuery && row.capacity == 0u) { return; }
   let isKey = !isQuery && id.y < HEADS + KV_HEADS;
   let kvHead = id.y - HEADS - select(KV_HEADS, 0u, isKey);
   let half = HEAD_DIM / 2u;
@@ -44,15 +48,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     if (isQuery || isKey) {
       let angle = row.angle * half + c % half;
-      own = own * cosines[angle] + select(pair, -pair, c < half) * sines[angle];
+      var turned = vec2(cosines[angle], sines[angle]);
+      if (row.turn != 0u) {
+        let back = row.turn * half + c % half;
+        turned = vec2(turned.x * cosines[back] + turned.y * sines[back], turned.y * cosines[back] - turned.x * sines[back]);
+      }
+      own = own * turned.x + select(pair, -pair, c < half) * turned.y;
     }
     x[c] = own;
   }
   workgroupBarrier();
-  hadamard(thread);
+  if (!PLAIN) { hadamard(thread); }
 
   if (isQuery) {
-    for (var c = thread; c < HEAD_DIM; c += 64u) { queries[(row.row * HEADS + id.y) * HEAD_DIM + c] = x[c]; }
+    for (var c = thread; c < HEAD_DIM; c += 64u) { queries[(row.to * HEADS + id.y) * HEAD_DIM + c] = x[c]; }
     return;
   }
   let halfVectors = (row.capacity * HEAD_DIM * row.exactBits + 127u) / 128u;

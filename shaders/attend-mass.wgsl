@@ -51,7 +51,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let item = items[split.item];
   let kvHead = id.y;
   if (split.count == 0u) {
-    if (thread >= 64u) { return; }
+    // Sinks with queries of their own: the rest of their piece has them, too.
+    if (thread >= 64u || split.to < SEGMENT_TOKENS) { return; }
     // Row r sees slot s from r = s + 1 - visible on.
     let slot = split.first + thread * 2u;
     let rows = vec2(

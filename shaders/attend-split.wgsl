@@ -195,7 +195,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var a = vec4<f32>();
     var b = vec4<f32>();
     if (own < VECS) {
-      let at = item.q + (row * HEADS + kvHead * GROUP + head) * HEAD_DIM + own * 8u;
+      let at = split.q + (row * HEADS + kvHead * GROUP + head) * HEAD_DIM + own * 8u;
       a = params.scale * vec4(queries[at], queries[at + 1u], queries[at + 2u], queries[at + 3u]);
       b = params.scale * vec4(queries[at + 4u], queries[at + 5u], queries[at + 6u], queries[at + 7u]);
     }
@@ -238,7 +238,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
   }
   // A piece of the exact part reads as one group of floats.
-  let seen = min(SEGMENT_TOKENS, max(item.visible + row, split.first) - split.first);
+  let seen = min(split.to, max(item.visible + row, split.first) - split.first);
+  let hidden = select(0u, split.from_, exact);
+  let mostCells = select(SEGMENTS * MAX_CELLS, split.to, exact);
   let count = select(total, (seen + 3u) / 4u, exact);
   // A lane without a block repeats the last one, unheard.
   let lastBlock = max(count, 1u) - 1u;
@@ -493,15 +495,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       {
         var x = fourScores(block * GROUP + $hu);
         if (nibble <= 8u) { x = x * (scale * step$h) + qMean[record * GROUP + $hu]; }
-        x = select(x, vec4(NEVER), vec4(0u, 1u, 2u, 3u) > vec4(less1));
+        let cells = vec4(0u, 1u, 2u, 3u) + block * 4u;
+        x = select(x, vec4(NEVER), (cells > vec4(block * 4u + less1)) | (cells < vec4(hidden)));
         s$j_$h = x;
         largest$h = max(largest$h, max(max(x.x, x.y), max(x.z, x.w)));
         if (params.scoreStride > 0u) {
-          let to = scoreRow + $hu * params.scoreStride + (info$j >> 14u);
-          scoresOut[to] = x.x;
-          scoresOut[to + 1u] = x.y;
-          scoresOut[to + 2u] = x.z;
-          scoresOut[to + 3u] = x.w;
+          let first = info$j >> 14u;
+          let to = scoreRow + $hu * params.scoreStride + first;
+          for (var c = 0u; c < 4u; c++) {
+            if (first + c >= hidden && first + c < mostCells) { scoresOut[to + c] = x[c]; }
+          }
         }
       }
       // end $h

@@ -22,6 +22,7 @@ var<workgroup> perWarp: array<f32, GROUP * WARPS>;
 
 /// Levels of 4 codes, at bits 0, 8, 16 and 24 of a word.
 fn levels(word: u32, base: u32) -> vec4<f32> {
+  if (PLAIN) { return vec4<f32>(fourBytes(word) & vec4(15u)) - 8.0; }
   return vec4(
     lut[((word << 5u) & 0x1e0u) | base],
     lut[((word >> 3u) & 0x1e0u) | base],
@@ -32,6 +33,10 @@ fn bytes(word: u32) -> vec4<f32> {
   return vec4<f32>(vec4<i32>(vec4(word << 24u, word << 16u, word << 8u, word)) >> vec4(24u));
 }
 fn halves(a: u32, b: u32) -> vec4<f32> { return vec4(unpack2x16float(a), unpack2x16float(b)); }
+fn halfAt(i: u32) -> f32 {
+  let pair = unpack2x16float(words[i / 2u]);
+  return select(pair.x, pair.y, (i & 1u) == 1u);
+}
 
 // A block's descriptor: keys' and values' places in units of 16 bytes, each with its bits' nibble (1..4, 8; 9 and 10 for 16 and 32) from bit 27 on;
 // places of the keys' and values' scales as word indices, the former with the number of tokens less 1 from bit 30 on. `record`: its first word.
@@ -103,8 +108,12 @@ fn fourFloats(bits: u32, at: u32, channel: u32) -> vec4<f32> {
   let w = at * 4u + channel;
   return bitcast<vec4<f32>>(vec4(words[w], words[w + 1u], words[w + 2u], words[w + 3u]));
 }
-/// 4 scales of a block, at a word.
-fn scales(at: u32, bits: u32, base: f32) -> vec4<f32> {
+/// 4 scales of a block, at a word; of plain tiers those of this lane's channels.
+fn scales(at: u32, bits: u32, base: f32, sub: u32) -> vec4<f32> {
+  if (PLAIN) {
+    let h = at * 2u + sub / 4u;
+    return vec4(halfAt(h), halfAt(h + PLAIN_GROUPS), halfAt(h + 2u * PLAIN_GROUPS), halfAt(h + 3u * PLAIN_GROUPS));
+  }
   if (bits == 8u) { return halves(words[at], words[at + 1u]); }
   return scalesOf(fourBytes(words[at]), bits, base);
 }
@@ -165,7 +174,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   var sum$h = 0.0;
   var qMean$h = 0.0;
   {
-    let at = item.q + (row * HEADS + kvHead * GROUP + $hu) * HEAD_DIM + sub * 8u;
+    let at = split.q + (row * HEADS + kvHead * GROUP + $hu) * HEAD_DIM + sub * 8u;
     if (sub * 8u < HEAD_DIM) {
       qa$h = params.scale * vec4(queries[at], queries[at + 1u], queries[at + 2u], queries[at + 3u]);
     }
@@ -178,6 +187,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 
   let scoreRow = (row * HEADS + kvHead * GROUP) * params.scoreStride + split.scores;
   let exact = split.count == 0u;
+  let hidden = select(0u, split.from_, exact);
   var head = Header();
   var mean = vec2<u32>();
   if (!exact) {
@@ -190,7 +200,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let vBase = head.vBase;
     if (exact) {
       // A piece of the exact part reads as one group of floats.
-      let seen = min(SEGMENT_TOKENS, max(item.visible + row, split.first) - split.first);
+      let seen = min(split.to, max(item.visible + row, split.first) - split.first);
       count = (seen + 3u) / 4u;
       let k = exactAt(item, kvHead, split.first);
       let g = Group(seen, item.exactBits, item.exactBits, 0u, 0u, k, k + exactHalf(item), 0u, 0u);
@@ -228,7 +238,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(team, count - 1u)];
       if ((next.x >> 27u) <= 8u) {
         raw = rawAt(next.x, own);
-        scale = scales(next.z & 0x3fffffffu, next.x >> 27u, kBase);
+        scale = scales(next.z & 0x3fffffffu, next.x >> 27u, kBase, own);
       }
     }
     for (var first = 0u; first < count; first += TEAMS) {
@@ -238,7 +248,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(first + team + TEAMS, count - 1u)];
       if ((next.x >> 27u) <= 8u) {
         raw = rawAt(next.x, own);
-        scale = scales(next.z & 0x3fffffffu, next.x >> 27u, kBase);
+        scale = scales(next.z & 0x3fffffffu, next.x >> 27u, kBase, own);
       }
       let nibble = d.x >> 27u;
       var t0: Floats;
@@ -267,7 +277,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       let factor = select(vec4(1.0), kScale, nibble <= 8u);
       let block = first + team;
       let writes = block < count && (sub & (LANES / 4u - 1u)) == 0u;
-      let there = token < ((d.z >> 30u) + 1u);
+      let there = token < ((d.z >> 30u) + 1u) && block * 4u + token >= hidden;
       // each $h
       {
         let mean = select(0.0, qMean$h, nibble <= 8u);
@@ -318,10 +328,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         sum$h += (w.x + w.y) + (w.z + w.w);
         if (params.scoreStride > 0u) {
           let to = scoreRow + i * MAX_CELLS + $hu * params.scoreStride + b * 4u;
-          scoresOut[to] = x.x;
-          scoresOut[to + 1u] = x.y;
-          scoresOut[to + 2u] = x.z;
-          scoresOut[to + 3u] = x.w;
+          // What lies beside a piece's slots belongs to who reads it with other queries.
+          let most = select(MAX_CELLS, split.to, exact);
+          for (var c = 0u; c < 4u; c++) {
+            let cell = b * 4u + c;
+            if (cell >= hidden && cell < most) { scoresOut[to + c] = x[c]; }
+          }
         }
       }
     }
@@ -333,7 +345,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(team, count - 1u)];
       if ((next.y >> 27u) <= 8u) {
         raw = rawAt(next.y, own);
-        scale = scales(next.w, next.y >> 27u, vBase);
+        scale = scales(next.w, next.y >> 27u, vBase, own);
       }
     }
     for (var block = team; block < count; block += TEAMS) {
@@ -343,7 +355,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       next = blocks[min(block + TEAMS, count - 1u)];
       if ((next.y >> 27u) <= 8u) {
         raw = rawAt(next.y, own);
-        scale = scales(next.w, next.y >> 27u, vBase);
+        scale = scales(next.w, next.y >> 27u, vBase, own);
       }
       let nibble = d.y >> 27u;
       if (nibble <= 8u) {

@@ -1,5 +1,6 @@
 // Shared by all kernels of the cache. The byte layout is that of src/kernels/layout.ts; constants in capitals that are not declared here
 // (HEAD_DIM, HEADS, KV_HEADS, GROUP, LANES, DROP, the tables of tiers and levels) are written in front of this file from there.
+// PLAIN: records hold plain tiers alone, whose vectors are not rotated; PLAIN_GROUPS scales of 16 bits a cell and half.
 //
 // A lane owns the 8 channels 8 * sub .. 8 * sub + 7 of a head, `sub` counting the LANES lanes that share one block of 4 tokens.
 
@@ -10,8 +11,7 @@ const NEVER = -3.0e38;
 
 /// One conversation's attention in one layer.
 struct Item {
-  q: u32,            // f32 index of row 0's queries, [rows, HEADS, HEAD_DIM] contiguous
-  out: u32,          // f32 index of row 0's output, the same shape
+  out: u32,          // f32 index of row 0's output, [rows, HEADS, HEAD_DIM] contiguous
   exact: u32,        // the exact part's start in `cache`, in units of 16 bytes
   capacity: u32,     // its slots
   visible: u32,      // slots that row 0 sees; row r sees r more
@@ -21,12 +21,16 @@ struct Item {
   position: u32,     // absolute position of row 0
 }
 
-/// A share of one conversation's cells: some of its segments, or a piece of its exact part.
+/// A share of one conversation's cells: some of its segments, or a piece of at most SEGMENT_TOKENS slots of its exact part. Where gaps were closed behind
+/// the sinks, the piece that holds the last of them is read twice, each time with its own queries and as if the other slots were not there.
 struct Split {
   item: u32,
   first: u32,        // index into `segments`, or the first slot
-  count: u32,        // segments; 0: a piece of at most SEGMENT_TOKENS slots
-  scores: u32,       // index of its first cell among all cells of the dispatch, MAX_CELLS for each segment
+  count: u32,        // segments; 0: a piece of the exact part
+  scores: u32,       // index of its first cell among all cells of the dispatch, MAX_CELLS for each segment and piece
+  q: u32,            // f32 index of row 0's queries, [rows, HEADS, HEAD_DIM] contiguous, rotated for these cells
+  from_: u32,        // of a piece only its slots from here
+  to: u32,           // to here are there, counted from `first`; 0 and SEGMENT_TOKENS: all
 }
 
 struct Params {
@@ -57,19 +61,21 @@ fn blockVectors(bits: u32) -> u32 {
   }
 }
 
-/// Bytes of a cell's scale: a code, f16, none.
-fn scaleBytes(bits: u32) -> u32 { return select(select(0u, 2u, bits == 8u), 1u, bits < 8u); }
+/// Bytes of a cell's scale: a code, f16, none; of plain tiers f16 for each 32 channels.
+fn scaleBytes(bits: u32) -> u32 {
+  if (PLAIN) { return select(0u, 2u * PLAIN_GROUPS, bits <= 8u); }
+  return select(select(0u, 2u, bits == 8u), 1u, bits < 8u);
+}
 fn pad4(n: u32) -> u32 { return (n + 3u) & 0xfffffffcu; }
 
-/// Where a record's parts lie: bytes from its start, codes in units of 16 bytes. `map` 0: all tokens share a tier.
-/// Plain tiers do not occur: the host refuses them.
+/// Where a record's parts lie: bytes from its start, codes in units of 16 bytes. `map` 0: all tokens share a tier. PLAIN: there is no mean.
 struct Parts { mean: u32, map: u32, scales: u32, codes: u32 }
 /// present: bit mask of tiers; counts: their tokens, a byte each.
 fn partsOf(present: u32, counts: vec3<u32>, tokens: u32) -> Parts {
   let kinds = countOneBits(present);
   var p: Parts;
   p.mean = pad4(8u + kinds);
-  p.map = p.mean + HEAD_DIM;
+  p.map = p.mean + select(HEAD_DIM, 0u, PLAIN);
   p.scales = p.map + select(0u, pad4((tokens + 1u) / 2u), kinds > 1u || (counts.x & 255u) < tokens);
   if (p.scales == p.map) { p.map = 0u; }
   var scaled = 0u;

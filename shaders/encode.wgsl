@@ -1,5 +1,6 @@
 // Writes records: of exact slots (encode), or of an older record under coarser tiers (recode). A half whose bits do not change moves
 // bit for bit; another is quantised: nearest levels of x / rms(x), and the scale |x|^2 / <x, levels>, which keeps <decoded, x> = |x|^2.
+// PLAIN: by the largest of each 32 channels instead, as GGML's q8_0 and q4_0 (quantisePlain in cache-math.ts); no mean, and codes only ever move.
 //
 // Dispatch [jobs]; 128 threads: one a token, then one for each half block of 4 tokens.
 
@@ -70,7 +71,7 @@ fn placeOf(record: u32, tokens: u32, tier: u32, old: bool) -> Place {
 }
 
 /// Where a token's keys or values come from: floats at `at` (in words, from the token's first channel on), or codes in the half block at `at`
-/// (units of 16 bytes) with a scale as it is stored.
+/// (units of 16 bytes) with a scale as it is stored; PLAIN: with the index of its first scale, in 16 bits.
 struct Source { bits: u32, at: u32, cell: u32, scale: u32 }
 fn sourceOf(job: Job, token: u32, values: bool) -> Source {
   if (job.bits != 0u) {
@@ -82,6 +83,7 @@ fn sourceOf(job: Job, token: u32, values: bool) -> Source {
   let start = select(g.k, g.v, values);
   if (bits > 8u) { return Source(bits, start * 4u + cell * HEAD_DIM * bits / 32u, cell, 0u); }
   let scales = job.source * 4u + select(g.kScale, g.vScale, values) / 4u;
+  if (PLAIN) { return Source(bits, start + cell / 4u * blockVectors(bits), cell, scales * 2u + cell * PLAIN_GROUPS); }
   var scale = (words[scales + cell / 4u] >> ((cell & 3u) * 8u)) & 255u;
   if (bits == 8u) { scale = (words[scales + cell / 2u] >> ((cell & 1u) * 16u)) & 0xffffu; }
   return Source(bits, start + cell / 4u * blockVectors(bits), cell, scale);
@@ -126,6 +128,28 @@ fn codeFor(bits: u32, x: f32, inverse: f32) -> u32 {
   return select(half - 1u - above, half + above, x > 0.0);
 }
 
+/// Codes of 32 channels (or what is left) from `first` on take the place of their values in `x`. Returns the scale's binary16 bits.
+fn quantisePlain(x: ptr<function, array<f32, HEAD_DIM>>, first: u32, bits: u32) -> u32 {
+  let end = min(first + 32u, HEAD_DIM);
+  var top = 0.0;
+  for (var c = first; c < end; c++) { if (abs((*x)[c]) > abs(top)) { top = (*x)[c]; } }
+  let d = select(top / -8.0, abs(top) / 127.0, bits == 8u);
+  let inverse = select(1.0 / d, 0.0, d == 0.0);
+  for (var c = first; c < end; c++) {
+    let y = (*x)[c] * inverse;
+    if (bits == 8u) {
+      // Halves away from zero.
+      (*x)[c] = f32(bitcast<u32>(i32(sign(y) * floor(abs(y) + 0.5))) & 255u);
+    } else {
+      (*x)[c] = min(15.0, floor(y + 8.5));
+    }
+  }
+  return toF16(d);
+}
+
+/// Scales of 4 cells.
+const SCALES = 4u * select(1u, PLAIN_GROUPS, PLAIN);
+
 /// Writes 4 tokens' keys or values, `cells` of them there, and their scales.
 fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, cells: u32) {
   let bits = select(g.kBits, g.vBits, values);
@@ -149,12 +173,12 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
   }
   let vectors = blockVectors(bits);
   for (var i = 0u; i < vectors * 4u; i++) { words[at + i] = 0u; }
-  var scales = array<u32, 4>();
+  var scales = array<u32, SCALES>();
   for (var t = 0u; t < cells; t++) {
     let s = sourceOf(job, tokens[t], values);
     let moves = s.bits == bits;
     var factor = 0.0;
-    if (s.bits <= 8u && !moves) { factor = scaleOf(s, values); }
+    if (!PLAIN && s.bits <= 8u && !moves) { factor = scaleOf(s, values); }
     // What is quantised (keys relative to the mean), or the codes that move.
     var x = array<f32, HEAD_DIM>();
     for (var c = 0u; c < HEAD_DIM; c++) {
@@ -166,9 +190,18 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
         if (moves) { x[c] = f32(code); }
       }
     }
-    scales[t] = s.scale;
+    if (!PLAIN) { scales[t] = s.scale; }
     var inverse = 0.0;
-    if (!moves) {
+    if (PLAIN) {
+      for (var g = 0u; g < PLAIN_GROUPS; g++) {
+        let held = s.scale + g;
+        if (moves) {
+          scales[t * PLAIN_GROUPS + g] = (words[held / 2u] >> ((held & 1u) * 16u)) & 0xffffu;
+        } else {
+          scales[t * PLAIN_GROUPS + g] = quantisePlain(&x, g * 32u, bits);
+        }
+      }
+    } else if (!moves) {
       // Four partial sums, as the other backends' vectors have.
       var squares = vec4(0.0);
       var largest = 0.0;
@@ -212,7 +245,9 @@ fn writeBlock(job: Job, g: Group, values: bool, block: u32, tokens: vec4<u32>, c
     }
   }
   let to = job.target_ * 4u + select(g.kScale, g.vScale, values) / 4u + block * scaleBytes(bits);
-  if (bits < 8u) {
+  if (PLAIN) {
+    for (var i = 0u; i < SCALES / 2u; i++) { words[to + i] = scales[2u * i] | (scales[2u * i + 1u] << 16u); }
+  } else if (bits < 8u) {
     words[to] = scales[0] | (scales[1] << 8u) | (scales[2] << 16u) | (scales[3] << 24u);
   } else {
     words[to] = scales[0] | (scales[1] << 16u);
@@ -267,7 +302,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   }
   // The mean of all tokens' keys, in order; a record keeps its own.
   for (var c = thread; c < HEAD_DIM; c += 128u) {
-    if (recodes) {
+    if (PLAIN) {
+      mean[c] = 0.0;
+    } else if (recodes) {
       mean[c] = f32(bitcast<i32>(byteAt(job.source, before.mean + c) << 24u) >> 24u);
     } else {
       var sum = 0.0;
@@ -295,7 +332,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   for (var w = thread; any && w < parts.codes * 4u; w += 128u) { words[to + w] = 0u; }
   storageBarrier();
   workgroupBarrier();
-  for (var w = thread; any && w < HEAD_DIM / 4u; w += 128u) {
+  for (var w = thread; any && !PLAIN && w < HEAD_DIM / 4u; w += 128u) {
     var word = 0u;
     for (var i = 0u; i < 4u; i++) { word |= (bitcast<u32>(i32(mean[w * 4u + i])) & 255u) << (i * 8u); }
     words[to + parts.mean / 4u + w] = word;
@@ -318,7 +355,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     cellOf[thread] = cell;
     oldCellOf[thread] = oldCell;
-    if (!recodes) {
+    if (!recodes && !PLAIN) {
       var sum = vec2(0.0);
       let k = sourceOf(job, thread, false);
       let v = sourceOf(job, thread, true);
@@ -331,7 +368,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   }
   workgroupBarrier();
   if (thread == 0u) {
-    if (!recodes) {
+    if (PLAIN) {
+      baseBits = vec2(0u);
+      meanScale = 0u;
+    } else if (!recodes) {
       var most = vec2(0.0);
       for (var t = 0u; t < job.tokens; t++) { most = max(most, squares[t]); }
       baseBits = vec2(baseOf(most.x), baseOf(most.y));

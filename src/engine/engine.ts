@@ -27,8 +27,6 @@ export interface EngineParts {
   readonly numerics?: string;
   /** Bytes of onnxruntime's heap: 0 unless a node was left to it. */
   readonly ortHeapBytes?: (() => number) | undefined;
-  /** The forward pass has no queries for closed gaps: conversations end at the trained length. */
-  readonly endsAtTrainedLength?: boolean;
 }
 
 /** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
@@ -70,8 +68,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
     profile: parts.profile,
     marks: once(() => messageMarks(template)),
   };
-  const limitOf = (config: KvCache['config']): number =>
-    parts.endsAtTrainedLength ? model.contextLength : positionLimit(model, config);
+  const limitOf = (config: KvCache['config']): number => positionLimit(model, config);
   const workspace = new Workspace(forward);
 
   async function feedEach(

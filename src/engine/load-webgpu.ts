@@ -43,16 +43,14 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
   const engine = createEngine({
     loaded: { manifest, config: manifest.model, kernels, weightBytes: weights.bytes, tierScratch },
     ...{ forward, tokenizer, template, profile },
-    endsAtTrainedLength: true,
   });
   // What no shader reads is refused when a cache is made, not at its first epoch.
   const readable = (cache: KvCache): KvCache => {
-    const { config } = cache;
-    const whole = !ONE_SHOT_ONLY.has(config.policy);
-    if (whole && cache.rotated) return cache;
+    const { policy } = cache.config;
+    if (!ONE_SHOT_ONLY.has(policy)) return cache;
     cache.dispose();
     throw new UnsupportedModelError(
-      `the WebGPU backend does not run policy ${config.policy} so; use the wasm backend`,
+      `policy ${policy} passes on a part of a prompt's rows from layer to layer, which the WebGPU backend cannot; use the wasm backend (--backend wasm)`,
     );
   };
   const { createCache, restoreCache } = engine;

@@ -1,20 +1,26 @@
-import { pad4, SEGMENT_TOKENS } from './layout.ts';
+import { pad4 } from './layout.ts';
 import { kernel, type ShaderSources } from './webgpu.ts';
 import { codebookFunctions, type HeadShape, shaderPrelude } from './webgpu-prelude.ts';
+import { TABLE_WINDOW } from './webgpu-stream.ts';
 import { COPY_DST, STORAGE } from './webgpu-usage.ts';
 
 /** One query row's place: struct Row of shaders/append.wgsl. */
 export interface AppendRow {
   /** Byte offset of the exact part within the cache buffer. */
   readonly exact: number;
+  /** 0: the row's query alone is rotated. */
   readonly capacity: number;
   readonly exactBits: 16 | 32;
   /** The slot that receives the row's key and value. */
   readonly slot: number;
   /** Row of the cosine and sine tables: the position, or its index in a table of the chunk. */
   readonly angle: number;
-  /** Its row in q, k, v and queries; by default its index among those that are appended. */
+  /** Its row in q, k and v; by default its index among those that are appended. */
   readonly row?: number;
+  /** Its row in queries, `row` by default. */
+  readonly to?: number;
+  /** Row of the tables for the tokens that a query is turned back by; 0: none. */
+  readonly turn?: number;
 }
 
 /** A record to write: struct Job of shaders/encode.wgsl. Byte offsets within the cache buffer; 0: no mass. */
@@ -29,6 +35,8 @@ export interface EncodeJob {
   readonly target: number;
   readonly massFrom: number;
   readonly massTo: number;
+  /** Its tiers are plain. */
+  readonly plain: boolean;
 }
 
 /** A run of masses to decay: byte offset, number of u16 values (even), factor of 65536. */
@@ -59,7 +67,10 @@ export interface AppendBindings {
 }
 
 export interface WebGpuCacheKernels {
-  /** Rotates queries into `queries`, keys and values into the exact parts. q [rows, heads, headDim], k, v [rows, kvHeads, headDim]. */
+  /**
+   * Rotates queries into `queries`, keys and values into the exact parts. q [rows, heads, headDim], k, v [rows, kvHeads, headDim].
+   * `plain`: of caches of plain tiers, which hold them outside the Hadamard rotation.
+   */
   append(
     pass: GPUComputePassEncoder,
     a: {
@@ -71,11 +82,18 @@ export interface WebGpuCacheKernels {
       readonly v: GPUBuffer;
       readonly queries: GPUBuffer;
       readonly cache: GPUBuffer;
+      readonly plain?: boolean;
     },
   ): void;
   bindAppend(bindings: AppendBindings): GPUBindGroup;
-  /** @param at byte offset of the rows' table (`appendTable`) */
-  dispatchAppend(pass: GPUComputePassEncoder, group: GPUBindGroup, at: number, rows: number): void;
+  /** @param at byte offset of the rows' table (`appendTable`) @param rows at most MAX_APPEND_ROWS */
+  dispatchAppend(
+    pass: GPUComputePassEncoder,
+    group: GPUBindGroup,
+    at: number,
+    rows: number,
+    plain?: boolean,
+  ): void;
   copy(pass: GPUComputePassEncoder, runs: readonly CopyRun[], cache: GPUBuffer): void;
   /** Encodes exact slots or recodes records, side by side. */
   encode(pass: GPUComputePassEncoder, jobs: readonly EncodeJob[], cache: GPUBuffer): void;
@@ -84,7 +102,9 @@ export interface WebGpuCacheKernels {
 
 const MAX_DECAY_GROUPS = 64;
 
-const APPEND_ROW_BYTES = 24;
+const APPEND_ROW_BYTES = 32;
+/** Rows that one dispatch of `append` takes. */
+export const MAX_APPEND_ROWS = TABLE_WINDOW / APPEND_ROW_BYTES;
 export function appendTable(rows: readonly AppendRow[]): Uint32Array<ArrayBuffer> {
   const table = new Uint32Array((rows.length * APPEND_ROW_BYTES) / 4);
   let at = 0;
@@ -95,6 +115,8 @@ export function appendTable(rows: readonly AppendRow[]): Uint32Array<ArrayBuffer
     table[at++] = r.slot;
     table[at++] = r.angle;
     table[at++] = r.row ?? i;
+    table[at++] = r.to ?? r.row ?? i;
+    table[at++] = r.turn ?? 0;
   }
   return table;
 }
@@ -105,7 +127,6 @@ export function createWebGpuCacheKernels(
   shaders: ShaderSources,
   shape: HeadShape,
 ): WebGpuCacheKernels {
-  const prelude = shaderPrelude(shape);
   const pipeline = (label: string, ...parts: string[]): GPUComputePipeline =>
     device.createComputePipeline({
       label,
@@ -113,13 +134,21 @@ export function createWebGpuCacheKernels(
       compute: { module: device.createShaderModule({ label, code: parts.join('\n') }) },
     });
   const copy = pipeline('copy', shaders.copy);
-  const append = kernel(device, 'append', 'Rrrrrrww', [
-    prelude,
-    shaders.common,
-    shaders.append,
-    shaders.hadamard,
-  ]);
-  const encode = pipeline('encode', prelude, shaders.common, codebookFunctions(), shaders.encode);
+  /** Those for plain tiers are compiled when the first of their caches comes. */
+  const both = <T>(make: (prelude: string) => T): ((plain: boolean) => T) => {
+    const made = new Map([[false, make(shaderPrelude(shape))]]);
+    return (plain) => {
+      const found = made.get(plain) ?? make(shaderPrelude(shape, plain));
+      made.set(plain, found);
+      return found;
+    };
+  };
+  const append = both((prelude) =>
+    kernel(device, 'append', 'Rrrrrrww', [prelude, shaders.common, shaders.append, shaders.hadamard]),
+  );
+  const encode = both((prelude) =>
+    pipeline('encode', prelude, shaders.common, codebookFunctions(), shaders.encode),
+  );
   const decay = pipeline('decay', shaders.decay);
 
   const table = (words: ArrayLike<number>): GPUBuffer => {
@@ -148,24 +177,24 @@ export function createWebGpuCacheKernels(
 
   const bindAll = (bindings: readonly GPUBufferBinding[]): GPUBindGroup =>
     device.createBindGroup({
-      layout: append.layout,
+      layout: append(false).layout,
       entries: bindings.map((resource, binding) => ({ binding, resource })),
     });
 
   return {
-    append(pass, { rows, cosines, sines, q, k, v, queries, cache }) {
-      pass.setPipeline(append.pipeline);
+    append(pass, { rows, cosines, sines, q, k, v, queries, cache, plain = false }) {
+      pass.setPipeline(append(plain).pipeline);
       const buffers = [table([...appendTable(rows)]), cosines, sines, q, k, v, queries, cache];
       pass.setBindGroup(0, bindAll(buffers.map((buffer) => ({ buffer }))), [0]);
       pass.dispatchWorkgroups(rows.length, shape.heads + 2 * shape.kvHeads);
     },
     bindAppend({ tables, cosines, sines, q, k, v, queries, cache }) {
-      const rows = { buffer: tables, size: SEGMENT_TOKENS * APPEND_ROW_BYTES };
+      const rows = { buffer: tables, size: TABLE_WINDOW };
       const whole = (buffer: GPUBuffer): GPUBufferBinding => ({ buffer });
       return bindAll([rows, whole(cosines), whole(sines), q, k, v, whole(queries), whole(cache)]);
     },
-    dispatchAppend(pass, group, at, rows) {
-      pass.setPipeline(append.pipeline);
+    dispatchAppend(pass, group, at, rows, plain = false) {
+      pass.setPipeline(append(plain).pipeline);
       pass.setBindGroup(0, group, [at]);
       pass.dispatchWorkgroups(rows, shape.heads + 2 * shape.kvHeads);
     },
@@ -173,28 +202,33 @@ export function createWebGpuCacheKernels(
       const words = runs.flatMap((r) => [r.from / 2, r.to / 2, r.bytes / 2]);
       dispatch(pass, copy, [table(words), cache], runs.length);
     },
-    encode(pass, jobs, cache) {
-      const tiers = new Uint8Array(jobs.reduce((sum, job) => sum + pad4(job.tiers.length), 0));
-      const words = new Uint32Array(jobs.length * 8);
-      let at = 0;
-      jobs.forEach((job, i) => {
-        tiers.set(job.tiers, at);
-        words.set(
-          [
-            job.source / (job.bits === 0 ? 16 : 4),
-            job.values / 4,
-            job.bits,
-            job.tiers.length,
-            at / 4,
-            job.target / 16,
-            job.massFrom / 2,
-            job.massTo / 4,
-          ],
-          i * 8,
-        );
-        at += pad4(job.tiers.length);
-      });
-      dispatch(pass, encode, [table(words), table(new Uint32Array(tiers.buffer)), cache], jobs.length);
+    encode(pass, all, cache) {
+      for (const plain of [false, true]) {
+        const jobs = all.filter((job) => job.plain === plain);
+        if (jobs.length === 0) continue;
+        const tiers = new Uint8Array(jobs.reduce((sum, job) => sum + pad4(job.tiers.length), 0));
+        const words = new Uint32Array(jobs.length * 8);
+        let at = 0;
+        jobs.forEach((job, i) => {
+          tiers.set(job.tiers, at);
+          words.set(
+            [
+              job.source / (job.bits === 0 ? 16 : 4),
+              job.values / 4,
+              job.bits,
+              job.tiers.length,
+              at / 4,
+              job.target / 16,
+              job.massFrom / 2,
+              job.massTo / 4,
+            ],
+            i * 8,
+          );
+          at += pad4(job.tiers.length);
+        });
+        const tables = [table(words), table(new Uint32Array(tiers.buffer))];
+        dispatch(pass, encode(plain), [...tables, cache], jobs.length);
+      }
     },
     decay(pass, ranges, cache) {
       const words = ranges.flatMap((r) => [r.at / 4, r.count / 2, r.numerator]);

@@ -7,6 +7,10 @@ export interface AttendItem {
   /** f32 index of row 0's queries, rotated, [rows, heads, headDim] contiguous; and of the output, likewise. */
   readonly q: number;
   readonly out: number;
+  /** Where gaps were closed: the queries to use instead, by segment, and for the exact part's first `sinks` slots. */
+  readonly gaps?:
+    | { readonly segments: readonly number[]; readonly sinks: number; readonly sinkQueries: number }
+    | undefined;
   /** Byte offset of the exact part within the cache buffer. */
   readonly exact: number;
   readonly capacity: number;
@@ -32,8 +36,9 @@ export interface AttendPlan {
 }
 
 /** Words of a struct Item, and of a Split. */
-const ITEM_WORDS = 9;
-const SPLIT_WORDS = 4;
+const ITEM_WORDS = 8;
+const SPLIT_WORDS = 7;
+export const SPLIT_BYTES = SPLIT_WORDS * 4;
 /** Workgroups that a dimension of a dispatch may have: WebGPU's default limit, which devices do not exceed. */
 const MAX_WORKGROUPS = 65535;
 const unit = (bytes: number, what: string): number => {
@@ -43,8 +48,19 @@ const unit = (bytes: number, what: string): number => {
 };
 
 /** Splits that `planAttend` makes of an item. */
-export const splitsOf = (a: AttendItem, rows: number, segmentsPerSplit: number): number =>
-  Math.ceil(a.segments.length / segmentsPerSplit) + Math.ceil((a.visible + rows - 1) / SEGMENT_TOKENS);
+export function splitsOf(a: AttendItem, rows: number, segmentsPerSplit: number): number {
+  let splits = 0;
+  for (let i = 0; i < a.segments.length; i = endOfRun(a, i, segmentsPerSplit)) splits++;
+  const pieces = Math.ceil((a.visible + rows - 1) / SEGMENT_TOKENS);
+  // The piece that sinks with queries of their own and other slots share.
+  return splits + pieces + (a.gaps && a.gaps.sinks % SEGMENT_TOKENS !== 0 ? 1 : 0);
+}
+/** Where the split that begins with a segment ends: its segments are read with the same queries. */
+function endOfRun({ segments, gaps }: AttendItem, from: number, most: number): number {
+  let end = from + 1;
+  while (end < segments.length && end < from + most && gaps?.segments[end] === gaps?.segments[from]) end++;
+  return end;
+}
 
 /**
  * Divides every conversation's cells into splits, which run side by side: runs of `segmentsPerSplit` segments, and the exact part by 128 slots.
@@ -67,21 +83,39 @@ export function planAttend(items: readonly AttendItem[], rows: number, segmentsP
   const splitWords = new Uint32Array(splitCount * SPLIT_WORDS);
   const segments = new Uint32Array(Math.max(1, segmentCount));
   let [itemAt, splitAt, segmentAt, cells] = [0, 0, 0, 0];
-  const split = (item: number, first: number, count: number): void => {
+  const split = (
+    item: number,
+    first: number,
+    count: number,
+    q: number,
+    from = 0,
+    to = SEGMENT_TOKENS,
+  ): void => {
     splitWords[splitAt++] = item;
     splitWords[splitAt++] = first;
     splitWords[splitAt++] = count;
     splitWords[splitAt++] = cells;
-    cells += Math.max(1, count) * MAX_CELLS;
+    splitWords[splitAt++] = q;
+    splitWords[splitAt++] = from;
+    splitWords[splitAt++] = to;
+    // Sinks share the scores of their piece with the rest of it.
+    if (to === SEGMENT_TOKENS) cells += Math.max(1, count) * MAX_CELLS;
   };
   items.forEach((a, index) => {
     const firstSplit = splitAt / SPLIT_WORDS;
     const first = segmentAt;
     for (const at of a.segments) segments[segmentAt++] = unit(at, 'a segment block');
-    for (let i = 0; i < a.segments.length; i += segmentsPerSplit)
-      split(index, first + i, Math.min(segmentsPerSplit, a.segments.length - i));
-    for (let slot = 0; slot < a.visible + rows - 1; slot += SEGMENT_TOKENS) split(index, slot, 0);
-    itemWords[itemAt++] = a.q;
+    for (let i = 0; i < a.segments.length; ) {
+      const end = endOfRun(a, i, segmentsPerSplit);
+      split(index, first + i, end - i, a.gaps?.segments[i] ?? a.q);
+      i = end;
+    }
+    const sinks = a.gaps?.sinks ?? 0;
+    for (let slot = 0; slot < a.visible + rows - 1; slot += SEGMENT_TOKENS) {
+      const own = Math.min(Math.max(sinks - slot, 0), SEGMENT_TOKENS);
+      if (own > 0) split(index, slot, 0, a.gaps!.sinkQueries, 0, own);
+      if (own < SEGMENT_TOKENS) split(index, slot, 0, a.q, own);
+    }
     itemWords[itemAt++] = a.out;
     itemWords[itemAt++] = unit(a.exact, 'the exact part');
     itemWords[itemAt++] = a.capacity;

@@ -4,6 +4,7 @@ import {
   CODEBOOKS,
   DROP,
   hadamardSize,
+  PLAIN_GROUP,
   pad4,
   SEGMENT_TOKENS,
   TIERS,
@@ -35,8 +36,11 @@ const f32Literal = (x: number): string => `${Math.fround(x).toExponential()}f`;
 /** Warps of 32 lanes that work on one split; they share its table of levels and its scores. */
 export const WARPS = 2;
 
-/** The constants in front of every shader, from layout.ts: the layout is written down once. */
-export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
+/**
+ * The constants in front of every shader, from layout.ts: the layout is written down once.
+ * @param plain for records of plain tiers, whose vectors are not rotated: kernels of their own, so that the others do not pay for them
+ */
+export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape, plain = false): string {
   return [
     `const HEADS = ${heads}u;`,
     `const KV_HEADS = ${kvHeads}u;`,
@@ -44,6 +48,8 @@ export function shaderPrelude({ heads, kvHeads, headDim }: HeadShape): string {
     `const HEAD_DIM = ${headDim}u;`,
     `const HADAMARD = ${hadamardSize(headDim)}u;`,
     `const HADAMARD_NORM = ${f32Literal(1 / Math.sqrt(hadamardSize(headDim)))};`,
+    `const PLAIN = ${plain};`,
+    `const PLAIN_GROUPS = ${Math.ceil(headDim / PLAIN_GROUP)}u;`,
     `const DROP = ${DROP}u;`,
     `const TIER_COUNT = ${TIERS.length}u;`,
     `const MAX_CELLS = ${MAX_CELLS}u;`,

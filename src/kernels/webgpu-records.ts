@@ -1,6 +1,5 @@
 import { Arena } from '../core/arena.ts';
-import { UnsupportedModelError } from '../core/errors.ts';
-import { checkNeverFiner } from './cache-math.ts';
+import { checkNeverFiner, checkNotMixed } from './cache-math.ts';
 import type { RecordKernels } from './kernels.ts';
 import {
   countTiers,
@@ -67,8 +66,7 @@ export function createWebGpuRecords({
     const counts = countTiers(ids);
     const parts = recordParts(tokens, counts, headDim);
     if (parts.bytes === 0) return parts;
-    if (parts.plain)
-      throw new UnsupportedModelError('the WebGPU kernels have no plain tiers; use the wasm backend');
+    checkNotMixed(ids);
     let present = 0;
     let at = out + RECORD_HEADER_BYTES;
     for (let id = 0; id < TIERS.length; id++)
@@ -87,13 +85,13 @@ export function createWebGpuRecords({
     return parts;
   };
   const record = (
-    job: EncodeJob,
+    job: Omit<EncodeJob, 'plain'>,
     parts: RecordParts,
     reads: readonly { at: number; bytes: number }[],
   ): number => {
     const writes = [{ at: job.target, bytes: parts.bytes }];
     if (job.massTo) writes.push({ at: job.massTo, bytes: massBytes(parts.cells) });
-    memory.change('encode', reads, writes, job);
+    memory.change('encode', reads, writes, { ...job, plain: parts.plain });
     return parts.bytes;
   };
 

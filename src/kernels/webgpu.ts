@@ -43,6 +43,8 @@ export interface WebGpuAttentionOptions {
   readonly split?: SplitDivision & Partial<SplitParts>;
   /** The output leaves the Hadamard rotation, as whoever reads it next wants. */
   readonly unrotated?: boolean;
+  /** For caches of plain tiers, whose vectors are not rotated. */
+  readonly plain?: boolean;
 }
 
 /** Buffers of an attention whose tables come with each dispatch; for as long as they live. */
@@ -148,13 +150,15 @@ export function createWebGpuAttention({
   subgroups,
   split,
   unrotated = false,
+  plain = false,
 }: WebGpuAttentionOptions): WebGpuAttention {
   const { heads, kvHeads, headDim } = shape;
   if (headDim % 4 !== 0 || headDim > 256 || heads % kvHeads !== 0)
     throw new UnsupportedModelError(
       `${heads} heads over ${kvHeads} of ${headDim} channels: the WebGPU kernels want a multiple of 4 channels, at most 256`,
     );
-  const prelude = shaderPrelude(shape);
+  const prelude = shaderPrelude(shape, plain);
+  if (split && plain) throw new UnsupportedModelError('attention of whole splits reads no plain tiers');
   if (split) checkSplit(device.limits, shape, split);
   const group = heads / kvHeads;
   const own = split
@@ -170,7 +174,7 @@ export function createWebGpuAttention({
   ]);
   const combine = kernel(device, 'attend-combine', COMBINE_BINDINGS, [
     prelude,
-    `const UNROTATED = ${unrotated};`,
+    `const UNROTATED = ${unrotated && !plain};`,
     shaders.common,
     shaders['attend-combine'],
     shaders.hadamard,

@@ -1,8 +1,25 @@
 import { join } from 'node:path';
+import { afterAll, expect } from 'vitest';
 import { shadersFrom } from '../../src/kernels/webgpu-files.ts';
+import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { COPY_DST, COPY_SRC, MAP_MODE_READ, MAP_READ, STORAGE } from '../../src/kernels/webgpu-usage.ts';
 
 export const shaders = () => shadersFrom(join(import.meta.dirname, '../../shaders'));
+
+/** The device of a test file, closed behind its tests. Without an adapter this fails: what is expected to be there must not be skipped. */
+export async function testDevice(): Promise<GPUDevice> {
+  // Dawn's promises do not keep Node's event loop turning.
+  const alive = setInterval(() => {}, 1000);
+  const device = await openWebGpuInNode();
+  const errors: string[] = [];
+  device.onuncapturederror = ({ error }) => void errors.push(error.message);
+  afterAll(() => {
+    device.destroy();
+    clearInterval(alive);
+    expect(errors).toEqual([]);
+  });
+  return device;
+}
 
 /** A buffer on the device with these bytes. */
 export function uploaded(device: GPUDevice, bytes: Uint8Array): GPUBuffer {

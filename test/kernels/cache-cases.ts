@@ -123,6 +123,12 @@ export const ATTEND_CASES: readonly CacheCase[] = [
   },
 ];
 
+/** Whether a case's records hold plain tiers, which none shares with others. */
+export const isPlain = (c: CacheCase): boolean =>
+  c.segments.some(({ tokens, tier }) =>
+    Array.from({ length: tokens }, (_, t) => tier(0, t)).some((id) => TIERS[id]?.plain),
+  );
+
 /** Depth 4,096 in one tier beside a window of 64 and four sinks: what a token, and a prefill chunk of 128, attend to. */
 export const BENCH_CASES: readonly CacheCase[] = [1, 128].flatMap((rows) =>
   [...TIER_NAMES.filter((name) => name !== 'f32'), 'mixed'].map((name) => ({

@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { fromF16, tierGroups } from '../../src/kernels/cache-math.ts';
 import {
   DROP,
@@ -14,18 +14,12 @@ import {
 } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { createWebGpuCacheKernels, type EncodeJob } from '../../src/kernels/webgpu-cache.ts';
-import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import type { HeadShape } from '../../src/kernels/webgpu-prelude.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
-import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
+import { readBack, shaders, testDevice, uploaded } from '../helpers/webgpu.ts';
 import { f32At, normals, put, u8At, u16At } from './cache-cases.ts';
 
-const alive = setInterval(() => {}, 1000);
-const device = await openWebGpuInNode();
-afterAll(() => {
-  device.destroy();
-  clearInterval(alive);
-});
+const device = await testDevice();
 
 const bytesOf = (x: Float32Array | Uint8Array): Uint8Array =>
   new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
@@ -133,134 +127,144 @@ describe.each<HeadShape>([
     },
   );
 
-  it('encode and recode: headers, maps and mass as the reference; at most 1 code in 1000 at a threshold differs, scales by a step', async () => {
-    const arena = plainArena(4e6);
-    const reference = cacheReference(arena);
-    const exact = { kvHeads, headDim, capacity: 130, bits: 16 as const, mass: true };
-    const exactAt = arena.ptr(arena.alloc(exactBytes(exact)));
-    const tokens = 127;
-    const k = normals(130 * kvHeads * headDim, 5, 1.3).map((x, i) => x + (i % headDim) * 0.05);
-    const v = normals(130 * kvHeads * headDim, 6);
-    reference.appendExact(
-      { ptr: exactAt, ...exact },
-      0,
-      130,
-      put(arena, k),
-      put(arena, v),
-      kvHeads * headDim,
-    );
-    for (let h = 0; h < kvHeads; h++)
-      u16At(arena, exactAt + exactMassAt(exact, h), 130).forEach((_, i, all) => {
-        all[i] = i * 500 + h;
-      });
-    const ids = [...TIERS.filter((t) => t.id > 0 && !t.plain).map((t) => t.id), DROP];
-    const first = Uint8Array.from({ length: tokens }, (_, t) => ids[(t * 7 + (t >> 3)) % ids.length]!);
-    const second = first.map((id, t) =>
-      t % 3 === 0 ? id : ids[Math.min(ids.indexOf(id) + (t % 4), ids.length - 1)]!,
-    );
-    const size = (tiers: Uint8Array) => {
-      const n = new Uint8Array(TIER_IDS);
-      for (const id of tiers) if (id !== DROP) n[id]!++;
-      return { counts: n, bytes: recordBytes(tokens, n, headDim), cells: recordCells(n) };
-    };
-    const slot = 2;
-    const targets = Array.from({ length: kvHeads }, () =>
-      [first, second].map((tiers) => ({
-        tiers,
-        record: arena.ptr(arena.alloc(size(tiers).bytes)),
-        mass: arena.ptr(arena.alloc(size(tiers).cells * 2)),
-      })),
-    );
-    const end = arena.ptr(arena.alloc(16));
-    u8At(arena, targets[0]![0]!.record, end - targets[0]![0]!.record).fill(0xff);
-    const cache = uploaded(device, u8At(arena, 0, end));
-    const jobs = (step: 0 | 1): EncodeJob[] =>
-      targets.map(([a, b], h) =>
-        step === 0
-          ? {
-              source: exactAt + exactKAt(exact, h) + slot * headDim * 2,
-              values: exactAt + exactVAt(exact, h) + slot * headDim * 2,
-              bits: 16,
-              tiers: a!.tiers,
-              target: a!.record,
-              massFrom: exactAt + exactMassAt(exact, h) + slot * 2,
-              massTo: a!.mass,
-            }
-          : {
-              source: a!.record,
-              values: 0,
-              bits: 0,
-              tiers: b!.tiers,
-              target: b!.record,
-              massFrom: a!.mass,
-              massTo: b!.mass,
-            },
-      );
-    await submit((pass) => kernels.encode(pass, jobs(0), cache));
-    await submit((pass) => kernels.encode(pass, jobs(1), cache));
-    const onDevice = new Uint8Array(await readBack(device, cache));
-
-    targets.forEach((steps, h) => {
-      const tiersAt = steps.map((s) => put(arena, s.tiers));
-      reference.encodeRecord(
+  it.each([
+    ['rotated', false],
+    ['plain', true],
+  ] as const)(
+    'encode and recode, %s tiers: headers, maps and mass as the reference; at most 1 code in 1000 at a threshold differs, scales by a step',
+    async (_, plain) => {
+      const arena = plainArena(4e6);
+      const reference = cacheReference(arena);
+      const exact = { kvHeads, headDim, capacity: 130, bits: 16 as const, mass: true };
+      const exactAt = arena.ptr(arena.alloc(exactBytes(exact)));
+      const tokens = 127;
+      const k = normals(130 * kvHeads * headDim, 5, 1.3).map((x, i) => x + (i % headDim) * 0.05);
+      const v = normals(130 * kvHeads * headDim, 6);
+      reference.appendExact(
         { ptr: exactAt, ...exact },
-        h,
-        slot,
-        tokens,
-        tiersAt[0]!,
-        steps[0]!.record,
-        steps[0]!.mass,
+        0,
+        130,
+        put(arena, k),
+        put(arena, v),
+        kvHeads * headDim,
       );
-      // Recoding starts from the device's own record.
-      const own = put(arena, onDevice.slice(steps[0]!.record, steps[0]!.record + size(first).bytes));
-      reference.recodeRecord(
-        own,
-        tokens,
-        headDim,
-        tiersAt[1]!,
-        steps[1]!.record,
-        steps[0]!.mass,
-        steps[1]!.mass,
+      for (let h = 0; h < kvHeads; h++)
+        u16At(arena, exactAt + exactMassAt(exact, h), 130).forEach((_, i, all) => {
+          all[i] = i * 500 + h;
+        });
+      const ids = [...TIERS.filter((t) => t.id > 0 && t.plain === plain).map((t) => t.id), DROP];
+      const first = Uint8Array.from({ length: tokens }, (_, t) => ids[(t * 7 + (t >> 3)) % ids.length]!);
+      const second = first.map((id, t) =>
+        // A token only leaves a plain tier to be dropped.
+        t % 3 === 0 ? id : plain ? DROP : ids[Math.min(ids.indexOf(id) + (t % 4), ids.length - 1)]!,
       );
-      steps.forEach(({ tiers, record, mass }) => {
-        const { counts, bytes, cells } = size(tiers);
-        const expected = u8At(arena, record, bytes);
-        const got = onDevice.subarray(record, record + bytes);
-        const parts = recordParts(tokens, counts, headDim);
-        expect(got.subarray(0, 2)).toEqual(expected.subarray(0, 2));
-        expect(got.subarray(8, parts.mean)).toEqual(expected.subarray(8, parts.mean));
-        expect(got.subarray(parts.map, parts.scales)).toEqual(expected.subarray(parts.map, parts.scales));
-        expect(new Uint16Array(onDevice.buffer, mass, cells)).toEqual(u16At(arena, mass, cells));
-        const scales = new Set<number>();
-        const halves = (from: number, count: number) => {
-          for (let i = 0; i < count; i++) {
-            scales.add(from + 2 * i).add(from + 2 * i + 1);
-            const [x, e] = [got, expected].map((b) =>
-              fromF16(b[from + 2 * i]! | (b[from + 2 * i + 1]! << 8)),
-            ) as [number, number];
-            expect(Math.abs(x - e)).toBeLessThanOrEqual(Math.abs(e) * 2 ** -9 + 1e-7);
-          }
-        };
-        // The bases and the mean's scale.
-        halves(2, 3);
-        for (const g of tierGroups(counts, tokens, headDim)) {
-          for (const [at, each] of [
-            [g.kScale, g.kScaleBytes],
-            [g.vScale, g.vScaleBytes],
-          ] as const) {
-            if (each === 2) halves(at, g.n4);
-            for (let i = at; each === 1 && i < at + g.n4; i++) {
-              scales.add(i);
-              expect(Math.abs(got[i]! - expected[i]!)).toBeLessThanOrEqual(1);
+      const size = (tiers: Uint8Array) => {
+        const n = new Uint8Array(TIER_IDS);
+        for (const id of tiers) if (id !== DROP) n[id]!++;
+        return { counts: n, bytes: recordBytes(tokens, n, headDim), cells: recordCells(n) };
+      };
+      const slot = 2;
+      const targets = Array.from({ length: kvHeads }, () =>
+        [first, second].map((tiers) => ({
+          tiers,
+          record: arena.ptr(arena.alloc(size(tiers).bytes)),
+          mass: arena.ptr(arena.alloc(size(tiers).cells * 2)),
+        })),
+      );
+      const end = arena.ptr(arena.alloc(16));
+      u8At(arena, targets[0]![0]!.record, end - targets[0]![0]!.record).fill(0xff);
+      const cache = uploaded(device, u8At(arena, 0, end));
+      const jobs = (step: 0 | 1): EncodeJob[] =>
+        targets.map(([a, b], h) =>
+          step === 0
+            ? {
+                source: exactAt + exactKAt(exact, h) + slot * headDim * 2,
+                values: exactAt + exactVAt(exact, h) + slot * headDim * 2,
+                bits: 16,
+                tiers: a!.tiers,
+                target: a!.record,
+                massFrom: exactAt + exactMassAt(exact, h) + slot * 2,
+                massTo: a!.mass,
+                plain,
+              }
+            : {
+                source: a!.record,
+                values: 0,
+                bits: 0,
+                tiers: b!.tiers,
+                target: b!.record,
+                massFrom: a!.mass,
+                massTo: b!.mass,
+                plain,
+              },
+        );
+      await submit((pass) => kernels.encode(pass, jobs(0), cache));
+      await submit((pass) => kernels.encode(pass, jobs(1), cache));
+      const onDevice = new Uint8Array(await readBack(device, cache));
+
+      targets.forEach((steps, h) => {
+        const tiersAt = steps.map((s) => put(arena, s.tiers));
+        reference.encodeRecord(
+          { ptr: exactAt, ...exact },
+          h,
+          slot,
+          tokens,
+          tiersAt[0]!,
+          steps[0]!.record,
+          steps[0]!.mass,
+        );
+        // Recoding starts from the device's own record.
+        const own = put(arena, onDevice.slice(steps[0]!.record, steps[0]!.record + size(first).bytes));
+        reference.recodeRecord(
+          own,
+          tokens,
+          headDim,
+          tiersAt[1]!,
+          steps[1]!.record,
+          steps[0]!.mass,
+          steps[1]!.mass,
+        );
+        steps.forEach(({ tiers, record, mass }) => {
+          const { counts, bytes, cells } = size(tiers);
+          const expected = u8At(arena, record, bytes);
+          const got = onDevice.subarray(record, record + bytes);
+          const parts = recordParts(tokens, counts, headDim);
+          expect(got.subarray(0, 2)).toEqual(expected.subarray(0, 2));
+          expect(got.subarray(8, parts.mean)).toEqual(expected.subarray(8, parts.mean));
+          if (!plain) expect(parts.map - parts.mean).toBe(headDim);
+          expect(got.subarray(parts.map, parts.scales)).toEqual(expected.subarray(parts.map, parts.scales));
+          expect(new Uint16Array(onDevice.buffer, mass, cells)).toEqual(u16At(arena, mass, cells));
+          const scales = new Set<number>();
+          const halves = (from: number, count: number) => {
+            for (let i = 0; i < count; i++) {
+              scales.add(from + 2 * i).add(from + 2 * i + 1);
+              const [x, e] = [got, expected].map((b) =>
+                fromF16(b[from + 2 * i]! | (b[from + 2 * i + 1]! << 8)),
+              ) as [number, number];
+              expect(Math.abs(x - e)).toBeLessThanOrEqual(Math.abs(e) * 2 ** -9 + 1e-7);
+            }
+          };
+          // The bases and the mean's scale.
+          halves(2, 3);
+          for (const g of tierGroups(counts, tokens, headDim)) {
+            for (const [at, each] of [
+              [g.kScale, g.kScaleBytes],
+              [g.vScale, g.vScaleBytes],
+            ] as const) {
+              if (each >= 2) halves(at, (g.n4 * each) / 2);
+              for (let i = at; each === 1 && i < at + g.n4; i++) {
+                scales.add(i);
+                expect(Math.abs(got[i]! - expected[i]!)).toBeLessThanOrEqual(1);
+              }
             }
           }
-        }
-        let different = 0;
-        for (let i = 8; i < bytes; i++) if (!scales.has(i) && got[i] !== expected[i]) different++;
-        expect(different).toBeLessThanOrEqual(bytes / 1000);
+          let different = 0;
+          for (let i = 8; i < bytes; i++) if (!scales.has(i) && got[i] !== expected[i]) different++;
+          expect(different).toBeLessThanOrEqual(bytes / 1000);
+        });
       });
-    });
-  });
+    },
+  );
 
   it('decay: the nearest of mass * numerator / 2^16, all bits', async () => {
     const values = Uint16Array.from({ length: 600 }, (_, i) => (i === 0 ? 0xffff : Math.imul(i, 0x9e3779b1)));

@@ -5,7 +5,7 @@ import type { SplitDivision } from '../../src/kernels/webgpu-split.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
 import { MASS_UNIT } from './attend-truth.ts';
-import { type BuiltCache, type CacheCase, u32At } from './cache-cases.ts';
+import { type BuiltCache, type CacheCase, isPlain, u32At } from './cache-cases.ts';
 
 const made = new Map<string, WebGpuAttention>();
 /** Compiling takes longer than running: one set of kernels for each shape. */
@@ -15,7 +15,8 @@ export function attentionOf(
   subgroups: boolean,
   split?: SplitDivision,
 ): WebGpuAttention {
-  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, split]);
+  const plain = isPlain(c);
+  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, split, plain]);
   const found =
     made.get(key) ??
     createWebGpuAttention({
@@ -23,6 +24,7 @@ export function attentionOf(
       shaders: shaders(),
       shape: c,
       subgroups,
+      plain,
       ...(split && { split }),
     });
   made.set(key, found);
@@ -49,6 +51,8 @@ export async function attendOnDevice(
     segmentsPerSplit?: number;
     from?: number;
     rows?: number;
+    /** Addresses of queries, as `AttendArgs` has them. */
+    gaps?: { segmentQueries: readonly number[]; sinkQueries: number; sinks: number };
   },
 ): Promise<Ran> {
   const { from = 0, rows = c.rows, segmentsPerSplit = 2, subgroups, mass = false } = options;
@@ -61,6 +65,11 @@ export async function attendOnDevice(
     [
       {
         q: built.q / 4 + from * width,
+        gaps: options.gaps && {
+          segments: options.gaps.segmentQueries.map((at) => at / 4 + from * width),
+          sinks: options.gaps.sinks,
+          sinkQueries: options.gaps.sinkQueries / 4 + from * width,
+        },
         out: 0,
         exact: built.exact.ptr,
         capacity: built.exact.capacity,
@@ -73,7 +82,7 @@ export async function attendOnDevice(
     rows,
     segmentsPerSplit,
   );
-  const queries = uploaded(device, new Uint8Array(arena.memory.buffer, 0, built.q + c.rows * width * 4));
+  const queries = uploaded(device, new Uint8Array(arena.memory.buffer));
   const scale = 1 / Math.sqrt(c.headDim);
   const prepared = attention.prepare({
     plan,

@@ -1,12 +1,12 @@
-import { afterAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { exactMassAt } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { subgroupsOf } from '../../src/kernels/webgpu.ts';
-import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { isSplittable, type SplitDivision } from '../../src/kernels/webgpu-split.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
+import { testDevice } from '../helpers/webgpu.ts';
 import { attendTruth, largestDifference, MASS_UNIT, massesOf } from './attend-truth.ts';
-import { ATTEND_CASES, buildCache, type CacheCase } from './cache-cases.ts';
+import { ATTEND_CASES, buildCache, type CacheCase, isPlain } from './cache-cases.ts';
 import { attendOnDevice } from './webgpu-run.ts';
 
 /** As of WebAssembly's kernels, which multiply so, too (attend.test.ts), but for their bound of codes of 1 to 4 bits, which is 5e-2. */
@@ -20,21 +20,16 @@ const toleranceOf = ({ name }: CacheCase): number =>
       ? FINE_TOLERANCE
       : COARSE_TOLERANCE;
 
-const alive = setInterval(() => {}, 1000);
-const device = await openWebGpuInNode();
+const device = await testDevice();
 const subgroups = subgroupsOf(device);
-afterAll(() => {
-  device.destroy();
-  clearInterval(alive);
-});
 
 const mixed = ATTEND_CASES.find((c) => c.name === 'mixed tiers, odd segments')!;
 const wide: CacheCase = {
   ...mixed,
   ...{ name: 'mixed tiers, head dimension 128', heads: 4, kvHeads: 2, headDim: 128, rows: 3 },
 };
-/** Plain tiers are for comparisons on a CPU: no shader reads them. */
-const CASES = ATTEND_CASES.filter((c) => isSplittable(c) && !/q8_0|q4_0|plain/.test(c.name));
+/** Plain tiers are for comparisons: this kernel reads none. */
+const CASES = ATTEND_CASES.filter((c) => isSplittable(c) && !isPlain(c));
 const NARROW: SplitDivision = { warps: 2, segments: 4, replicas: 1, fine: false };
 const DIVISIONS: { name: string; split: SplitDivision; cases: readonly CacheCase[] }[] = [
   { name: 'queries of 8 bits', split: NARROW, cases: CASES },

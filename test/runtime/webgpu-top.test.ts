@@ -1,17 +1,11 @@
-import { afterAll, expect, it } from 'vitest';
+import { expect, it } from 'vitest';
 import { uniform01 } from '../../src/core/random.ts';
 import { topK } from '../../src/engine/sampler.ts';
-import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { CommandStream } from '../../src/kernels/webgpu-stream.ts';
 import { GpuTop } from '../../src/runtime/webgpu/top.ts';
-import { shaders, uploaded } from '../helpers/webgpu.ts';
+import { shaders, testDevice, uploaded } from '../helpers/webgpu.ts';
 
-const alive = setInterval(() => {}, 1000);
-const device = await openWebGpuInNode();
-afterAll(() => {
-  device.destroy();
-  clearInterval(alive);
-});
+const device = await testDevice();
 
 /** Values of few kinds, so that many are equal; zeros of both signs, infinities. */
 const row = (count: number, seed: number): Float32Array =>

@@ -8,7 +8,6 @@ import type { ModelEngine } from '../../src/engine/engine.ts';
 import { generate } from '../../src/engine/generate.ts';
 import { loadEngine } from '../../src/engine/load.ts';
 import { loadWebGpuEngine, type WebGpuEngine } from '../../src/engine/load-webgpu.ts';
-import { openWebGpuInNode } from '../../src/kernels/webgpu-node.ts';
 import { startNodeServer } from '../../src/node.ts';
 import { writeBundle } from '../../src/prepare/bundle.ts';
 import { folderSource } from '../../src/prepare/folder-source.ts';
@@ -19,12 +18,11 @@ import { MemoryStore } from '../../src/session/store/memory.ts';
 import { pause } from '../helpers/sessions.ts';
 import { writeTinyGguf } from '../helpers/tiny-gguf.ts';
 import { assistant, GREEDY, prose, read, request, user } from '../helpers/turns.ts';
-import { shaders } from '../helpers/webgpu.ts';
+import { shaders, testDevice } from '../helpers/webgpu.ts';
 import { MODEL } from '../http/fixture.ts';
 
 /** Conversations that move between WebAssembly and a GPU. Without an adapter this fails: what is expected to be there must not be skipped. */
-const alive = setInterval(() => {}, 1000);
-const device = await openWebGpuInNode();
+const device = await testDevice();
 const folder = mkdtempSync(join(tmpdir(), 'adkvc-backends-'));
 let wasm: ModelEngine;
 let gpu: WebGpuEngine;
@@ -38,11 +36,7 @@ beforeAll(async () => {
   wasm = await loadEngine({ source, kernels: await loadWasmKernels(64e6) });
   gpu = await loadWebGpuEngine({ device, source, shaders: shaders(), maxBytes: 64e6 });
 });
-afterAll(() => {
-  device.destroy();
-  clearInterval(alive);
-  rmSync(folder, { recursive: true, force: true });
-});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 const host = (engine: ModelEngine) =>
   new LocalHost(

@@ -1,20 +1,32 @@
 import type { KvCache } from '../../cache/cache.ts';
-import type { ModelConfig } from '../../core/config.ts';
+import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { type AttendGroups, planParams, scratchBytes, type WebGpuAttention } from '../../kernels/webgpu.ts';
-import { type AppendRow, appendTable, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
-import { type AttendItem, type AttendPlan, planAttend, splitsOf } from '../../kernels/webgpu-plan.ts';
+import {
+  type AppendRow,
+  appendTable,
+  MAX_APPEND_ROWS,
+  type WebGpuCacheKernels,
+} from '../../kernels/webgpu-cache.ts';
+import {
+  type AttendItem,
+  type AttendPlan,
+  planAttend,
+  SPLIT_BYTES,
+  splitsOf,
+} from '../../kernels/webgpu-plan.ts';
 import type { WebGpuRecords } from '../../kernels/webgpu-records.ts';
 import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from '../../kernels/webgpu-stream.ts';
 import { STORAGE } from '../../kernels/webgpu-usage.ts';
+import type { Angles } from './angles.ts';
 
 /** Queries of a chunk that are attended in one dispatch: bounds the scores that the mass is made of. */
 const TILE_ROWS = 32;
 /** One conversation alone should spread over the whole device. */
 const SEGMENTS_PER_SPLIT = 1;
-/** Tables of one dispatch of one conversation: generous for any trained length. */
-const TABLES_BYTES = 256 << 10;
 /** Splits of one dispatch of several: their table is seen through a window. */
-const MOST_SPLITS = TABLE_WINDOW / 16;
+const MOST_SPLITS = Math.floor(TABLE_WINDOW / SPLIT_BYTES);
+
+type GapOffsets = NonNullable<ReturnType<KvCache['offsets']>>;
 
 interface Place {
   /** Byte offset in the workspace, and columns. */
@@ -34,28 +46,45 @@ export interface GpuAttentionOptions {
   readonly stream: CommandStream;
   readonly records: WebGpuRecords;
   readonly cacheKernels: WebGpuCacheKernels;
-  readonly attend: WebGpuAttention;
+  /** Kernels for caches of plain tiers, or for all others. */
+  readonly attend: (plain: boolean) => WebGpuAttention;
   readonly config: ModelConfig;
   readonly workspace: GPUBuffer;
-  readonly cosines: GPUBuffer;
-  readonly sines: GPUBuffer;
+  readonly angles: Angles;
 }
 
 /** As the shaders take it: a maximum is negative. */
 const signedMass = ({ mass, massMode }: ReturnType<KvCache['massOf']>): number =>
   massMode === 'max' ? -mass : mass;
 
+/** Tokens by which queries are turned back: none by 0. */
+const turnsOf = (offsets: GapOffsets | undefined): Set<number> => {
+  const distinct = new Set(offsets && [offsets.sinks, ...offsets.segments]);
+  distinct.delete(0);
+  return distinct;
+};
+
 /** Attention of one layer for a chunk: rotates, appends, attends over the packed cache, adds up the mass. */
 export class GpuAttention {
   readonly #o: GpuAttentionOptions;
-  readonly #queries: GPUBuffer;
+  /** Floats of a row of queries. */
+  readonly #width: number;
+  #queries: GPUBuffer;
   #scratch: { partials: GPUBuffer; scores: GPUBuffer; softmax: GPUBuffer };
-  #groups: { cache: GPUBuffer; attend: AttendGroups; append: Map<string, GPUBindGroup> } | undefined;
+  #groups:
+    | {
+        readonly cache: GPUBuffer;
+        readonly cosines: GPUBuffer;
+        readonly attend: AttendGroups;
+        readonly append: Map<string, GPUBindGroup>;
+      }
+    | undefined;
 
   constructor(options: GpuAttentionOptions) {
     this.#o = options;
     const { heads, headDim } = options.config;
-    this.#queries = this.#buffer('queries', 128 * heads * headDim * 4);
+    this.#width = heads * headDim;
+    this.#queries = this.#buffer('queries', EPOCH * this.#width * 4);
     this.#scratch = {
       partials: this.#buffer('partials', 16),
       scores: this.#buffer('scores', 16),
@@ -64,94 +93,131 @@ export class GpuAttention {
   }
 
   /** The next `rows` tokens of one conversation. */
-  run(cache: KvCache, layer: number, rows: number, { q, k, v, out }: AttentionPlaces): void {
-    const { stream, records, cacheKernels, config } = this.#o;
-    const { heads, headDim } = config;
+  run(cache: KvCache, layer: number, rows: number, places: AttentionPlaces): void {
+    const { records, angles } = this.#o;
+    const width = this.#width;
+    const plain = !cache.rotated;
     for (const run of cache.runs(layer, rows)) {
       const slot = cache.begin(layer, run);
       const exact = cache.exactRef(layer);
       const place = { exact: exact.ptr, capacity: exact.capacity, exactBits: exact.bits };
+      const offsets = cache.offsets(layer);
+      const turns = turnsOf(offsets);
+      const at = angles.turns(turns);
+      this.#roomForQueries(turns.size * Math.min(TILE_ROWS, run.rows));
       const gpu = records.memory.gpu;
-      stream.reserve(TABLES_BYTES);
-      const table = stream.table(
-        appendTable(
-          Array.from({ length: run.rows }, (_, r) => ({
-            ...place,
-            slot: slot + r,
-            angle: run.from + r,
-            row: run.from + r,
-          })),
-        ),
-      );
-      const group = this.#appendGroup(gpu, q, k, v);
-      cacheKernels.dispatchAppend(stream.pass('append'), group, table, run.rows);
+      const appended = Array.from({ length: run.rows }, (_, r) => ({
+        ...{ ...place, slot: slot + r, angle: run.from + r, row: run.from + r },
+      }));
+      this.#append(gpu, appended, places, plain);
       const segments = cache.segmentPtrs(layer);
       const mass = signedMass(cache.massOf(run));
       for (let done = 0; done < run.rows; done += TILE_ROWS) {
         const count = Math.min(TILE_ROWS, run.rows - done);
         const from = run.from + done;
-        const plan = planAttend(
-          [
-            {
-              ...{ ...place, segments, visible: slot + 1 + done, position: cache.position + from },
-              q: from * heads * headDim,
-              out: out.at / 4 + from * heads * headDim,
-            },
-          ],
-          count,
-          SEGMENTS_PER_SPLIT,
-        );
-        this.#attend(gpu, plan, mass);
+        const turned = offsets && this.#turned(cache, offsets, turns, at, { from, count, to: EPOCH });
+        if (turned) this.#append(gpu, turned.rows, places, plain);
+        const item: AttendItem = {
+          ...{ ...place, segments, visible: slot + 1 + done, position: cache.position + from },
+          ...{ q: from * width, out: places.out.at / 4 + from * width, gaps: turned?.gaps },
+        };
+        this.#attend(gpu, planAttend([item], count, SEGMENTS_PER_SPLIT), mass, plain);
       }
     }
   }
 
   /** One token of each of several conversations: row r is that of caches[r]. Splits follow from a conversation alone, so that its bits do, too. */
-  runTogether(caches: readonly KvCache[], layer: number, { q, k, v, out }: AttentionPlaces): void {
-    const { stream, records, cacheKernels, config } = this.#o;
-    const { heads, headDim } = config;
+  runTogether(caches: readonly KvCache[], layer: number, places: AttentionPlaces): void {
+    const { records, angles } = this.#o;
+    const width = this.#width;
     const runs = caches.map((cache) => cache.runs(layer, 1)[0]!);
     // Whatever a conversation takes over or grows by may move the others' blocks: places are asked for when all stand.
     const slots = caches.map((cache, r) => cache.begin(layer, runs[r]!));
+    const gaps = caches.map((cache) => {
+      const offsets = cache.offsets(layer);
+      return { offsets, turns: turnsOf(offsets) };
+    });
+    const at = angles.turns(new Set(gaps.flatMap(({ turns }) => [...turns])));
+    this.#roomForQueries(gaps.reduce((sum, { turns }) => sum + turns.size, 0));
     const gpu = records.memory.gpu;
-    const rows: AppendRow[] = [];
-    const items = new Map<number, AttendItem[]>();
+    let to = EPOCH;
+    /** Those that one dispatch takes: alike in their tiers and in what their mass counts. */
+    const alike = new Map<string, { plain: boolean; mass: number; items: AttendItem[]; rows: AppendRow[] }>();
     for (const [r, cache] of caches.entries()) {
       const { ptr: exact, capacity, bits: exactBits } = cache.exactRef(layer);
       const slot = slots[r]!;
-      rows.push({ exact, capacity, exactBits, slot, angle: r, row: r });
-      const item: AttendItem = {
-        q: r * heads * headDim,
-        out: out.at / 4 + r * heads * headDim,
-        exact,
-        capacity,
-        exactBits,
-        visible: slot + 1,
-        position: cache.position,
+      const { offsets, turns } = gaps[r]!;
+      const turned = offsets && this.#turned(cache, offsets, turns, at, { from: r, count: 1, to });
+      to += turns.size;
+      const [plain, mass] = [!cache.rotated, signedMass(cache.massOf(runs[r]!))];
+      const key = `${plain} ${mass}`;
+      const group = alike.get(key) ?? { plain, mass, items: [], rows: [] };
+      alike.set(key, group);
+      group.rows.push({ exact, capacity, exactBits, slot, angle: r, row: r }, ...(turned?.rows ?? []));
+      group.items.push({
+        ...{ q: r * width, out: places.out.at / 4 + r * width, gaps: turned?.gaps },
+        ...{ exact, capacity, exactBits, visible: slot + 1, position: cache.position },
         segments: cache.segmentPtrs(layer),
-      };
-      const mass = signedMass(cache.massOf(runs[r]!));
-      const alike = items.get(mass);
-      if (alike) alike.push(item);
-      else items.set(mass, [item]);
+      });
     }
-    stream.reserve(TABLES_BYTES);
-    const table = stream.table(appendTable(rows));
-    const group = this.#appendGroup(gpu, q, k, v);
-    cacheKernels.dispatchAppend(stream.pass('append'), group, table, caches.length);
-    for (const [mass, alike] of items)
-      for (let from = 0; from < alike.length; ) {
-        let to = from;
-        for (let splits = 0; to < alike.length; to++) {
-          splits += splitsOf(alike[to]!, 1, SEGMENTS_PER_SPLIT);
-          if (to > from && splits > MOST_SPLITS) break;
+    for (const { plain, mass, items, rows } of alike.values()) {
+      this.#append(gpu, rows, places, plain);
+      for (let from = 0; from < items.length; ) {
+        let end = from;
+        for (let splits = 0; end < items.length; end++) {
+          splits += splitsOf(items[end]!, 1, SEGMENTS_PER_SPLIT);
+          if (end > from && splits > MOST_SPLITS) break;
         }
-        this.#attend(gpu, planAttend(alike.slice(from, to), 1, SEGMENTS_PER_SPLIT), mass);
-        from = to;
+        this.#attend(gpu, planAttend(items.slice(from, end), 1, SEGMENTS_PER_SPLIT), mass, plain);
+        from = end;
       }
+    }
   }
 
-  #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number): void {
+  /**
+   * The queries of `count` rows from `from` on once for each of the turns that a conversation's gaps ask for, in rows of `queries` from `to` on.
+   * @param at rows of the angles
+   */
+  #turned(
+    cache: KvCache,
+    offsets: GapOffsets,
+    turns: ReadonlySet<number>,
+    at: ReadonlyMap<number, number>,
+    { from, count, to }: { readonly from: number; readonly count: number; readonly to: number },
+  ): { rows: AppendRow[]; gaps: NonNullable<AttendItem['gaps']> } {
+    const rows: AppendRow[] = [];
+    const places = new Map([[0, from * this.#width]]);
+    for (const tokens of turns) {
+      const first = to + rows.length;
+      places.set(tokens, first * this.#width);
+      for (let r = 0; r < count; r++)
+        rows.push({
+          ...{ exact: 0, capacity: 0, exactBits: 16, slot: 0, angle: from + r, row: from + r },
+          ...{ to: first + r, turn: at.get(tokens)! },
+        });
+    }
+    return {
+      rows,
+      gaps: {
+        segments: offsets.segments.map((tokens) => places.get(tokens)!),
+        ...{ sinks: cache.config.sinks, sinkQueries: places.get(offsets.sinks)! },
+      },
+    };
+  }
+
+  #append(gpu: GPUBuffer, rows: readonly AppendRow[], { q, k, v }: AttentionPlaces, plain: boolean): void {
+    const { stream, cacheKernels } = this.#o;
+    const group = this.#appendGroup(gpu, q, k, v);
+    for (let from = 0; from < rows.length; from += MAX_APPEND_ROWS) {
+      const piece = appendTable(rows.slice(from, from + MAX_APPEND_ROWS));
+      stream.reserve(piece.byteLength + TABLE_ALIGNMENT);
+      const table = stream.table(piece);
+      const count = Math.min(MAX_APPEND_ROWS, rows.length - from);
+      cacheKernels.dispatchAppend(stream.pass('append'), group, table, count, plain);
+    }
+  }
+
+  #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number, plain: boolean): void {
     const { stream, attend, config } = this.#o;
     this.#grow(scratchBytes(plan, config, mass !== 0));
     const tables = [planParams(plan, config.attentionScale, mass), plan.items, plan.splits, plan.segments];
@@ -163,17 +229,18 @@ export class GpuAttention {
       number,
     ];
     const at = { params, items, splits, segments };
-    attend.dispatch((label) => stream.pass(label), this.#bound(gpu).attend, at, plan, mass !== 0);
+    attend(plain).dispatch((label) => stream.pass(label), this.#bound(gpu).attend, at, plan, mass !== 0);
   }
 
-  /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. */
+  /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. Plain tiers' kernels take the same. */
   #bound(cache: GPUBuffer) {
-    if (this.#groups?.cache !== cache) {
-      const { stream, attend, workspace } = this.#o;
-      const groups = attend.bind({
+    const { stream, attend, workspace, angles } = this.#o;
+    const { cosines } = angles.buffers;
+    if (this.#groups?.cache !== cache || this.#groups.cosines !== cosines) {
+      const groups = attend(false).bind({
         ...{ tables: stream.tables, cache, queries: this.#queries, out: workspace, ...this.#scratch },
       });
-      this.#groups = { cache, attend: groups, append: new Map() };
+      this.#groups = { cache, cosines, attend: groups, append: new Map() };
     }
     return this.#groups;
   }
@@ -182,18 +249,26 @@ export class GpuAttention {
     const key = `${q.at} ${k.at} ${v.at}`;
     const found = append.get(key);
     if (found) return found;
-    const { cacheKernels, stream, workspace, cosines, sines } = this.#o;
+    const { cacheKernels, stream, workspace, angles } = this.#o;
     const part = ({ at, width }: Place): GPUBufferBinding => ({
-      ...{ buffer: workspace, offset: at, size: width * 128 * 4 },
+      ...{ buffer: workspace, offset: at, size: width * EPOCH * 4 },
     });
     const made = cacheKernels.bindAppend({
-      ...{ tables: stream.tables, cosines, sines, q: part(q), k: part(k), v: part(v) },
+      ...{ tables: stream.tables, ...angles.buffers, q: part(q), k: part(k), v: part(v) },
       ...{ queries: this.#queries, cache },
     });
     append.set(key, made);
     return made;
   }
 
+  /** Room for so many rows behind those of the chunk. What lies there is not kept. */
+  #roomForQueries(rows: number): void {
+    const bytes = (EPOCH + rows) * this.#width * 4;
+    if (this.#queries.size >= bytes) return;
+    this.#o.stream.retire(this.#queries);
+    this.#queries = this.#buffer('queries', Math.ceil((bytes * 1.5) / 256) * 256);
+    this.#groups = undefined;
+  }
   #grow(needed: { partials: number; scores: number; softmax: number }): void {
     let grown = false;
     const atLeast = (name: 'partials' | 'scores' | 'softmax'): GPUBuffer => {

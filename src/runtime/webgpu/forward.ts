@@ -17,7 +17,7 @@ import type { ForwardPass } from '../forward.ts';
 import type { Manifest } from '../manifest.ts';
 import { claimDecoder, partition } from '../partition.ts';
 import { compile, type Program, type Step } from '../program.ts';
-import { ropeFrequencies, ropeTables } from '../rope.ts';
+import { Angles } from './angles.ts';
 import { type AttentionPlaces, GpuAttention } from './attention.ts';
 import { fuseProducts } from './fuse.ts';
 import { compileRows, type RowOp } from './rows.ts';
@@ -55,9 +55,7 @@ export class GpuForward implements ForwardPass {
   readonly #attention: GpuAttention;
   readonly #workspace: GPUBuffer;
   readonly #logitsAt: number;
-  readonly #cosines: GPUBuffer;
-  readonly #sines: GPUBuffer;
-  readonly #frequencies: Float64Array;
+  readonly #angles: Angles;
   readonly #top: GpuTop;
   readonly mostTogether = MAX_ROWS;
 
@@ -87,22 +85,24 @@ export class GpuForward implements ForwardPass {
     this.records = createWebGpuRecords({
       ...{ stream: this.stream, kernels: cacheKernels, headDim: config.headDim, maxBytes },
     });
-    const attend: WebGpuAttention = createWebGpuAttention({
-      ...{ device, shaders, shape: config, subgroups: subgroupsOf(device), unrotated: true },
-    });
+    const attention = (plain: boolean): WebGpuAttention =>
+      createWebGpuAttention({
+        ...{ device, shaders, shape: config, subgroups: subgroupsOf(device), unrotated: true, plain },
+      });
+    const rotated = attention(false);
+    let plainTiers: WebGpuAttention | undefined;
+    // Few ever come: they are compiled when one does.
+    const attend = (plain: boolean): WebGpuAttention => (plain ? (plainTiers ??= attention(true)) : rotated);
     const values = Math.ceil(this.#program.workspaceBytes / 256) * 256;
     this.#logitsAt = values;
     this.workspaceBytes = values + LOGIT_ROWS * logitStride(config.vocab);
     const buffer = (label: string, size: number): GPUBuffer =>
       device.createBuffer({ label, size, usage: STORAGE | COPY_DST | COPY_SRC });
     this.#workspace = buffer('workspace', this.workspaceBytes);
-    const angles = MAX_ROWS * (config.headDim / 2) * 4;
-    this.#cosines = buffer('cosines', angles);
-    this.#sines = buffer('sines', angles);
-    this.#frequencies = ropeFrequencies(config);
+    this.#angles = new Angles(this.stream, config);
     this.#attention = new GpuAttention({
       ...{ stream: this.stream, records: this.records, cacheKernels, attend, config },
-      ...{ workspace: this.#workspace, cosines: this.#cosines, sines: this.#sines },
+      ...{ workspace: this.#workspace, angles: this.#angles },
     });
     this.#top = new GpuTop({
       ...{ stream: this.stream, shaders, values: this.#workspace, at: this.#logitsAt / 4 },
@@ -133,7 +133,7 @@ export class GpuForward implements ForwardPass {
     const rows = ids.length;
     if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
     cache.reserve(rows);
-    this.#setAngles([{ position: cache.position, rows }]);
+    this.#angles.fill([{ position: cache.position, rows }]);
     await this.#run(
       Uint32Array.from(ids),
       (layer, places) => this.#attention.run(cache, layer, rows, places),
@@ -161,7 +161,7 @@ export class GpuForward implements ForwardPass {
     const fed = jobs.filter((_, i) => errors[i] === undefined);
     if (fed.length === 0) return errors;
     const caches = fed.map(({ cache }) => cache);
-    this.#setAngles(caches.map(({ position }) => ({ position, rows: 1 })));
+    this.#angles.fill(caches.map(({ position }) => ({ position, rows: 1 })));
     await this.#run(
       Uint32Array.from(fed, ({ id }) => id),
       (layer, places) => this.#attention.runTogether(caches, layer, places),
@@ -172,28 +172,6 @@ export class GpuForward implements ForwardPass {
       cache.advance(1);
     }
     return errors;
-  }
-
-  /** Fills the tables of angles, row after row. */
-  #setAngles(runs: readonly { readonly position: number; readonly rows: number }[]): void {
-    const half = this.#frequencies.length;
-    const rows = runs.reduce((sum, run) => sum + run.rows, 0);
-    const cosines = new Float32Array(rows * half);
-    const sines = new Float32Array(rows * half);
-    let at = 0;
-    for (const run of runs) {
-      const end = at + run.rows * half;
-      ropeTables(
-        this.#frequencies,
-        run.position,
-        run.rows,
-        cosines.subarray(at, end),
-        sines.subarray(at, end),
-      );
-      at = end;
-    }
-    this.device.queue.writeBuffer(this.#cosines, 0, cosines);
-    this.device.queue.writeBuffer(this.#sines, 0, sines);
   }
 
   /** All steps of the rows of `ids`. */
