@@ -9,14 +9,16 @@ import { measureSteps } from '../bench/steps.ts';
 import { benchWebGpuAttention } from '../bench/webgpu-attention.ts';
 import { SWEEP } from '../bench/webgpu-attention-variants.ts';
 import { compareGoldens, type LogitGolden } from '../bench/webgpu-golden.ts';
+import { measureHost } from '../bench/webgpu-host.ts';
 import { measureWebGpu } from '../bench/webgpu-model.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import type { Kernels } from '../kernels/kernels.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
 import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
+import { folderSource } from '../prepare/folder-source.ts';
 import { benchTokenBytes, benchTrackers } from './bench-methods.ts';
-import { PROJECT_ROOT } from './bundle-folder.ts';
+import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
 import { loadCliEngineParts, loadWasmKernels, loadWebGpuCliEngine, wasmFolder } from './load-engine.ts';
 
@@ -33,6 +35,7 @@ interface BenchOptions extends EngineOptions {
   conversations?: number[];
   variant?: string[];
   golden?: string;
+  host?: boolean;
 }
 
 const contexts = (text: string): number[] =>
@@ -141,6 +144,10 @@ export function benchCommand(program: Command): void {
       'with --webgpu-attention: what attends, as float@4, split-4-4-8, or sweep for all that are worth knowing',
     )
     .option(
+      '--host',
+      'with --backend webgpu: what the processor does for a GPU, beside one that does nothing; needs none',
+    )
+    .option(
       '--golden <folder>',
       'with --backend webgpu: greedy continuations and logits beside those of greedy.json and logits.json there',
     )
@@ -161,6 +168,16 @@ export function benchCommand(program: Command): void {
         return;
       }
       const config = cacheConfig(options);
+      if (options.backend === 'webgpu' && options.host) {
+        const source = folderSource(await bundleFolder('compact'));
+        const shaders = shadersFrom(join(PROJECT_ROOT, 'shaders'));
+        for (const context of options.context ?? [1024]) {
+          const conversations = options.conversations ?? [1];
+          const result = await measureHost({ source, shaders, config, context, conversations });
+          process.stdout.write(`${JSON.stringify(result)}\n`);
+        }
+        return;
+      }
       if (options.backend === 'webgpu') {
         const engine = await loadWebGpuCliEngine(options);
         const { conversations = [1], steps, golden } = options;
