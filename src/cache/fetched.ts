@@ -17,10 +17,11 @@ interface Range {
   readonly bytes: number;
 }
 
-/** Before a plan is made: brings the attention mass of all tokens to the host. */
-export async function fetchMass(cache: Fetchable): Promise<void> {
-  const { kernels } = cache.context;
-  if (cache.tracksMass) await kernels.fetch?.(massRanges(cache));
+/** Before plans are made: brings the attention mass of all tokens of these caches to the host, in one go. They share their kernels. */
+export async function fetchMass(...caches: readonly Fetchable[]): Promise<void> {
+  const fetch = caches[0]?.context.kernels.fetch;
+  const ranges = caches.flatMap((cache) => (cache.tracksMass ? massRanges(cache) : []));
+  if (ranges.length > 0) await fetch?.(ranges);
 }
 
 /** `cache.finish()`, wherever the attention mass lies: what a waiting plan moves is moved before it is fetched. */

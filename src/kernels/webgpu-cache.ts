@@ -1,8 +1,7 @@
-import { pad4 } from './layout.ts';
+import { pad4, SEGMENT_TOKENS } from './layout.ts';
 import { kernel, type ShaderSources } from './webgpu.ts';
 import { codebookFunctions, type HeadShape, shaderPrelude } from './webgpu-prelude.ts';
-import { TABLE_WINDOW } from './webgpu-stream.ts';
-import { COPY_DST, STORAGE } from './webgpu-usage.ts';
+import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from './webgpu-stream.ts';
 
 /** One query row's place: struct Row of shaders/append.wgsl. */
 export interface AppendRow {
@@ -66,27 +65,23 @@ export interface AppendBindings {
   readonly cache: GPUBuffer;
 }
 
+/** Words (multiples of 4 bytes) from one buffer to another; from ZEROS: zeros. */
+export interface WordRun {
+  readonly from: number;
+  readonly to: number;
+  readonly bytes: number;
+}
+export const ZEROS = -1;
+
+/** What changes the packed cache. Each call records into the stream; tables go through it, and bindings are made once for a buffer. */
 export interface WebGpuCacheKernels {
+  bindAppend(bindings: AppendBindings): GPUBindGroup;
   /**
    * Rotates queries into `queries`, keys and values into the exact parts. q [rows, heads, headDim], k, v [rows, kvHeads, headDim].
-   * `plain`: of caches of plain tiers, which hold them outside the Hadamard rotation.
+   * @param at byte offset of the rows' table (`appendTable`)
+   * @param rows at most MAX_APPEND_ROWS
+   * @param plain of caches of plain tiers, which hold vectors outside the Hadamard rotation
    */
-  append(
-    pass: GPUComputePassEncoder,
-    a: {
-      readonly rows: readonly AppendRow[];
-      readonly cosines: GPUBuffer;
-      readonly sines: GPUBuffer;
-      readonly q: GPUBuffer;
-      readonly k: GPUBuffer;
-      readonly v: GPUBuffer;
-      readonly queries: GPUBuffer;
-      readonly cache: GPUBuffer;
-      readonly plain?: boolean;
-    },
-  ): void;
-  bindAppend(bindings: AppendBindings): GPUBindGroup;
-  /** @param at byte offset of the rows' table (`appendTable`) @param rows at most MAX_APPEND_ROWS */
   dispatchAppend(
     pass: GPUComputePassEncoder,
     group: GPUBindGroup,
@@ -94,13 +89,16 @@ export interface WebGpuCacheKernels {
     rows: number,
     plain?: boolean,
   ): void;
-  copy(pass: GPUComputePassEncoder, runs: readonly CopyRun[], cache: GPUBuffer): void;
+  copy(runs: readonly CopyRun[], cache: GPUBuffer): void;
   /** Encodes exact slots or recodes records, side by side. */
-  encode(pass: GPUComputePassEncoder, jobs: readonly EncodeJob[], cache: GPUBuffer): void;
-  decay(pass: GPUComputePassEncoder, ranges: readonly DecayRange[], cache: GPUBuffer): void;
+  encode(jobs: readonly EncodeJob[], cache: GPUBuffer): void;
+  decay(ranges: readonly DecayRange[], cache: GPUBuffer): void;
+  words(runs: readonly WordRun[], source: GPUBuffer, target: GPUBuffer): void;
 }
 
-const MAX_DECAY_GROUPS = 64;
+/** Workgroups of one range. */
+const MAX_GROUPS = 64;
+const MAX_WORKGROUPS = 65535;
 
 const APPEND_ROW_BYTES = 32;
 /** Rows that one dispatch of `append` takes. */
@@ -121,19 +119,20 @@ export function appendTable(rows: readonly AppendRow[]): Uint32Array<ArrayBuffer
   return table;
 }
 
-/** What changes the packed cache on a GPU: shaders/append.wgsl, encode.wgsl and decay.wgsl. */
+const most = (counts: readonly number[]): number => counts.reduce((a, b) => Math.max(a, b), 1);
+/** Lists that a dispatch cannot take whole: a table must fit into the window that shows it, and workgroups are numbered. */
+function* pieces<T>(all: readonly T[], tableBytes: number): Generator<readonly T[]> {
+  const count = Math.min(MAX_WORKGROUPS, Math.floor(TABLE_WINDOW / tableBytes));
+  for (let from = 0; from < all.length; from += count) yield all.slice(from, from + count);
+}
+
+/** What changes the packed cache on a GPU: shaders/append.wgsl, encode.wgsl, copy.wgsl, decay.wgsl and words.wgsl. */
 export function createWebGpuCacheKernels(
-  device: GPUDevice,
+  stream: CommandStream,
   shaders: ShaderSources,
   shape: HeadShape,
 ): WebGpuCacheKernels {
-  const pipeline = (label: string, ...parts: string[]): GPUComputePipeline =>
-    device.createComputePipeline({
-      label,
-      layout: 'auto',
-      compute: { module: device.createShaderModule({ label, code: parts.join('\n') }) },
-    });
-  const copy = pipeline('copy', shaders.copy);
+  const { device } = stream;
   /** Those for plain tiers are compiled when the first of their caches comes. */
   const both = <T>(make: (prelude: string) => T): ((plain: boolean) => T) => {
     const made = new Map([[false, make(shaderPrelude(shape))]]);
@@ -147,99 +146,106 @@ export function createWebGpuCacheKernels(
     kernel(device, 'append', 'Rrrrrrww', [prelude, shaders.common, shaders.append, shaders.hadamard]),
   );
   const encode = both((prelude) =>
-    pipeline('encode', prelude, shaders.common, codebookFunctions(), shaders.encode),
+    recorded('encode', 'RRw', [prelude, shaders.common, codebookFunctions(), shaders.encode]),
   );
-  const decay = pipeline('decay', shaders.decay);
+  const copy = recorded('copy', 'Rw', [shaders.copy]);
+  const decay = recorded('decay', 'Rw', [shaders.decay]);
+  const words = recorded('words', 'Rrw', [shaders.words]);
 
-  const table = (words: ArrayLike<number>): GPUBuffer => {
-    const data = words instanceof Uint32Array ? (words as Uint32Array<ArrayBuffer>) : Uint32Array.from(words);
-    const buffer = device.createBuffer({ size: Math.max(16, data.byteLength), usage: STORAGE | COPY_DST });
-    device.queue.writeBuffer(buffer, 0, data);
-    return buffer;
-  };
-  const dispatch = (
-    pass: GPUComputePassEncoder,
-    of: GPUComputePipeline,
-    buffers: readonly GPUBuffer[],
-    x: number,
-    y = 1,
-  ): void => {
-    pass.setPipeline(of);
-    pass.setBindGroup(
-      0,
-      device.createBindGroup({
-        layout: of.getBindGroupLayout(0),
-        entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
-      }),
-    );
-    pass.dispatchWorkgroups(x, y);
-  };
-
-  const bindAll = (bindings: readonly GPUBufferBinding[]): GPUBindGroup =>
-    device.createBindGroup({
-      layout: append(false).layout,
-      entries: bindings.map((resource, binding) => ({ binding, resource })),
-    });
+  /** A kernel whose bindings are tables and then whole buffers, mostly those of the last time. */
+  function recorded(label: string, bindings: string, code: readonly string[]) {
+    const { pipeline, layout } = kernel(device, label, bindings, code);
+    const windows = [...bindings].filter((letter) => letter === 'R').length;
+    let bound: { readonly buffers: readonly GPUBuffer[]; readonly group: GPUBindGroup } | undefined;
+    return (
+      tables: readonly Uint32Array<ArrayBuffer>[],
+      buffers: readonly GPUBuffer[],
+      x: number,
+      y = 1,
+    ): void => {
+      if (!bound || buffers.some((buffer, i) => buffer !== bound!.buffers[i])) {
+        const window = { buffer: stream.tables, size: TABLE_WINDOW };
+        const all = [...Array(windows).fill(window), ...buffers.map((buffer) => ({ buffer }))];
+        const entries = all.map((resource, binding) => ({ binding, resource }));
+        bound = { buffers: [...buffers], group: device.createBindGroup({ label, layout, entries }) };
+      }
+      stream.reserve(tables.reduce((sum, { byteLength }) => sum + byteLength + TABLE_ALIGNMENT, 0));
+      const offsets = tables.map((table) => stream.table(table));
+      const pass = stream.pass(label);
+      pass.setPipeline(pipeline);
+      pass.setBindGroup(0, bound.group, offsets);
+      pass.dispatchWorkgroups(x, y);
+    };
+  }
 
   return {
-    append(pass, { rows, cosines, sines, q, k, v, queries, cache, plain = false }) {
-      pass.setPipeline(append(plain).pipeline);
-      const buffers = [table([...appendTable(rows)]), cosines, sines, q, k, v, queries, cache];
-      pass.setBindGroup(0, bindAll(buffers.map((buffer) => ({ buffer }))), [0]);
-      pass.dispatchWorkgroups(rows.length, shape.heads + 2 * shape.kvHeads);
-    },
     bindAppend({ tables, cosines, sines, q, k, v, queries, cache }) {
       const rows = { buffer: tables, size: TABLE_WINDOW };
       const whole = (buffer: GPUBuffer): GPUBufferBinding => ({ buffer });
-      return bindAll([rows, whole(cosines), whole(sines), q, k, v, whole(queries), whole(cache)]);
+      const all = [rows, whole(cosines), whole(sines), q, k, v, whole(queries), whole(cache)];
+      const entries = all.map((resource, binding) => ({ binding, resource }));
+      return device.createBindGroup({ label: 'append', layout: append(false).layout, entries });
     },
     dispatchAppend(pass, group, at, rows, plain = false) {
       pass.setPipeline(append(plain).pipeline);
       pass.setBindGroup(0, group, [at]);
       pass.dispatchWorkgroups(rows, shape.heads + 2 * shape.kvHeads);
     },
-    copy(pass, runs, cache) {
-      const words = runs.flatMap((r) => [r.from / 2, r.to / 2, r.bytes / 2]);
-      dispatch(pass, copy, [table(words), cache], runs.length);
-    },
-    encode(pass, all, cache) {
-      for (const plain of [false, true]) {
-        const jobs = all.filter((job) => job.plain === plain);
-        if (jobs.length === 0) continue;
-        const tiers = new Uint8Array(jobs.reduce((sum, job) => sum + pad4(job.tiers.length), 0));
-        const words = new Uint32Array(jobs.length * 8);
-        let at = 0;
-        jobs.forEach((job, i) => {
-          tiers.set(job.tiers, at);
-          words.set(
-            [
-              job.source / (job.bits === 0 ? 16 : 4),
-              job.values / 4,
-              job.bits,
-              job.tiers.length,
-              at / 4,
-              job.target / 16,
-              job.massFrom / 2,
-              job.massTo / 4,
-            ],
-            i * 8,
-          );
-          at += pad4(job.tiers.length);
-        });
-        const tables = [table(words), table(new Uint32Array(tiers.buffer))];
-        dispatch(pass, encode(plain), [...tables, cache], jobs.length);
+    copy(all, cache) {
+      for (const runs of pieces(all, 12)) {
+        const table = Uint32Array.from(runs.flatMap((r) => [r.from / 2, r.to / 2, r.bytes / 2]));
+        copy([table], [cache], runs.length);
       }
     },
-    decay(pass, ranges, cache) {
-      const words = ranges.flatMap((r) => [r.at / 4, r.count / 2, r.numerator]);
-      const most = ranges.reduce((n, r) => Math.max(n, r.count / 2), 1);
-      dispatch(
-        pass,
-        decay,
-        [table(words), cache],
-        Math.min(MAX_DECAY_GROUPS, Math.ceil(most / 64)),
-        ranges.length,
-      );
+    encode(all, cache) {
+      for (const plain of [false, true])
+        for (const jobs of pieces(
+          all.filter((job) => job.plain === plain),
+          SEGMENT_TOKENS,
+        )) {
+          const { table, tiers } = encodeTables(jobs);
+          encode(plain)([table, tiers], [cache], jobs.length);
+        }
+    },
+    decay(all, cache) {
+      for (const ranges of pieces(all, 12)) {
+        const table = Uint32Array.from(ranges.flatMap((r) => [r.at / 4, r.count / 2, r.numerator]));
+        const groups = Math.ceil(most(ranges.map(({ count }) => count / 2)) / 64);
+        decay([table], [cache], Math.min(MAX_GROUPS, groups), ranges.length);
+      }
+    },
+    words(all, source, target) {
+      for (const runs of pieces(all, 12)) {
+        const table = new Uint32Array(runs.length * 3);
+        let at = 0;
+        for (const run of runs) {
+          table[at++] = run.from === ZEROS ? 0xffffffff : run.from / 4;
+          table[at++] = run.to / 4;
+          table[at++] = run.bytes / 4;
+        }
+        const groups = Math.ceil(most(runs.map(({ bytes }) => bytes / 4)) / 64);
+        words([table], [source, target], Math.min(MAX_GROUPS, groups), runs.length);
+      }
     },
   };
+}
+
+function encodeTables(jobs: readonly EncodeJob[]) {
+  const tiers = new Uint8Array(jobs.reduce((sum, job) => sum + pad4(job.tiers.length), 0));
+  const table = new Uint32Array(jobs.length * 8);
+  let at = 0;
+  let word = 0;
+  for (const job of jobs) {
+    tiers.set(job.tiers, at);
+    table[word++] = job.source / (job.bits === 0 ? 16 : 4);
+    table[word++] = job.values / 4;
+    table[word++] = job.bits;
+    table[word++] = job.tiers.length;
+    table[word++] = at / 4;
+    table[word++] = job.target / 16;
+    table[word++] = job.massFrom / 2;
+    table[word++] = job.massTo / 4;
+    at += pad4(job.tiers.length);
+  }
+  return { table, tiers: new Uint32Array(tiers.buffer) };
 }

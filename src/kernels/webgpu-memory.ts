@@ -1,6 +1,14 @@
 import type { GrowableMemory, Move, Ptr } from '../core/arena.ts';
 import { MemoryLimitError } from '../core/errors.ts';
-import type { CommandStream } from './webgpu-stream.ts';
+import {
+  type CopyRun,
+  type DecayRange,
+  type EncodeJob,
+  type WebGpuCacheKernels,
+  type WordRun,
+  ZEROS,
+} from './webgpu-cache.ts';
+import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from './webgpu-stream.ts';
 import { COPY_DST, COPY_SRC, STORAGE } from './webgpu-usage.ts';
 
 interface Range {
@@ -8,6 +16,16 @@ interface Range {
   readonly bytes: number;
 }
 const overlap = (a: Range, b: Range): boolean => a.at < b.at + b.bytes && b.at < a.at + a.bytes;
+
+/** Bytes, whole words, that the host wrote. */
+interface Written {
+  readonly at: number;
+  readonly data: Uint8Array;
+}
+/** So many ranges are copied one by one: more go through a kernel, since each copy waits for the one before. */
+const FEW = 4;
+/** Fewer than one table of runs holds. */
+const MOST_RUNS = 16384;
 
 /** Kinds of changes in the order in which a batch runs them. */
 const KINDS = ['zero', 'write', 'copy', 'encode', 'decay'] as const;
@@ -26,10 +44,9 @@ interface Touch {
 /** Touches are kept by pages of so many bytes: a batch has thousands of them. */
 const PAGE = 16384;
 
-/** Records a batch's changes of one kind, which touch nothing of one another. */
-export type Recorder = (what: readonly never[], cache: GPUBuffer) => void;
-
 const STEP = 1 << 20;
+/** Bytes that the host wrote and that go through the tables at once. */
+const WRITE_BYTES = 1 << 20;
 
 /**
  * The memory of caches on a GPU: one buffer there, and a buffer here with the same addresses, which holds what the host decides by itself (headers, tier
@@ -40,18 +57,16 @@ export class WebGpuMemory implements GrowableMemory {
   readonly maxBytes: number;
   buffer = new ArrayBuffer(0);
   readonly #stream: CommandStream;
-  readonly #record: Readonly<Record<'copy' | 'encode' | 'decay', (what: never[], cache: GPUBuffer) => void>>;
+  readonly #kernels: WebGpuCacheKernels;
   #gpu: GPUBuffer;
+  /** Where ranges gather on their way to the host. */
+  #gathered: GPUBuffer | undefined;
   #batch: Change[] = [];
   readonly #touched = new Map<number, Touch[]>();
 
-  constructor(
-    stream: CommandStream,
-    maxBytes: number,
-    record: Readonly<Record<'copy' | 'encode' | 'decay', (what: never[], cache: GPUBuffer) => void>>,
-  ) {
+  constructor(stream: CommandStream, maxBytes: number, kernels: WebGpuCacheKernels) {
     this.#stream = stream;
-    this.#record = record;
+    this.#kernels = kernels;
     const { maxBufferSize, maxStorageBufferBindingSize } = stream.device.limits;
     this.maxBytes = Math.floor(Math.min(maxBytes, maxBufferSize, maxStorageBufferBindingSize) / STEP) * STEP;
     this.#gpu = this.#create(STEP);
@@ -119,34 +134,79 @@ export class WebGpuMemory implements GrowableMemory {
     this.#touched.clear();
     if (batch.length === 0) return;
     const of = <T>(kind: Kind): T[] => batch.filter((c) => c.kind === kind).map((c) => c.what as T);
-    for (const { at, bytes } of of<Range>('zero')) this.#stream.encoder().clearBuffer(this.#gpu, at, bytes);
-    for (const { at, data } of of<{ at: number; data: Uint8Array }>('write')) this.#write(at, data);
-    for (const kind of ['copy', 'encode', 'decay'] as const) {
-      const what = of<never>(kind);
-      if (what.length > 0) this.#record[kind](what, this.#gpu);
-    }
+    const { tables } = this.#stream;
+    const zeros = of<Range>('zero').map(({ at, bytes }) => ({ from: ZEROS, to: at, bytes }));
+    this.#kernels.words(zeros, tables, this.#gpu);
+    this.#write(of<Written>('write'));
+    this.#kernels.copy(of<CopyRun>('copy'), this.#gpu);
+    this.#kernels.encode(of<EncodeJob>('encode'), this.#gpu);
+    this.#kernels.decay(of<DecayRange>('decay'), this.#gpu);
   }
 
   /** Brings the device's bytes into `buffer`. Ranges are whole words. */
   async fetch(ranges: readonly Range[]): Promise<void> {
     this.flush();
-    const pieces = await this.#stream.read(ranges.map(({ at, bytes }) => ({ buffer: this.#gpu, at, bytes })));
-    const all = new Uint8Array(this.buffer);
-    pieces.forEach((piece, i) => {
-      all.set(piece, ranges[i]!.at);
+    let total = 0;
+    const runs = ranges.map(({ at, bytes }): WordRun => {
+      total += bytes;
+      return { from: at, to: total - bytes, bytes };
     });
+    const all = new Uint8Array(this.buffer);
+    if (ranges.length <= FEW) {
+      const pieces = await this.#stream.read(ranges.map((range) => ({ buffer: this.#gpu, ...range })));
+      for (const [i, { at }] of ranges.entries()) all.set(pieces[i]!, at);
+      return;
+    }
+    // A share of what could not be bound at once.
+    if (total > this.maxBytes) {
+      const half = ranges.length >> 1;
+      await this.fetch(ranges.slice(0, half));
+      return this.fetch(ranges.slice(half));
+    }
+    const gathered = this.#gatheredOf(total);
+    this.#kernels.words(runs, this.#gpu, gathered);
+    const [bytes] = await this.#stream.read([{ buffer: gathered, at: 0, bytes: total }]);
+    for (const { from, to, bytes: count } of runs) all.set(bytes!.subarray(to, to + count), from);
+  }
+  #gatheredOf(bytes: number): GPUBuffer {
+    if (this.#gathered && this.#gathered.size >= bytes) return this.#gathered;
+    if (this.#gathered) this.#stream.retire(this.#gathered);
+    const size = Math.min(this.maxBytes, Math.ceil((bytes * 1.5) / STEP) * STEP);
+    const usage = STORAGE | COPY_SRC;
+    this.#gathered = this.#stream.device.createBuffer({ label: 'gathered', size, usage });
+    return this.#gathered;
   }
 
-  #write(at: number, data: Uint8Array): void {
-    const piece = 1 << 20;
-    for (let from = 0; from < data.length; from += piece) {
-      const part = data.subarray(from, from + piece);
-      this.#stream.reserve(piece);
-      const source = this.#stream.table(part);
-      this.#stream
-        .encoder()
-        .copyBufferToBuffer(this.#stream.tables, source, this.#gpu, at + from, part.length);
-    }
+  #write(all: readonly Written[]): void {
+    const stream = this.#stream;
+    let runs: WordRun[] = [];
+    let parts: Uint8Array[] = [];
+    let held = 0;
+    const send = (): void => {
+      if (held === 0) return;
+      const data = new Uint8Array(held);
+      let at = 0;
+      for (const part of parts) {
+        data.set(part, at);
+        at += part.length;
+      }
+      // With the table of the runs themselves, so that nothing is submitted between the two.
+      stream.reserve(held + 2 * TABLE_ALIGNMENT + TABLE_WINDOW);
+      const first = stream.table(data);
+      const placed = runs.map((run) => ({ ...run, from: run.from + first }));
+      this.#kernels.words(placed, stream.tables, this.#gpu);
+      [runs, parts, held] = [[], [], 0];
+    };
+    for (const { at, data } of all)
+      for (let from = 0; from < data.length; ) {
+        const part = data.subarray(from, from + Math.min(data.length - from, WRITE_BYTES - held));
+        runs.push({ from: held, to: at + from, bytes: part.length });
+        parts.push(part);
+        held += part.length;
+        from += part.length;
+        if (held === WRITE_BYTES || runs.length === MOST_RUNS) send();
+      }
+    send();
   }
 
   #create(size: number): GPUBuffer {
@@ -155,9 +215,11 @@ export class WebGpuMemory implements GrowableMemory {
   #replace(size: number, moves: readonly Move[]): void {
     this.flush();
     const next = this.#create(size);
-    const encoder = this.#stream.encoder();
-    for (const { from, to, bytes } of moves)
-      if (bytes > 0) encoder.copyBufferToBuffer(this.#gpu, from, next, to, bytes);
+    const runs = moves.filter(({ bytes }) => bytes > 0);
+    if (runs.length > FEW) this.#kernels.words(runs, this.#gpu, next);
+    else
+      for (const { from, to, bytes } of runs)
+        this.#stream.encoder().copyBufferToBuffer(this.#gpu, from, next, to, bytes);
     this.#stream.retire(this.#gpu);
     this.#gpu = next;
   }

@@ -44,11 +44,7 @@ export function createWebGpuRecords({
   headDim: shapeDim,
   maxBytes,
 }: WebGpuRecordsOptions): WebGpuRecords {
-  const memory = new WebGpuMemory(stream, maxBytes, {
-    copy: (runs, cache) => kernels.copy(stream.pass('copy'), runs, cache),
-    encode: (jobs, cache) => kernels.encode(stream.pass('encode'), jobs, cache),
-    decay: (ranges, cache) => kernels.decay(stream.pass('decay'), ranges, cache),
-  });
+  const memory = new WebGpuMemory(stream, maxBytes, kernels);
   // Address 0 stands for "none" in the interface.
   const arena = new Arena(memory, 16);
   const u8 = (): Uint8Array => new Uint8Array(memory.buffer);

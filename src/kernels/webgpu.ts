@@ -20,6 +20,7 @@ export const SHADER_FILES = [
   'encode',
   'decay',
   'copy',
+  'words',
   'weights-f32',
   'weights-q4_1',
   'weights-q4r',

@@ -13,25 +13,29 @@ import {
   TIERS,
 } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
-import { createWebGpuCacheKernels, type EncodeJob } from '../../src/kernels/webgpu-cache.ts';
+import {
+  appendTable,
+  createWebGpuCacheKernels,
+  type EncodeJob,
+  ZEROS,
+} from '../../src/kernels/webgpu-cache.ts';
 import type { HeadShape } from '../../src/kernels/webgpu-prelude.ts';
+import { CommandStream } from '../../src/kernels/webgpu-stream.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { readBack, shaders, testDevice, uploaded } from '../helpers/webgpu.ts';
 import { f32At, normals, put, u8At, u16At } from './cache-cases.ts';
 
 const device = await testDevice();
+const stream = new CommandStream(device);
 
 const bytesOf = (x: Float32Array | Uint8Array): Uint8Array =>
   new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
 
-/** Records one pass and waits for it; a validation error is an error. */
-async function submit(record: (pass: GPUComputePassEncoder) => void): Promise<void> {
+/** Submits what is recorded; a validation error is an error. */
+async function submit(record: () => void): Promise<void> {
   device.pushErrorScope('validation');
-  const encoder = device.createCommandEncoder();
-  const pass = encoder.beginComputePass();
-  record(pass);
-  pass.end();
-  device.queue.submit([encoder.finish()]);
+  record();
+  stream.submit();
   const error = await device.popErrorScope();
   if (error) throw new Error(error.message);
 }
@@ -41,7 +45,7 @@ describe.each<HeadShape>([
   { heads: 5, kvHeads: 1, headDim: 12 },
 ])('cache kernels (webgpu, $headDim channels)', (shape) => {
   const { heads, kvHeads, headDim } = shape;
-  const kernels = createWebGpuCacheKernels(device, shaders(), shape);
+  const kernels = createWebGpuCacheKernels(stream, shaders(), shape);
 
   it.each([16, 32] as const)(
     'append %i bits: rotated queries within 1e-6, cells within one step of the reference',
@@ -68,24 +72,20 @@ describe.each<HeadShape>([
       const [qIn, kIn, vIn, cos, sin] = [q, k, v, cosines, sines].map((x) =>
         uploaded(device, bytesOf(x)),
       ) as [GPUBuffer, GPUBuffer, GPUBuffer, GPUBuffer, GPUBuffer];
-      await submit((pass) =>
-        kernels.append(pass, {
-          rows: Array.from({ length: rows }, (_, r) => ({
-            exact: at,
-            capacity: 20,
-            exactBits: bits,
-            slot: 5 + r,
-            angle: r,
-          })),
-          cosines: cos,
-          sines: sin,
-          q: qIn,
-          k: kIn,
-          v: vIn,
-          queries,
-          cache,
-        }),
-      );
+      const group = kernels.bindAppend({
+        ...{ tables: stream.tables, cosines: cos, sines: sin, queries, cache },
+        ...{ q: { buffer: qIn }, k: { buffer: kIn }, v: { buffer: vIn } },
+      });
+      await submit(() => {
+        const table = stream.table(
+          appendTable(
+            Array.from({ length: rows }, (_, r) => ({
+              ...{ exact: at, capacity: 20, exactBits: bits, slot: 5 + r, angle: r },
+            })),
+          ),
+        );
+        kernels.dispatchAppend(stream.pass('append'), group, table, rows);
+      });
       const rotate = (x: Float32Array, count: number): number => {
         for (let r = 0; r < rows; r++)
           for (let h = 0; h < count; h++)
@@ -198,8 +198,8 @@ describe.each<HeadShape>([
                 plain,
               },
         );
-      await submit((pass) => kernels.encode(pass, jobs(0), cache));
-      await submit((pass) => kernels.encode(pass, jobs(1), cache));
+      await submit(() => kernels.encode(jobs(0), cache));
+      await submit(() => kernels.encode(jobs(1), cache));
       const onDevice = new Uint8Array(await readBack(device, cache));
 
       targets.forEach((steps, h) => {
@@ -269,9 +269,8 @@ describe.each<HeadShape>([
   it('decay: the nearest of mass * numerator / 2^16, all bits', async () => {
     const values = Uint16Array.from({ length: 600 }, (_, i) => (i === 0 ? 0xffff : Math.imul(i, 0x9e3779b1)));
     const cache = uploaded(device, new Uint8Array(values.slice().buffer));
-    await submit((pass) =>
+    await submit(() =>
       kernels.decay(
-        pass,
         [
           { at: 0, count: 100, numerator: 52429 },
           { at: 200, count: 150, numerator: 65536 },
@@ -283,5 +282,20 @@ describe.each<HeadShape>([
     values.forEach((x, i) => {
       expect(got[i]).toBe(i < 100 ? Math.round((x * 52429) / 65536) : x);
     });
+  });
+
+  it('words: moved and zeroed, more runs than one table holds', async () => {
+    const [count, bytes] = [25_000, 8];
+    const source = Uint32Array.from({ length: 2 * count }, (_, i) => i + 1);
+    const [from, to] = [source, source.map(() => 7)].map((x) => uploaded(device, new Uint8Array(x.buffer)));
+    const runs = Array.from({ length: count }, (_, i) => ({
+      ...{ from: i % 3 === 0 ? ZEROS : (count - 1 - i) * bytes, to: i * bytes, bytes: i % 2 === 0 ? 8 : 4 },
+    }));
+    await submit(() => kernels.words(runs, from!, to!));
+    const expected = source.map(() => 7);
+    for (const run of runs)
+      for (let w = 0; w < run.bytes / 4; w++)
+        expected[run.to / 4 + w] = run.from === ZEROS ? 0 : source[run.from / 4 + w]!;
+    expect(new Uint32Array(await readBack(device, to!))).toEqual(expected);
   });
 });

@@ -1,4 +1,5 @@
 import type { KvCache } from '../../cache/cache.ts';
+import { fetchMass } from '../../cache/fetched.ts';
 import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { UnsupportedModelError } from '../../core/errors.ts';
 import {
@@ -81,7 +82,7 @@ export class GpuForward implements ForwardPass {
       (steps) => fuseProducts(steps, alike),
     );
     this.stream = new CommandStream(device);
-    const cacheKernels: WebGpuCacheKernels = createWebGpuCacheKernels(device, shaders, config);
+    const cacheKernels: WebGpuCacheKernels = createWebGpuCacheKernels(this.stream, shaders, config);
     this.records = createWebGpuRecords({
       ...{ stream: this.stream, kernels: cacheKernels, headDim: config.headDim, maxBytes },
     });
@@ -167,10 +168,8 @@ export class GpuForward implements ForwardPass {
       (layer, places) => this.#attention.runTogether(caches, layer, places),
       fed.flatMap(({ top, sink }, row) => (sink ? { row, top, sink } : [])),
     );
-    for (const cache of caches) {
-      if (cache.room === 1) await cache.fetchMass();
-      cache.advance(1);
-    }
+    await fetchMass(...caches.filter(({ room }) => room === 1));
+    for (const cache of caches) cache.advance(1);
     return errors;
   }
 
