@@ -1,5 +1,5 @@
 import type { TopLevelSpec } from 'vega-lite';
-import { heading, titleOf } from './markdown.ts';
+import { heading, signed, titleOf } from './markdown.ts';
 import { type Section, shown } from './summary.ts';
 import { DEPTH_BINS, QUANTILES } from './tasks/needle-relevance.ts';
 
@@ -10,8 +10,10 @@ export interface Chart {
   readonly spec: TopLevelSpec;
 }
 
-const WIDTH = 520;
-const HEIGHT = 280;
+const WIDTH = 640;
+const HEIGHT = 340;
+/** Long enough for a method with three fields changed. */
+const LABEL_PIXELS = 380;
 const SCHEMA = 'https://vega.github.io/schema/vega-lite/v6.json';
 
 interface Colour {
@@ -19,6 +21,11 @@ interface Colour {
   readonly type: 'nominal';
   readonly scale: { readonly domain: string[]; readonly scheme: 'tableau10' | 'tableau20' };
 }
+/** Changes of perplexity lie between a thousandth and tens of a percent: logarithmic but around 0. */
+const CHANGE = {
+  scale: { type: 'symlog' as const, constant: 0.1, nice: false, padding: 12 },
+  axis: { format: '~r', values: [-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30, 100, 300] },
+};
 
 /** Every chart that the rows have data for. */
 export function charts(sections: readonly Section[]): Chart[] {
@@ -58,12 +65,22 @@ function byteCurve(section: Section, color: Colour): Chart[] {
     ];
   });
   if (values.length < 2) return [];
+  const megabytes = values.map((v) => v.megabytes);
   const x = {
     field: 'megabytes',
     type: 'quantitative' as const,
-    scale: { type: 'log' as const, nice: false },
+    // No point on the frame.
+    scale: {
+      type: 'log' as const,
+      domain: [Math.min(...megabytes) / 1.15, Math.max(...megabytes) * 1.15],
+      nice: false,
+    },
     title: 'bytes held at the end, MB',
   };
+  const y = metric.kind === 'exp-percent' ? CHANGE : { scale: { zero: false } };
+  // The longest line's colour says nothing of fifteen: each policy has its name and its shape as well.
+  const present = [...new Set(values.map((v) => v.policy))].sort();
+  const legend = { values: present, labelLimit: LABEL_PIXELS, symbolOpacity: 1, title: null };
   return [
     {
       title: `${titleOf(section)}: ${metric.label} against bytes`,
@@ -75,16 +92,26 @@ function byteCurve(section: Section, color: Colour): Chart[] {
         data: { values },
         layer: [
           {
-            mark: { type: 'line', point: { size: 40 } },
+            mark: { type: 'rule', opacity: 0.4 },
             encoding: {
               x,
-              y: { field: 'value', type: 'quantitative', title: heading({ metric }), scale: { zero: false } },
-              color,
+              y: { field: 'low', type: 'quantitative', title: heading({ metric }), ...y },
+              y2: { field: 'high' },
+              color: { ...color, legend },
             },
           },
           {
-            mark: { type: 'rule', opacity: 0.4 },
-            encoding: { x, y: { field: 'low', type: 'quantitative' }, y2: { field: 'high' }, color },
+            mark: { type: 'line' },
+            encoding: { x, y: { field: 'value', type: 'quantitative' }, color: { ...color, legend } },
+          },
+          {
+            mark: { type: 'point', size: 55, filled: true, opacity: 1 },
+            encoding: {
+              x,
+              y: { field: 'value', type: 'quantitative' },
+              color: { ...color, legend },
+              shape: { field: 'policy', type: 'nominal', scale: { domain: color.scale.domain }, legend },
+            },
           },
         ],
       },
@@ -105,6 +132,7 @@ function differences(section: Section, color: Colour): Chart[] {
         method: s.method,
         policy: s.policy,
         value: e.mean,
+        label: signed(e.mean),
         low: known ? e.low : e.mean,
         high: known ? e.high : e.mean,
       },
@@ -112,7 +140,9 @@ function differences(section: Section, color: Colour): Chart[] {
   });
   if (values.length < 2) return [];
   const sort = values.toSorted((a, b) => a.value - b.value).map((v) => v.method);
-  const y = { field: 'method', type: 'nominal' as const, sort, title: null };
+  const axis = { labelLimit: LABEL_PIXELS };
+  const y = { field: 'method', type: 'nominal' as const, sort, title: null, axis };
+  const end = Math.max(...values.map((v) => v.high), 0);
   return [
     {
       title: `${titleOf(section)}: variants`,
@@ -131,12 +161,17 @@ function differences(section: Section, color: Colour): Chart[] {
                 type: 'quantitative',
                 title: `difference to full${metric.unit === '' ? '' : `, ${metric.unit}`}`,
               },
-              color,
+              color: { ...color, legend: null },
             },
           },
           {
             mark: { type: 'rule' },
             encoding: { y, x: { field: 'low', type: 'quantitative' }, x2: { field: 'high' } },
+          },
+          // Short bars are read by their numbers.
+          {
+            mark: { type: 'text', align: 'left', dx: 6, fontSize: 10 },
+            encoding: { y, x: { datum: end }, text: { field: 'label' } },
           },
         ],
       },
@@ -183,20 +218,25 @@ function heatMaps(sections: readonly Section[]): Chart[] {
           cell.n++;
           cells.set(key, cell);
         }
-    const values = [...cells.values()].map((c) => ({ ...c, value: shown(metric, c.hits / c.n) }));
+    const values = [...cells.values()].map((c) => ({
+      ...c,
+      value: shown(metric, c.hits / c.n),
+      label: `${c.hits} of ${c.n}`,
+    }));
+    const methods = [...new Set(own.flatMap((s) => s.summaries.map((m) => m.method)))];
     return {
       title: `${name}: depth and length`,
-      caption: `${metric.label}, %. Depth counts from the text's beginning; the number is how many samples a cell has.`,
+      caption: `${metric.label}, %. Depth counts from the text's beginning; each cell says how many of its samples were answered.`,
       spec: {
         $schema: SCHEMA,
         data: { values },
-        facet: { field: 'method', type: 'nominal', title: null },
+        facet: { field: 'method', type: 'nominal', title: null, sort: methods },
         columns: 4,
         spec: {
-          width: 130,
-          height: 130,
+          width: 150,
+          height: 140,
           encoding: {
-            x: { field: 'length', type: 'ordinal', title: 'tokens' },
+            x: { field: 'length', type: 'ordinal', title: 'tokens', axis: { labelAngle: 0 } },
             y: { field: 'depth', type: 'ordinal', title: 'depth', sort: HEAT_LABELS },
           },
           layer: [
@@ -206,12 +246,12 @@ function heatMaps(sections: readonly Section[]): Chart[] {
                 color: {
                   field: 'value',
                   type: 'quantitative',
-                  scale: { domain: [0, 100], scheme: 'redyellowgreen' },
+                  scale: { domain: [0, 100], range: ['#d7604a', '#f7e7a0', '#66b56f'] },
                   title: '%',
                 },
               },
             },
-            { mark: { type: 'text', fontSize: 9 }, encoding: { text: { field: 'n' } } },
+            { mark: { type: 'text', fontSize: 10 }, encoding: { text: { field: 'label' } } },
           ],
         },
       } satisfies TopLevelSpec,

@@ -16,7 +16,7 @@ export function number(value: number): string {
   return value.toFixed(size < 0.1 ? 4 : size < 10 ? 2 : size < 1000 ? 1 : 0);
 }
 
-const signed = (value: number): string => (value > 0 ? `+${number(value)}` : number(value));
+export const signed = (value: number): string => (value > 0 ? `+${number(value)}` : number(value));
 const interval = (e: Estimate, show: (v: number) => string): string =>
   Number.isNaN(e.low) ? show(e.mean) : `${show(e.mean)} [${show(e.low)}, ${show(e.high)}]`;
 const MB = (bytes: number): string => number(bytes / 1e6);
@@ -27,7 +27,7 @@ export const heading = (f: Pick<Figure, 'metric'>): string =>
 /** What was scored: every metric with its 95 % interval, and the first one's paired difference to the full cache. */
 export function scoreTable(section: Section): Table {
   const { metrics } = section.task;
-  const paired = section.summaries.some((s) => s.figures.some((f) => f.paired));
+  const paired = section.summaries.some((s) => s.figures[0]?.paired);
   return {
     head: [
       'method',

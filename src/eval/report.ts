@@ -1,6 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Chart, charts, leftOutLayers, relevanceLayers } from './charts.ts';
+import { lostAnswers, lostTable } from './lost.ts';
 import {
   chanceNote,
   comparisonTable,
@@ -71,7 +72,15 @@ function analysisTables(sections: readonly Section[]): Extra[] {
           },
         },
       ];
-    return [];
+    const table = lostTable(section);
+    if (!table) return [];
+    return [
+      {
+        title: `Lost answers: ${titleOf(section)}`,
+        note: `${lostAnswers(section).length} samples that the full cache answers and the method does not (their score falls by half or more); ten a method at most are shown.`,
+        table,
+      },
+    ];
   });
 }
 
@@ -84,7 +93,7 @@ const warning = (note: string | undefined): string =>
 function htmlTable({ head, body }: Table): string {
   const line = (tag: string, cells: readonly string[]): string =>
     `<tr>${cells.map((c) => `<${tag}>${plain(c)}</${tag}>`).join('')}</tr>`;
-  return `<div class="wide"><table><thead>${line('th', head)}</thead><tbody>${body.map((b) => line('td', b)).join('\n')}</tbody></table></div>`;
+  return `<div class="wide"><table${body.some((line) => line.some((c) => c.startsWith('"'))) ? ' class="text"' : ''}><thead>${line('th', head)}</thead><tbody>${body.map((b) => line('td', b)).join('\n')}</tbody></table></div>`;
 }
 
 const STYLE = `
@@ -92,7 +101,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #d5dbe3; padding-top: 1.2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: 0.8rem 0; font-size: 13px; }
 th, td { border: 1px solid #d5dbe3; padding: 3px 8px; text-align: right; white-space: nowrap; } th { background: #f3f6fa; white-space: normal; }
-th:first-child, td:first-child { text-align: left; } .note { color: #56616f; } .warn { background: #fff3cd; padding: 0.4rem 0.7rem; }
+th:first-child, td:first-child, .text td { text-align: left; } .text td { white-space: normal; } .note { color: #56616f; } .warn { background: #fff3cd; padding: 0.4rem 0.7rem; }
 figure { margin: 1.2rem 0; } figcaption { color: #56616f; } svg { max-width: 100%; height: auto; }`;
 
 function htmlReport(

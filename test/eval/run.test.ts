@@ -10,6 +10,7 @@ import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { evaluateCommand } from '../../src/cli/evaluate.ts';
 import { AdkvcError } from '../../src/core/errors.ts';
 import type { Job } from '../../src/eval/job.ts';
+import { lostAnswers } from '../../src/eval/lost.ts';
 import { createPool } from '../../src/eval/pool.ts';
 import { writeReport } from '../../src/eval/report.ts';
 import { ResultLog, type Row, rowKey } from '../../src/eval/rows.ts';
@@ -383,6 +384,10 @@ describe('the report', () => {
       expect(markdown).toContain(`## ${title}\n`);
     expect(markdown).toMatch(/\| adkvc at 4x \| 2 \| [\d.]+x \| [+\d.e-]+ \[/);
     expect(markdown).toContain('process peak, MB');
+    // Its first figure is a difference already.
+    const pg19 = markdown.slice(markdown.indexOf('## pg19'), markdown.indexOf('## needle-essay'));
+    expect(pg19).not.toContain('difference to full, paired');
+    expect(markdown.slice(markdown.indexOf('## needle-essay'))).toContain('difference to full, paired');
     expect(markdown).toContain('## By layer: leave-one-out, 1024 tokens');
   });
 
@@ -436,6 +441,33 @@ describe('the report', () => {
     else expect(found.factor).toBeUndefined();
     expect(markdown).toContain('| adkvc against |');
     expect(html).toContain('adkvc against');
+  });
+
+  test('shows what compression lost: samples that the full cache answers and a method does not', async () => {
+    const of = (policy: string) =>
+      rows.find((r) => r.task === 'needle-essay' && r.policy === policy && (r.ratio ?? 4) === 4)!;
+    const told = (policy: string, sample: number, prediction: string, exact: number): Row => ({
+      ...of(policy),
+      sample,
+      scores: { exact, match: exact },
+      detail: { prediction, answers: ['12345'], depth: 0.35 },
+    });
+    const some = [
+      told('full', 0, ' 12345.', 1),
+      told('window', 0, ' 777 | <b>', 0),
+      told('full', 1, ' no', 0),
+      told('window', 1, ' no', 0),
+    ];
+    expect(lostAnswers(summarise(some)[0]!).map((l) => [l.method, l.row.sample])).toEqual([
+      ['window at 4x', 0],
+    ]);
+    const folder = join(fixture.folder, 'lost');
+    await writeReport(some, folder);
+    expect(readFileSync(join(folder, 'report.md'), 'utf8')).toContain(
+      '| window at 4x | 0 | 35 % | 12345 | " 12345." | " 777 \\| <b>" |',
+    );
+    expect(readFileSync(join(folder, 'report.html'), 'utf8')).toContain('&quot; 777 | &lt;b&gt;&quot;');
+    expect(lostAnswers(summarise(some.slice(2))[0]!)).toEqual([]);
   });
 
   test('is one page that needs nothing else, with the charts drawn in it', () => {
