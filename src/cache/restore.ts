@@ -5,9 +5,10 @@ import {
   LAYOUT_VERSION,
   massBytes,
   RECORD_HEADER_BYTES,
+  readTiers,
   recordCells,
   recordParts,
-  SEGMENT_HEADER_BYTES,
+  segmentHeaderBytes,
   TIER_IDS,
   TIERS,
 } from '../kernels/layout.ts';
@@ -16,7 +17,7 @@ import { isTier, Replay } from './journal.ts';
 import { PendingPlan } from './pending-plan.ts';
 import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry } from './persist.ts';
 import { epochOf, isWaiting, segmentsHeld, spansAt } from './schedule.ts';
-import { layOut, SegmentReader, type SegmentSpan } from './segments.ts';
+import { SegmentReader, type SegmentSpan } from './segments.ts';
 
 /**
  * Checks that a stored block is what this model and span would have written: sizes, places, counts, tier maps. Kernels trust all of these, and
@@ -33,28 +34,34 @@ function checkBlock(
   const bad = (what: string): never => {
     throw new CorruptDataError(`segment ${segment} of layer ${layer}: ${what}`);
   };
-  if (bytes.length < SEGMENT_HEADER_BYTES + kvHeads * 4) bad('shorter than its header');
+  if (bytes.length < segmentHeaderBytes(kvHeads)) bad('shorter than its header');
   const reader = new SegmentReader(bytes, kvHeads, headDim);
   if (reader.storedBytes !== bytes.length) bad(`says ${reader.storedBytes} bytes, has ${bytes.length}`);
   if (reader.tokens < 1 || reader.tokens > 128) bad(`says ${reader.tokens} tokens`);
   if (reader.start !== span.start || reader.tokens !== span.tokens) bad('covers other positions');
-  const counts: Uint8Array[] = [];
   const length = span.tokens;
   const tiers = new Uint8Array(kvHeads * length);
   const counted = new Uint8Array(TIER_IDS);
   let mass = 0;
+  let end = segmentHeaderBytes(kvHeads);
   for (let h = 0; h < kvHeads; h++) {
     const at = reader.recordAt(h);
+    if (at === 0) {
+      tiers.fill(DROP, h * length, (h + 1) * length);
+      continue;
+    }
+    if (at !== end) bad('its records lie elsewhere than their sizes say');
     // Before the counts are read, and before what they place.
-    if (at !== 0 && at + RECORD_HEADER_BYTES + TIER_IDS > bytes.length) bad(`record ${h} lies outside`);
+    if (at + RECORD_HEADER_BYTES + TIER_IDS > bytes.length) bad(`record ${h} lies outside`);
     const said = reader.counts(h);
-    if (at !== 0 && at + recordParts(reader.tokens, said, headDim).bytes > bytes.length)
-      bad(`record ${h} lies outside`);
+    const parts = recordParts(length, said, headDim);
+    end += parts.bytes;
+    if (end > bytes.length) bad(`record ${h} lies outside`);
     let tokens = 0;
-    for (const n of said) tokens += n;
-    if (at !== 0 && tokens === 0) bad(`record ${h} is empty`);
+    for (let id = 0; id < TIER_IDS; id++) tokens += said[id]!;
+    if (tokens === 0) bad(`record ${h} is empty`);
     if (tokens > length) bad(`record ${h} counts ${tokens} of ${length} tokens`);
-    reader.tiers(h, tiers, h * length);
+    readTiers(bytes, at, parts.map, said, tiers, h * length, length);
     counted.fill(0);
     for (let i = h * length; i < (h + 1) * length; i++) counted[tiers[i]!]!++;
     let named = 0;
@@ -68,13 +75,10 @@ function checkBlock(
         bad(`record ${h} counts other tiers than its map`);
     // Kernels place everything by the tiers that are named: one without tokens would move the rest.
     if (reader.present(h) !== named) bad(`record ${h} names other tiers than it holds`);
-    if (mixesPlain(said)) bad(`record ${h} holds plain tiers beside others`);
-    counts.push(said);
-    mass += massBytes(recordCells(said));
+    if (parts.plain && mixesPlain(said)) bad(`record ${h} holds plain tiers beside others`);
+    mass += massBytes(parts.cells);
   }
-  const place = layOut(span, counts, headDim, false);
-  if (place.storedBytes !== bytes.length || place.recordAt.some((at, h) => at !== reader.recordAt(h)))
-    bad('its records lie elsewhere than their sizes say');
+  if (end !== bytes.length) bad('its records lie elsewhere than their sizes say');
   return { tiers, mass };
 }
 

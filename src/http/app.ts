@@ -1,4 +1,5 @@
-import { type Context, Hono } from 'hono';
+import type { Context } from 'hono';
+import { Hono } from 'hono/quick';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { SessionHost } from '../session/api.ts';
 import { LocalRates, type RequestRates } from '../session/rate.ts';

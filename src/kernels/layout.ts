@@ -296,16 +296,27 @@ export function recordTiers(
   at = 0,
 ): void {
   const counts = recordCounts(bytes, record);
-  const { map } = recordParts(tokens, counts, headDim);
+  readTiers(bytes, record, recordParts(tokens, counts, headDim).map, counts, out, at, tokens);
+}
+
+/** `recordTiers` where the record's counts and the place of its map are known. */
+export function readTiers(
+  bytes: Uint8Array,
+  record: number,
+  map: number,
+  counts: Uint8Array,
+  out: Uint8Array,
+  at: number,
+  tokens: number,
+): void {
   if (map === 0) {
-    out.fill(
-      counts.findIndex((n) => n > 0),
-      at,
-      at + tokens,
-    );
+    let only = 0;
+    while (counts[only] === 0) only++;
+    out.fill(only, at, at + tokens);
     return;
   }
-  for (let t = 0; t < tokens; t++) out[at + t] = (bytes[record + map + (t >> 1)]! >> ((t & 1) * 4)) & 15;
+  const from = record + map;
+  for (let t = 0; t < tokens; t++) out[at + t] = (bytes[from + (t >> 1)]! >> ((t & 1) * 4)) & 15;
 }
 
 export const SPLIT_PARTS = ['codes', 'scales', 'map', 'mean', 'mass', 'padding', 'headers'] as const;

@@ -103,6 +103,8 @@ export async function loadModel(
   const placed = new Map<string, Ptr>();
   const pieces: ShardPiece[] = [];
   let weightBytes = 0;
+  // In one step: each growth is a system call, and a reason for the collector to run.
+  kernels.arena.reserve(manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0));
   for (const [name, tensor] of Object.entries(manifest.tensors)) {
     const key = JSON.stringify(tensor.parts);
     let ptr = placed.get(key);

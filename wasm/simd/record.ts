@@ -1,3 +1,4 @@
+import { cellToFloats } from './cells';
 import { CODES, CODES_PITCH, gatherCells, NO_CELL, packCodes, readCodes } from './codes';
 import {
   DROP,
@@ -92,11 +93,22 @@ export function recodeRecord(
   massOut: usize,
 ): i32 {
   locate(record, tokens, headDim);
+  let moved = 0;
   for (let t = 0; t < tokens; t++) {
     const was = <i32>load<u8>(OLD_TIER + <usize>t);
     const now = <i32>load<u8>(tiers + <usize>t);
     if (now == was) continue;
     if (now < was || (now != DROP && (isPlain(now) || isPlain(was)))) return -1;
+    moved++;
+  }
+  if (moved == 0) {
+    const bytes = recordEnd - record;
+    memory.copy(out, record, bytes);
+    if (massOut) {
+      if (massIn) memory.copy(massOut, massIn, <usize>recordCells << 1);
+      else memory.fill(massOut, 0, <usize>recordCells << 1);
+    }
+    return <i32>bytes;
   }
   memory.copy(MEAN_CODES, recordMean, headDim);
   memory.fill(X, 0, <usize>pad16(headDim) << 2);
@@ -200,9 +212,10 @@ function build(tokens: i32, headDim: i32, tiers: usize, out: usize, massIn: usiz
     memory.copy(recordMean, MEAN_CODES, headDim);
   }
   if (map)
-    for (let t = 0; t < tokens; t++) {
-      const at = map + <usize>(t >> 1);
-      store<u8>(at, load<u8>(at) | (load<u8>(tiers + <usize>t) << (<u8>(t & 1) << 2)));
+    for (let t = 0; t < tokens; t += 2) {
+      const low = load<u8>(tiers + <usize>t);
+      const high = t + 1 < tokens ? load<u8>(tiers + <usize>t, 1) : 0;
+      store<u8>(map + <usize>(t >> 1), low | (high << 4));
     }
   if (massOut) memory.fill(massOut, 0, <usize>cells << 1);
 
@@ -237,6 +250,7 @@ function writeHalf(keys: bool, bits: i32, g: Group, to: usize, scaleAt: usize, h
   const blockBytes = <usize>halfBlockBytes(bits, headDim);
   const perCell = <usize>scaleBytes(g.id, bits, headDim);
   const base = keys ? kBase : vBase;
+  const wide = (headDim & 63) == 0;
   for (let cell = 0; cell < g.n; cell += 4) {
     const count = min(4, g.n - cell);
     // Bit masks of the cells that keep their codes, and of those that get new ones.
@@ -266,8 +280,21 @@ function writeHalf(keys: bool, bits: i32, g: Group, to: usize, scaleAt: usize, h
           const row = from + <usize>oldCell * (<usize>(headDim * oldBits) >> 3);
           readFloats(row, oldBits, headDim, keys && !isPlain(g.id));
         } else {
-          readCodes(keys, oldBits, from, oldCell, headDim, codes);
-          levelsToFloats(oldBits, codes, headDim, scaleAtBits(oldBits, oldScale, base));
+          const scale = scaleAtBits(oldBits, oldScale, base);
+          if (wide && oldBits > 1)
+            cellToFloats(
+              keys,
+              oldBits,
+              from + <usize>(oldCell >> 2) * <usize>halfBlockBytes(oldBits, headDim),
+              oldCell & 3,
+              headDim,
+              scale,
+              X,
+            );
+          else {
+            readCodes(keys, oldBits, from, oldCell, headDim, codes);
+            levelsToFloats(oldBits, codes, headDim, scale);
+          }
         }
         if (isPlain(g.id))
           for (let c = 0; c < headDim; c += 32) {

@@ -62,9 +62,10 @@ export function scaleCode(bits: i32, scale: f32, base: f32): u32 {
   const word = reinterpret<u32>(ratio);
   const mantissa = reinterpret<f32>((word & 0x7fffff) | 0x3f800000);
   let step: usize = 0;
+  // Sums, no branches: nothing foretells which way a scale goes.
   for (let half: usize = 16; half > 0; half >>= 1)
-    if (mantissa >= load<f32>(EDGES + ((step + half - 1) << 2))) step += half;
-  if (mantissa >= load<f32>(EDGES + (step << 2))) step++;
+    step += <usize>(mantissa >= load<f32>(EDGES + ((step + half - 1) << 2))) * half;
+  step += <usize>(mantissa >= load<f32>(EDGES + (step << 2)));
   return <u32>max(255 + 32 * (<i32>(word >> 23) - 127) + <i32>step, 1);
 }
 
