@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -46,6 +47,8 @@ try {
   for (let n = 0; n < Number(values.samples); n++) {
     const dataDir = join(work, 'sample');
     cpSync(stored, dataDir, { recursive: true });
+    // The copy is on the disk before the server's own first sync has to wait for it.
+    spawnSync('sync');
     const server = await serve({ dataDir });
     try {
       const { ttftMs, cachedTokens, promptTokens, timing } = await turn(server.url, 'And then?');

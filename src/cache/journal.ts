@@ -200,21 +200,27 @@ export class Replay {
     const steps: Uint8Array[] = [];
     const moves = this.#moves;
     const depth = this.#depth.fill(0);
+    const due = shownFrom(0, layer, this.#layers);
+    let newest = held;
     let latest = version;
     for (const entry of this.#entries) {
-      const shown = shownFrom(entry.position, layer, this.#layers);
+      const shown = entry.position + due;
       if (shown > this.#position || shown <= version) continue;
       entry.read(layer, segment, moves);
       if (moves.count === 0) continue;
       latest = shown;
-      for (let i = 0; i < moves.count; i++) {
-        const token = moves.tokens[i]!;
-        const tier = moves.tiers[i]!;
-        const newest = steps.length > 0 ? steps[steps.length - 1]! : held;
+      const { tokens, tiers, count } = moves;
+      for (let i = 0; i < count; i++) {
+        const token = tokens[i]!;
+        const tier = tiers[i]!;
         if (tier < newest[token]!) throw promoted(entry);
         const first = depth[token]!++;
-        if (first === steps.length) steps.push(newest.slice());
-        for (let step = first; step < steps.length; step++) steps[step]![token] = tier;
+        if (first === steps.length) {
+          newest = newest.slice();
+          steps.push(newest);
+        }
+        newest[token] = tier;
+        for (let step = steps.length - 2; step >= first; step--) steps[step]![token] = tier;
       }
     }
     return { steps, version: latest };

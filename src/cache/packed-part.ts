@@ -168,9 +168,8 @@ export class PackedPart {
   /** How a segment lies in memory under these tiers. */
   #place(span: SegmentSpan, { tiers, from }: SegmentTiers): ReturnType<typeof layOut> {
     const { kvHeads, headDim, mass } = this.#shape;
-    const counts = Array.from({ length: kvHeads }, (_, h) =>
-      countTiers(tiers, from + h * span.tokens, span.tokens),
-    );
+    const counts: Uint8Array[] = [];
+    for (let h = 0; h < kvHeads; h++) counts.push(countTiers(tiers, from + h * span.tokens, span.tokens));
     return layOut(span, counts, headDim, mass);
   }
 }

@@ -6,7 +6,6 @@ import {
   massBytes,
   RECORD_HEADER_BYTES,
   readTiers,
-  recordCells,
   recordParts,
   segmentHeaderBytes,
   TIER_IDS,

@@ -183,8 +183,6 @@ export interface RecordParts {
   readonly codes: number;
   readonly bytes: number;
   readonly cells: number;
-  /** Bytes of scales and of codes that padding cells take. */
-  readonly padding: number;
   readonly plain: boolean;
 }
 
@@ -195,7 +193,6 @@ export function recordParts(tokens: number, counts: ArrayLike<number>, headDim: 
   let cells = 0;
   let scaled = 0;
   let coded = 0;
-  let padding = 0;
   let plain = false;
   for (let id = 0; id < TIERS.length; id++) {
     const n = counts[id] ?? 0;
@@ -209,16 +206,15 @@ export function recordParts(tokens: number, counts: ArrayLike<number>, headDim: 
     cells += n4;
     scaled += n4 * scale;
     coded += n4 * code;
-    padding += (n4 - n) * (code + scale);
     plain ||= tier.plain;
   }
-  if (kept === 0) return { mean: 0, map: 0, scales: 0, codes: 0, bytes: 0, cells: 0, padding: 0, plain };
+  if (kept === 0) return { mean: 0, map: 0, scales: 0, codes: 0, bytes: 0, cells: 0, plain };
   const mean = pad4(RECORD_HEADER_BYTES + present);
   const map = mean + (plain ? 0 : headDim);
   const mapped = present > 1 || kept < tokens;
   const scales = map + (mapped ? pad4((tokens + 1) >> 1) : 0);
   const codes = pad16(scales + scaled);
-  return { mean, map: mapped ? map : 0, scales, codes, bytes: codes + coded, cells, padding, plain };
+  return { mean, map: mapped ? map : 0, scales, codes, bytes: codes + coded, cells, plain };
 }
 
 /** Bytes of a record; mass not included. */
@@ -318,41 +314,6 @@ export function readTiers(
   const from = record + map;
   for (let t = 0; t < tokens; t++) out[at + t] = (bytes[from + (t >> 1)]! >> ((t & 1) * 4)) & 15;
 }
-
-export const SPLIT_PARTS = ['codes', 'scales', 'map', 'mean', 'mass', 'padding', 'headers'] as const;
-/** Where a record's bytes, and its mass's, go: they add up to both. Padding cells and alignment are padding. */
-export function splitRecord(
-  tokens: number,
-  counts: ArrayLike<number>,
-  headDim: number,
-  mass: boolean,
-): Record<(typeof SPLIT_PARTS)[number], number> {
-  const split = { codes: 0, scales: 0, map: 0, mean: 0, mass: 0, padding: 0, headers: 0 };
-  const parts = recordParts(tokens, counts, headDim);
-  if (parts.bytes === 0) return split;
-  let present = 0;
-  let kept = 0;
-  for (const tier of TIERS) {
-    const n = counts[tier.id] ?? 0;
-    if (n === 0) continue;
-    present++;
-    kept += n;
-    const scale = scaleBytes(tier, tier.kBits, headDim) + scaleBytes(tier, tier.vBits, headDim);
-    split.scales += n * scale;
-    split.codes += n * (cellBytes(tier.id, headDim, false) - scale);
-  }
-  split.headers = RECORD_HEADER_BYTES + present;
-  split.map = parts.map === 0 ? 0 : (tokens + 1) >> 1;
-  split.mean = parts.plain ? 0 : headDim;
-  split.mass = mass ? 2 * kept : 0;
-  const total = parts.bytes + (mass ? massBytes(parts.cells) : 0);
-  split.padding = total - split.headers - split.map - split.mean - split.mass - split.scales - split.codes;
-  return split;
-}
-
-/** Bytes of one tier's scales and codes within a record, padding cells included. */
-export const groupBytes = (tierId: number, n: number, headDim: number): number =>
-  n === 0 ? 0 : pad4(n) * cellBytes(tierId, headDim, false);
 
 /** Tokens by tier id, of `tokens` from `from` on; what is no tier (dropped) is not counted. */
 export function countTiers(tiers: Uint8Array, from = 0, tokens = tiers.length - from): Uint8Array {
