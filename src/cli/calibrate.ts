@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
@@ -5,7 +6,8 @@ import { Worker } from 'node:worker_threads';
 import type { Command } from 'commander';
 import { EPOCH } from '../core/config.ts';
 import { InvalidInputError } from '../core/errors.ts';
-import { attachProfile, readBundleManifest } from '../prepare/bundle.ts';
+import type { ModelEngine } from '../engine/engine.ts';
+import { attachProfile } from '../prepare/bundle.ts';
 import {
   type CalibrationResult,
   type CalibrationTask,
@@ -15,9 +17,11 @@ import {
 } from '../prepare/calibrate.ts';
 import { calibrationItems, generateSource } from '../prepare/calibration-texts.ts';
 import { EMBEDDED_MODEL } from '../prepare/embedded-model.ts';
+import { folderSource } from '../prepare/folder-source.ts';
+import { readManifest } from '../runtime/model.ts';
 import { bundleFolder, embeddedProfilePath } from './bundle-folder.ts';
 import { count, natural } from './engine-options.ts';
-import { loadCliEngine } from './load-engine.ts';
+import { loadOnCpu } from './load-engine.ts';
 
 interface CalibrateOptions {
   text?: string[];
@@ -27,6 +31,7 @@ interface CalibrateOptions {
   needleContext: number;
   workers: number;
   seed: number;
+  bundle?: string[];
   out?: string;
 }
 
@@ -45,7 +50,11 @@ export function calibrateCommand(program: Command): void {
     .option('--needle-context <n>', "tokens of a needle prompt's past, a multiple of 128", count, 1024)
     .option('--workers <n>', 'threads; each holds the model', count, availableParallelism())
     .option('--seed <n>', 'seed of every random choice', natural, 1)
-    .option('--out <file>', 'where the profile goes (default: beside the embedded model)')
+    .option(
+      '--bundle <dirs...>',
+      'folders of a prepared model (default: the embedded one): the one in the exact form is measured, all get the profile',
+    )
+    .option('--out <file>', 'where the profile goes besides (default: beside the embedded model)')
     .action(async (options: CalibrateOptions) => {
       for (const [name, n] of [
         ['--context', options.context],
@@ -54,17 +63,21 @@ export function calibrateCommand(program: Command): void {
         if (n % EPOCH !== 0)
           throw new InvalidInputError(`${name} must be a multiple of ${EPOCH}, not ${n}`, name);
       const started = performance.now();
-      // The compact form's rounding of activations would hide all but the most sensitive heads.
-      const engine = await loadCliEngine({ backend: 'wasm', exact: true });
+      const { folders, exact, manifest } = await bundlesOf(options);
+      const longest = Math.max(options.context, options.needleContext) + EPOCH;
+      if (longest > manifest.model.contextLength)
+        throw new InvalidInputError(
+          `contexts of ${options.context} and ${options.needleContext} and ${EPOCH} tokens after them do not fit the model's ${manifest.model.contextLength}`,
+          options.context > options.needleContext ? '--context' : '--needle-context',
+        );
+      const engine = await loadOnCpu(folderSource(exact));
       const sources = await textSources(engine, options);
       const items = calibrationItems(engine, { ...options, sources });
       const heads = engine.model.layers * engine.model.kvHeads;
       const parts = Math.max(1, Math.ceil(options.workers / items.length));
       const tasks = calibrationTasks(items, heads, parts);
-      const results = await runTasks(tasks, Math.min(options.workers, tasks.length), items.length * heads);
-
-      const exact = await bundleFolder('exact');
-      const manifest = (await readBundleManifest(exact))!;
+      const threads = Math.min(options.workers, tasks.length);
+      const results = await runTasks(exact, tasks, threads, items.length * heads);
       const file = profileFile(
         engine,
         manifest.source.sha256,
@@ -82,19 +95,42 @@ export function calibrateCommand(program: Command): void {
         ),
       );
       const text = profileText(file);
-      const out = resolve(options.out ?? embeddedProfilePath());
-      if (options.out === undefined && manifest.source.sha256 !== EMBEDDED_MODEL.sha256)
-        throw new InvalidInputError(
-          'the bundle is not the embedded model: say with --out where its profile goes',
-          '--out',
-        );
-      await writeFile(out, text);
-      for (const form of ['exact', 'compact'] as const) await attachProfile(await bundleFolder(form), text);
+      const out = options.out ?? (options.bundle ? undefined : embeddedProfilePath());
+      if (out !== undefined) await writeFile(resolve(out), text);
+      for (const folder of folders) await attachProfile(folder, text);
       process.stdout.write(
-        `${JSON.stringify({ profile: out, heads, runs: items.length * heads, seconds: Math.round((performance.now() - started) / 1000) })}\n`,
+        `${JSON.stringify({ profile: out ?? folders, sha256: sha256(text), heads, runs: items.length * heads, seconds: Math.round((performance.now() - started) / 1000) })}\n`,
       );
     });
 }
+
+/** The folders that get the profile, and which of them is measured. @throws InvalidInputError where they are not of one model or none is in the exact form */
+async function bundlesOf({ bundle, out }: CalibrateOptions) {
+  // The compact form's rounding of activations would hide all but the most sensitive heads.
+  const folders = bundle?.map((folder) => resolve(folder)) ?? [
+    await bundleFolder('exact'),
+    await bundleFolder('compact'),
+  ];
+  const manifests = await Promise.all(folders.map((folder) => readManifest(folderSource(folder))));
+  const at = manifests.findIndex((m) => m.weightForm === 'exact');
+  if (at < 0)
+    throw new InvalidInputError(
+      `${folders.join(', ')}: none is in the exact form, which is what is measured: adkvc prepare --exact makes it`,
+      '--bundle',
+    );
+  const manifest = manifests[at]!;
+  const other = manifests.findIndex((m) => m.source.sha256 !== manifest.source.sha256);
+  if (other >= 0)
+    throw new InvalidInputError(`${folders[other]} is of another model than ${folders[at]}`, '--bundle');
+  if (!bundle && out === undefined && manifest.source.sha256 !== EMBEDDED_MODEL.sha256)
+    throw new InvalidInputError(
+      'the bundle is not the embedded model: say with --out where its profile goes',
+      '--out',
+    );
+  return { folders, exact: folders[at]!, manifest };
+}
+
+const sha256 = (text: string): string => createHash('sha256').update(text).digest('hex');
 
 /** One line a list: diffs of a profile stay readable. */
 function profileText(file: object): string {
@@ -102,13 +138,15 @@ function profileText(file: object): string {
   return `${text.replaceAll(/\[\n\s+([^\]]*?)\n\s+\]/g, (_, body: string) => `[${body.replaceAll(/\n\s+/g, ' ')}]`)}\n`;
 }
 
-async function textSources(
-  engine: Awaited<ReturnType<typeof loadCliEngine>>,
-  options: CalibrateOptions,
-): Promise<number[][]> {
+async function textSources(engine: ModelEngine, options: CalibrateOptions): Promise<number[][]> {
   if (options.text)
     return Promise.all(
-      options.text.map(async (file) => engine.tokenizer.encode(await readFile(resolve(file), 'utf8'))),
+      options.text.map(async (file) => {
+        const text = await readFile(resolve(file), 'utf8').catch((error: Error) => {
+          throw new InvalidInputError(`${file} cannot be read (${error.message})`, '--text');
+        });
+        return engine.tokenizer.encode(text);
+      }),
     );
   const sources: number[][] = [];
   const length = Math.max(options.context + EPOCH, options.needleContext);
@@ -121,6 +159,7 @@ async function textSources(
 
 /** Hands tasks to threads, first come first served; progress and remaining time on standard error. */
 async function runTasks(
+  bundle: string,
   tasks: readonly CalibrationTask[],
   threads: number,
   runs: number,
@@ -145,7 +184,7 @@ async function runTasks(
         { length: threads },
         () =>
           new Promise<void>((finish, fail) => {
-            const worker = new Worker(new URL(file, import.meta.url));
+            const worker = new Worker(new URL(file, import.meta.url), { workerData: bundle });
             workers.push(worker);
             const give = (): void => {
               const index = next++;

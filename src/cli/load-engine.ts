@@ -51,6 +51,18 @@ export async function loadWasmKernels(maxBytes = CLI_KERNEL_BYTES): Promise<Wasm
     .kernels;
 }
 
+/** Any bundle, on this machine's processor. */
+export async function loadOnCpu(
+  source: BundleSource,
+  backend: 'wasm' | 'reference' = 'wasm',
+  maxBytes = CLI_KERNEL_BYTES,
+): Promise<ModelEngine> {
+  const kernels =
+    backend === 'reference' ? createReferenceKernels({ maxBytes }) : await loadWasmKernels(maxBytes);
+  const ort = createOrtRunner({ wasm: ortWasmInNode });
+  return loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
+}
+
 /** Loads the embedded model's bundle (made on first use) for a command. */
 export async function loadCliEngineParts(
   options: Pick<EngineOptions, 'backend' | 'exact'>,

@@ -1,15 +1,9 @@
-import { loadWasmKernels, loadWebGpuInNode } from '../cli/load-engine.ts';
+import { loadOnCpu, loadWebGpuInNode } from '../cli/load-engine.ts';
 import { AdkvcError } from '../core/errors.ts';
 import type { ModelEngine } from '../engine/engine.ts';
-import { loadEngine } from '../engine/load.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
-import { createReferenceKernels } from '../kernels/reference.ts';
 import { folderSource } from '../prepare/folder-source.ts';
-import { foreignFromBundle } from '../runtime/foreign.ts';
-import type { BundleSource } from '../runtime/manifest.ts';
 import { readManifest } from '../runtime/model.ts';
-import { createOrtRunner } from '../runtime/ort.ts';
-import { ortWasmInNode } from '../runtime/ort-node.ts';
 import { Aside } from './aside.ts';
 import { DataFolder } from './data.ts';
 import { TASKS } from './registry.ts';
@@ -62,17 +56,6 @@ export interface Loaded {
   readonly identity: Identity;
   /** `onTokens`: how many tokens the job has fed so far, about once a second. */
   run(job: Job, emit: (result: JobResult) => void, onTokens: (tokens: number) => void): Promise<void>;
-}
-
-async function loadOnCpu(
-  source: BundleSource,
-  backend: 'wasm' | 'reference',
-  maxBytes: number,
-): Promise<ModelEngine> {
-  const kernels =
-    backend === 'reference' ? createReferenceKernels({ maxBytes }) : await loadWasmKernels(maxBytes);
-  const ort = createOrtRunner({ wasm: ortWasmInNode });
-  return loadEngine({ source, kernels, foreign: foreignFromBundle(source, ort) });
 }
 
 /** Loads the model once; jobs follow one another on it. */

@@ -1,5 +1,6 @@
 import { DEFAULT_CACHE } from '../cache/policy.ts';
 import { EPOCH } from '../core/config.ts';
+import { InvalidInputError } from '../core/errors.ts';
 import { uniform01 } from '../core/random.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import { GREEDY, sample } from '../engine/sampler.ts';
@@ -32,8 +33,9 @@ export function calibrationItems(engine: TextParts, plan: CalibrationPlan): Cali
   const cut = (index: number, length: number, what: number): number[] => {
     const usable = plan.sources.filter((s) => s.length >= length);
     if (usable.length === 0)
-      throw new Error(
+      throw new InvalidInputError(
         `no calibration text has ${length} tokens: give longer ones with --text, or a smaller --context`,
+        '--text',
       );
     const source = usable[index % usable.length]!;
     const at = Math.floor(uniform01(plan.seed, what, index) * (source.length - length + 1));
