@@ -12,6 +12,9 @@ export const cacheObject = (report: CacheReport) => ({
   fp16_bytes: report.fp16Bytes,
   ratio: report.ratio,
   peak_bytes: report.peakBytes,
+  /** The heads' profile that plans use; "none" where the policy wants one and the model was not calibrated, null where it uses none. */
+  profile: report.profile ?? null,
+  mean_recodes: report.meanRecodes ?? null,
   /** One token of one layer and key/value head counts once, by the tier that holds it. */
   token_heads: report.tiers,
   bytes_by_tier: report.tierBytes,
