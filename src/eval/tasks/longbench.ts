@@ -19,9 +19,9 @@ export interface LongBenchItem {
 const PROMPTS = 'config/longbench_dataset2prompt.json';
 const LENGTHS = 'config/longbench_dataset2maxlen.json';
 /** Completed as raw text, without the chat template. Source: LongBench pred.py. */
-const RAW = new Set(['trec', 'triviaqa', 'samsum', 'lsht', 'lcc', 'repobench-p']);
+export const RAW = new Set(['trec', 'triviaqa', 'samsum', 'lsht', 'lcc', 'repobench-p']);
 /** Only the first line of the answer counts. Source: LongBench eval.py. */
-const FIRST_LINE = new Set(['trec', 'triviaqa', 'samsum', 'lsht']);
+export const FIRST_LINE = new Set(['trec', 'triviaqa', 'samsum', 'lsht']);
 /** Tokens of the template around the prompt. */
 const TEMPLATE_ROOM = 64;
 
