@@ -70,7 +70,8 @@ describe('every task', () => {
     expect(outcome.tokens).toBeGreaterThan(50);
     expect(outcome.cache.bytes).toBeGreaterThan(0);
     expect(outcome.cache.averageBytes).toBeLessThanOrEqual(outcome.cache.peakBytes);
-    expect(outcome.speed.prefillTokensPerSecond).toBeGreaterThan(0);
+    const { prefillTokensPerSecond, ttftMs, restoreMs } = outcome.speed;
+    expect(Math.min(prefillTokensPerSecond, ttftMs, restoreMs)).toBeGreaterThan(0);
   });
   test('a missing file is named, with the remedy', async () => {
     const empty = new DataFolder('/nowhere');
@@ -294,5 +295,9 @@ describe('analyses', () => {
     expect(layers).toHaveLength(engine.model.layers);
     for (const layer of layers) expect(Math.abs(layer.rankCorrelation)).toBeLessThanOrEqual(1);
     expect(layers.some((l) => l.rise.some((r) => r !== 0))).toBe(true);
+    for (const { cache, speed } of [relevance, left]) {
+      expect(Math.min(cache.averageBytes, cache.peakBytes, cache.bytes)).toBeGreaterThan(0);
+      expect(Math.min(speed.prefillTokensPerSecond, speed.ttftMs, speed.restoreMs)).toBeGreaterThan(0);
+    }
   });
 });

@@ -70,6 +70,7 @@ export const leaveOneOut: Task = {
         const intact = await lossNow();
         const blocks = Array.from({ length: Math.floor(values[0]![0]!.length / BLOCK) }, (_, b) => b * BLOCK);
         const step = Math.max(1, Math.floor(engine.model.layers / LAYERS));
+        let restoreMs = 0;
         const layers: { layer: number; rankCorrelation: number; relevance: number[]; rise: number[] }[] = [];
         for (let layer = 0; layer < engine.model.layers; layer += step) {
           const relevance = blocks.map((from) =>
@@ -80,7 +81,7 @@ export const leaveOneOut: Task = {
           );
           const rise: number[] = [];
           for (const from of blocks) {
-            meter.restore(saved);
+            restoreMs = meter.restore(saved);
             leaveOut(meter.cache, layer, start + from, start + from + BLOCK);
             rise.push((await lossNow()) - intact);
           }
@@ -96,7 +97,7 @@ export const leaveOneOut: Task = {
             prefillTokensPerSecond: (end * 1000) / ms,
             decodeTokensPerSecond: 0,
             ttftMs: ms,
-            restoreMs: 0,
+            restoreMs,
           },
         });
       } finally {

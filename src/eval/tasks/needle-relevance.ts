@@ -89,7 +89,7 @@ export const needleRelevance: Task = {
             prefillTokensPerSecond: (end * 1000) / ms,
             decodeTokensPerSecond: 0,
             ttftMs: ms,
-            restoreMs: 0,
+            restoreMs: meter.restore(await meter.save()),
           },
         });
       } finally {
