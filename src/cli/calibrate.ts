@@ -72,7 +72,7 @@ export function calibrateCommand(program: Command): void {
         );
       const engine = await loadOnCpu(folderSource(exact));
       const sources = await textSources(engine, options);
-      const items = calibrationItems(engine, { ...options, sources });
+      const items = calibrationItems(engine, { ...options, sources, chat: manifest.chatTemplate !== null });
       const heads = engine.model.layers * engine.model.kvHeads;
       const parts = Math.max(1, Math.ceil(options.workers / items.length));
       const tasks = calibrationTasks(items, heads, parts);

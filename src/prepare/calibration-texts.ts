@@ -23,6 +23,8 @@ export interface CalibrationPlan {
   readonly context: number;
   readonly needleContext: number;
   readonly seed: number;
+  /** false: the model has no chat template, and its needle prompts are plain text. */
+  readonly chat?: boolean;
 }
 
 /** What turns text into ids. */
@@ -63,9 +65,7 @@ function needleItem(
   const value = Array.from({ length: DIGITS }, (_, d) =>
     Math.floor(uniform01(plan.seed, 4, index, d) * 10),
   ).join('');
-  const mark = '\u0001';
-  const rendered = template.render([{ role: 'user', content: mark }], { addGenerationPrompt: true });
-  const [before, after] = rendered.split(mark) as [string, string];
+  const [before, after] = plan.chat === false ? ['', '\n'] : aroundContent(template);
   const encode = (text: string): number[] => tokenizer.encode(text, { specials: true });
   const head = encode(
     `${before}Somewhere in this text a secret number is given. Remember it, you will be asked for it later.\n`,
@@ -82,6 +82,13 @@ function needleItem(
   const at = Math.floor(((index + 0.5) / plan.needles) * last);
   const ids = [...head, ...hay.slice(0, at), ...needle, ...hay.slice(at), ...tail, ...answer];
   return { kind: 'needle', ids, prefix: plan.needleContext, answer: answer.length };
+}
+
+/** What the template writes before and after a user's message that is to be answered. */
+function aroundContent(template: TextParts['template']): [before: string, after: string] {
+  const mark = '\u0001';
+  const rendered = template.render([{ role: 'user', content: mark }], { addGenerationPrompt: true });
+  return rendered.split(mark) as [string, string];
 }
 
 /** Text that the model itself writes, for models to which nobody gave any: at temperature 1 from an open beginning. */

@@ -1,9 +1,11 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { readBundleManifest } from '../../src/prepare/bundle.ts';
+import { readBundleManifest, writeBundle } from '../../src/prepare/bundle.ts';
+import { openModel } from '../../src/prepare/open-model.ts';
 import { runCli } from '../helpers/cli.ts';
 import { evalFixture } from '../helpers/eval-fixture.ts';
+import { describeShared, sharedPath } from '../helpers/shared.ts';
 
 let fixture: Awaited<ReturnType<typeof evalFixture>>;
 beforeAll(async () => {
@@ -56,4 +58,21 @@ test.each([
 
 test('a model in the compact form alone is not measured', async () => {
   expect((await calibrate('--bundle', fixture.bundle)).stderr).toMatch(/adkvc prepare --exact makes it/);
+});
+
+describeShared('a model that others trained', () => {
+  test('without a chat template is calibrated, its needle prompts as plain text', async () => {
+    const folder = join(fixture.folder, 'stories');
+    const source = await openModel(sharedPath('models', 'stories260K-hf')!);
+    await writeBundle(source, folder, { form: 'exact' });
+    await source.close();
+    const out = join(fixture.folder, 'stories.json');
+    const { code, stderr } = await calibrate('--bundle', folder, '--workers', '1', '--out', out);
+    expect([code, stderr]).toEqual([0, expect.not.stringContaining('error')]);
+    const profile = JSON.parse(readFileSync(out, 'utf8'));
+    expect(profile.model).toMatchObject({ layers: 5, kvHeads: 4 });
+    for (const name of ['keys', 'values', 'drop']) expect(Math.min(...profile[name])).toBeGreaterThan(0);
+    // It was trained: heads differ as those of random weights do not.
+    expect(Math.max(...profile.drop)).toBeGreaterThan(3 * Math.min(...profile.drop));
+  });
 });
