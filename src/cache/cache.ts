@@ -236,15 +236,11 @@ export class KvCache {
     return this.#pending?.isWaiting(layer) ? this.#pending.epoch : undefined;
   }
   /** Addresses of the layer's open segment blocks, in order. */
-  segmentPtrs(layer: number): Ptr[] {
+  segmentPtrs(layer: number): readonly Ptr[] {
+    const at = this.packed.ptrs(layer);
+    if (this.gaps.tokens === 0) return at;
     const awaited = this.#awaited(layer);
-    const blocks = this.blocks[layer]!;
-    const at: Ptr[] = [];
-    const gapped = this.gaps.tokens > 0;
-    // Asked for of every conversation, layer and token.
-    for (let s = 0; s < blocks.length; s++)
-      if (!gapped || !this.gaps.has(s, awaited)) at.push(this.#arena.ptr(blocks[s]!.id));
-    return at;
+    return at.filter((_, s) => !this.gaps.has(s, awaited));
   }
   /** How far the positions of these segments, and of the sinks, have moved towards the present; undefined: not at all. */
   offsets(layer: number): { segments: number[]; sinks: number } | undefined {

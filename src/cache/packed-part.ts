@@ -28,6 +28,9 @@ export class PackedPart {
   readonly #shape: PackedShape;
   /** Static: at least kvHeads * 128 bytes of tier ids, where kernels read them. */
   readonly #tierScratch: Ptr;
+  /** [layer] Addresses of the blocks as of `#compactions`; undefined: not asked for since a block changed. */
+  readonly #ptrs: (readonly Ptr[] | undefined)[] = [];
+  #compactions = 0;
 
   constructor(kernels: RecordKernels, shape: PackedShape, tierScratch: Ptr) {
     this.#kernels = kernels;
@@ -39,6 +42,15 @@ export class PackedPart {
 
   reader(block: SegmentBlock): SegmentReader {
     return new SegmentReader(this.#arena.bytes(block.id), this.#shape.kvHeads, this.#shape.headDim);
+  }
+  /** Addresses of a layer's blocks, valid until the next change of any block. Kept, since every token asks for those of every layer. */
+  ptrs(layer: number): readonly Ptr[] {
+    if (this.#compactions !== this.#arena.compactions) {
+      this.#compactions = this.#arena.compactions;
+      this.#ptrs.length = 0;
+    }
+    this.#ptrs[layer] ??= this.blocks[layer]!.map(({ id }) => this.#arena.ptr(id));
+    return this.#ptrs[layer];
   }
   /** The masses of a layer's blocks, each behind what is stored of it. */
   masses(layer: number): Uint8Array[] {
@@ -86,7 +98,7 @@ export class PackedPart {
         this.#shape.mass ? ptr + massAt[h]! : 0,
       );
     }
-    this.blocks[layer]!.push({ id, version });
+    this.#push(layer, { id, version });
   }
 
   /** Rewrites one segment of one layer under new tiers. Mass moves along if it is tracked. */
@@ -109,6 +121,7 @@ export class PackedPart {
       );
     }
     this.blocks[layer]![segment] = { id: this.#replace(old.id, id), version };
+    this.#ptrs[layer] = undefined;
   }
 
   /**
@@ -133,8 +146,12 @@ export class PackedPart {
 
   /** Takes over a layer's next block, which was made elsewhere. */
   adopt(layer: number, id: BlockId, version: number): void {
-    this.blocks[layer]!.push({ id, version });
+    this.#push(layer, { id, version });
     this.bytes += this.#arena.size(id);
+  }
+  #push(layer: number, block: SegmentBlock): void {
+    this.blocks[layer]!.push(block);
+    this.#ptrs[layer] = undefined;
   }
 
   /** Multiplies a layer's masses by numerator / 65536. */

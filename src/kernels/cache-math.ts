@@ -63,33 +63,31 @@ const fold = (s: ArrayLike<number>): number[] =>
 /** Sum of four partial sums, in the order of a vector's reduction. */
 export const lanes = (l: ArrayLike<number>): number => f(f(l[0]! + l[1]!) + f(l[2]! + l[3]!));
 
-const LOG2E = f(Math.LOG2E);
-/** ln 2 in two parts; the first has 9 significant bits, so that k * LN2_HIGH is exact. */
-const LN2_HIGH = f(0.693359375);
-const LN2_LOW = f(-2.1219444e-4);
-const EXP_POLY = [
-  1.98756915e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-].map(f);
-/** Below this exp is 0: softmax weights under 1.7e-38 do not exist. */
-export const EXP_FLOOR = -87;
+export const LOG2E = f(Math.LOG2E);
+/** 2^r = 1 + r (a + b r + c r^2 + d r^3 + e r^4) for |r| <= 1/2: the minimax polynomial of relative error, from e to a. */
+const POWER_POLY = [1.326472731e-3, 9.671512991e-3, 5.550733581e-2, 2.402224243e-1, 6.931470037e-1].map(f);
+/** Below this a power of 2 is 0: softmax weights under 2.4e-38 do not exist. */
+const LEAST_POWER = -125;
 
-/** exp(x) for x <= 0, within 1.5e-7 relative (polynomial of Cephes' expf). */
-export function expNonPositive(x: number): number {
-  if (!(x >= EXP_FLOOR)) return 0;
-  const k = nearest(f(x * LOG2E));
-  const r = f(f(x - f(k * LN2_HIGH)) - f(k * LN2_LOW));
-  const [a, b, c, d, e, g] = EXP_POLY as [number, number, number, number, number, number];
+/** 2^x for x <= 0, within 2e-7 relative. */
+export function powerOf2(x: number): number {
+  if (!(x >= LEAST_POWER)) return 0;
+  const k = nearest(x);
+  const r = f(x - k);
   const square = f(r * r);
-  let y = f(f(f(f(a * r) + b) * square) + f(f(c * r) + d));
-  y = f(f(y * square) + f(f(e * r) + g));
-  y = f(f(y * square) + f(r + 1));
+  const [e, d, c, b, a] = POWER_POLY as [number, number, number, number, number];
+  let y = f(f(f(e * r) + d) * square);
+  y = f(f(y + f(f(c * r) + b)) * square);
+  y = f(y + f(f(a * r) + 1));
   return f(y * bitsFloat((k + 127) << 23));
 }
 
 /** Largest integer of a quantised query or weight: products with 7-bit levels over 512 channels stay within int32. */
 export const FINE = 32767;
-/** The same where keys and values have 1 to 4 bits: a byte, and 7 bits of a weight. */
+/** Of a weight that meets values of 1 to 4 bits. */
 export const COARSE = 127;
+/** Of a query that meets keys of 2 to 4 bits: kernels sum two pairs of products, each at most 2 * 63 * 124, as 16-bit integers. */
+export const COARSE_QUERY = 63;
 /** Vectors whose squares sum to less are held as zero. */
 export const TINY = f(1e-30);
 

@@ -1,11 +1,13 @@
 import type { Ptr } from '../core/arena.ts';
 import {
   COARSE,
-  expNonPositive,
+  COARSE_QUERY,
   FINE,
+  LOG2E,
   lanes,
   massDither,
   nearest,
+  powerOf2,
   TINY,
   weightDither,
 } from './cache-math.ts';
@@ -163,13 +165,14 @@ export function referenceAttend({
       const inverse = largest >= TINY ? f(most / largest) : 0;
       return { x: q.map((x) => nearest(f(x * inverse))), step: largest >= TINY ? f(largest / most) : 0 };
     };
-    return { q, fine: integers(FINE), coarse: integers(COARSE) };
+    return { q, fine: integers(FINE), coarse: integers(COARSE_QUERY) };
   };
 
   const attend = (a: AttendArgs): void => {
     const { headDim, heads, exact } = a;
     const group = heads / exact.kvHeads;
-    const scale = f(a.scale);
+    // Scores are exponents of 2.
+    const scale = f(f(a.scale) * LOG2E);
     for (let kvHead = 0; kvHead < exact.kvHeads; kvHead++) {
       const { pieces, mass, exactAt } = piecesOf(a, kvHead);
       for (let row = 0; row < a.rows; row++) {
@@ -201,7 +204,7 @@ export function referenceAttend({
           for (let from = 0; from < cells; from += PIECE) {
             const part = [0, 0, 0, 0];
             for (let i = from; i < Math.min(from + PIECE, cells); i++) {
-              scores[i] = expNonPositive(f(scores[i]! - max));
+              scores[i] = powerOf2(f(scores[i]! - max));
               part[i & 3] = f(part[i & 3]! + scores[i]!);
             }
             for (let l = 0; l < 4; l++) total[l] = f(total[l]! + part[l]!);

@@ -10,7 +10,7 @@ export function createReferenceKernels({ maxBytes }: { maxBytes: number }): Kern
   const arena = new Arena(plainMemory(maxBytes), 16);
   return {
     name: 'reference',
-    numerics: 'reference/2',
+    numerics: 'reference/3',
     variant: 'scalar',
     arena,
     ...denseReference(arena),

@@ -42,7 +42,7 @@ export function createWasmKernels({ module, variant, maxBytes }: WasmKernelsOpti
   const arena = new Arena(memory, exports.heapBase());
   return {
     name: 'wasm',
-    numerics: 'wasm/2',
+    numerics: 'wasm/3',
     variant: variant === 'relaxed' ? 'relaxed' : 'simd',
     arena,
     calibration: { dotPeak: exports.dotPeak, q4Stream: exports.q4Stream },

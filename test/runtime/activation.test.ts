@@ -63,7 +63,7 @@ describe('an activation that no kernel has', () => {
     });
     expect(files).toHaveLength(engine.model.layers);
     expect(engine.ledger().ortHeap).toBeGreaterThan(8e6);
-    expect(engine.numerics).toBe(`reference/2+onnxruntime-web/${project.dependencies['onnxruntime-web']}`);
+    expect(engine.numerics).toBe(`reference/3+onnxruntime-web/${project.dependencies['onnxruntime-web']}`);
     const { logits } = await score(engine, EXACT_FULL, IDS, [IDS.length - 1]);
     const source = await openModel(gguf);
     const relu = await expected(withActivation(RELU)(source));
@@ -84,7 +84,7 @@ describe('an activation that no kernel has', () => {
       prepared: (bundle) => expect(readdirSync(bundle).join()).not.toMatch(/stage-/),
     });
     expect(engine.ledger().ortHeap).toBe(0);
-    expect(engine.numerics).toBe('reference/2');
+    expect(engine.numerics).toBe('reference/3');
     const { logits } = await score(engine, EXACT_FULL, IDS, [IDS.length - 1]);
     const source = await openModel(gguf);
     expect(maxDifference(logits.get(IDS.length - 1)!, await expected(source))).toBeLessThan(1e-5);

@@ -1,12 +1,12 @@
 import { scoresF32, scoresI16, weighF32, weighI16 } from './dots';
 import { scoresI8, weighI8 } from './dots-i8';
 import { spreadWeightsOf3, spreadWeightsOf4, weightsOf } from './few-weights';
-import { cellsOf, Group, groupAt, halfBlockBytes, isPlain, kBitsOf, openRecord, recordCells, recordMean, vBitsOf } from './groups';
-import { COARSE, FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
+import { cellsOf, Group, groupAt, halfBlockBytes, isPlain, kBitsOf, openRecord, recordCells, recordMean, touchRecords, vBitsOf } from './groups';
+import { COARSE_QUERY, FINE, fromF16, halvesToFloats, lanes, largestLane, MAGIC, MAGIC_BITS, pad4, TINY } from './half';
 import { loadMean, loadScales } from './scales';
 import { scoresBytes3, scoresPacked, spread, spreadFine } from './packed-keys';
 import { clearPacked, finishPacked, touch, weighPacked, weighsPacked } from './packed-values';
-import { exponentials } from './softmax';
+import { powers } from './softmax';
 import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
 import { KEY_OFFSET, unpackBytes } from './unpack-i8';
 
@@ -104,6 +104,8 @@ export function attend(
   workspace: usize,
   workspaceBytes: usize,
 ): usize {
+  // Scores are exponents of 2.
+  const queryScale = scale * <f32>1.4426950408889634;
   headDim = dim;
   chunks = dim >> 2;
   integer = integerArithmetic;
@@ -111,6 +113,7 @@ export function attend(
   const mass = massUnit > 0;
   const group = heads / kvHeads;
   const queries = rows * group;
+  touchRecords(segments, segmentCount, kvHeads);
   let most = 0;
   for (let h = 0; h < kvHeads; h++) most = max(most, recordCellsOf(segments, segmentCount, h));
   const cells = pad4(most + visible + rows - 1);
@@ -158,7 +161,7 @@ export function attend(
         let wanted = segmentQueries ? <usize>load<u32>(segmentQueries + at) : 0;
         if (wanted == 0) wanted = q;
         if (wanted != loaded) {
-          loadQueries(wanted + headAt, ldQ, group, first, scale);
+          loadQueries(wanted + headAt, ldQ, group, first, queryScale);
           loaded = wanted;
         }
         const record = block + offset;
@@ -174,11 +177,11 @@ export function attend(
       let before = 0;
       if (sinkQueries && sinks > 0) {
         before = min(sinks, slots);
-        if (loaded != sinkQueries) loadQueries(sinkQueries + headAt, ldQ, group, first, scale);
+        if (loaded != sinkQueries) loadQueries(sinkQueries + headAt, ldQ, group, first, queryScale);
         loaded = sinkQueries;
         scoreFloats(exactBits, keys, before, cell);
       }
-      if (loaded != q) loadQueries(q + headAt, ldQ, group, first, scale);
+      if (loaded != q) loadQueries(q + headAt, ldQ, group, first, queryScale);
       scoreFloats(exactBits, keys + <usize>before * slotBytes, slots - before, cell + before);
 
       // Softmax, unnormalised.
@@ -186,7 +189,7 @@ export function attend(
         const row = scores + <usize>i * ldScores;
         for (let c = packed + visible + (first + i) / group; c < end; c++)
           store<f32>(row + (<usize>c << 2), -Infinity);
-        const inverse = <f32>1 / exponentials(row, end);
+        const inverse = <f32>1 / powers(row, end);
         const query = first + i;
         const hash = ((position + query / group) * heads + h * group + (query % group)) * <i32>0x9e3779b9;
         const at = params + (<usize>i << 5);
@@ -277,9 +280,9 @@ function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): vo
     const some = largest >= TINY;
     const at = params + (<usize>i << 5);
     store<f32>(at, some ? largest / FINE : 0);
-    store<f32>(at, some ? largest / COARSE : 0, 16);
+    store<f32>(at, some ? largest / COARSE_QUERY : 0, 16);
     const fine = f32x4.splat(some ? FINE / largest : 0);
-    const coarse = f32x4.splat(some ? COARSE / largest : 0);
+    const coarse = f32x4.splat(some ? COARSE_QUERY / largest : 0);
     let p = qInteger + <usize>(i >> 2) * ldInteger + (<usize>(i & 3) << 3);
     let b = qBytes + <usize>(i >> 2) * ldBytes + (<usize>(i & 3) << 2);
     let sum = i32x4.splat(0);
@@ -293,6 +296,7 @@ function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): vo
       storeLowBytes(b, z);
       b += 16;
     }
+    if (chunks & 1) store<i32>(b, 0);
     const total =
       i32x4.extract_lane(sum, 0) + i32x4.extract_lane(sum, 1) + i32x4.extract_lane(sum, 2) + i32x4.extract_lane(sum, 3);
     store<i32>(at, (total - headDim * MAGIC_BITS) * KEY_OFFSET, 20);

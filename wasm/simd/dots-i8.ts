@@ -8,9 +8,9 @@ import { dotPairs } from './dot';
  * a [outer][inner]: 16 bytes, four bytes a lane. b [inner][4 queries]: 4 bytes.
  */
 
-/** A pair of products is at most 2 * 127 * 124, and is widened at once. */
+/** A pair of products is at most 2 * 63 * 124: two pairs are summed as i16. What lies in `a` behind an odd inner meets zeros in `b`. */
 export const SCORE = 0;
-/** At most 2 * 127 * 62: two pairs are summed as i16. What lies in `a` behind an odd inner meets zeros in `b`. */
+/** At most 2 * 127 * 62. */
 export const WEIGH = 1;
 
 export const ONES: usize = memory.data<i16>([1, 1, 1, 1, 1, 1, 1, 1], 16);
@@ -101,67 +101,39 @@ function dotsI8(
     let s21 = i32x4.splat(0);
     let s30 = i32x4.splat(0);
     let s31 = i32x4.splat(0);
-    if (mode == SCORE)
-      for (let i = 0; i < inner; i++) {
-        const a0 = v128.load(p0);
-        const a1 = v128.load(p1);
-        const b0 = v128.load(x);
-        let y = splat(b0, 0);
-        s00 = once(mode, s00, a0, y, ones);
-        s01 = once(mode, s01, a1, y, ones);
-        if (nq > 1) {
-          y = splat(b0, 1);
-          s10 = once(mode, s10, a0, y, ones);
-          s11 = once(mode, s11, a1, y, ones);
-        }
-        if (nq > 2) {
-          y = splat(b0, 2);
-          s20 = once(mode, s20, a0, y, ones);
-          s21 = once(mode, s21, a1, y, ones);
-        }
-        if (nq > 3) {
-          y = splat(b0, 3);
-          s30 = once(mode, s30, a0, y, ones);
-          s31 = once(mode, s31, a1, y, ones);
-        }
-        p0 += 16;
-        p1 += 16;
-        x += 16;
+    for (let i = 0; i < inner; i += 2) {
+      const a0 = v128.load(p0);
+      const a1 = v128.load(p1);
+      const c0 = v128.load(p0, 16);
+      const c1 = v128.load(p1, 16);
+      const b0 = v128.load(x);
+      const b1 = v128.load(x, 16);
+      let y = splat(b0, 0);
+      let z = splat(b1, 0);
+      s00 = twice(mode, s00, a0, y, c0, z, ones);
+      s01 = twice(mode, s01, a1, y, c1, z, ones);
+      if (nq > 1) {
+        y = splat(b0, 1);
+        z = splat(b1, 1);
+        s10 = twice(mode, s10, a0, y, c0, z, ones);
+        s11 = twice(mode, s11, a1, y, c1, z, ones);
       }
-    else
-      for (let i = 0; i < inner; i += 2) {
-        const a0 = v128.load(p0);
-        const a1 = v128.load(p1);
-        const c0 = v128.load(p0, 16);
-        const c1 = v128.load(p1, 16);
-        const b0 = v128.load(x);
-        const b1 = v128.load(x, 16);
-        let y = splat(b0, 0);
-        let z = splat(b1, 0);
-        s00 = twice(mode, s00, a0, y, c0, z, ones);
-        s01 = twice(mode, s01, a1, y, c1, z, ones);
-        if (nq > 1) {
-          y = splat(b0, 1);
-          z = splat(b1, 1);
-          s10 = twice(mode, s10, a0, y, c0, z, ones);
-          s11 = twice(mode, s11, a1, y, c1, z, ones);
-        }
-        if (nq > 2) {
-          y = splat(b0, 2);
-          z = splat(b1, 2);
-          s20 = twice(mode, s20, a0, y, c0, z, ones);
-          s21 = twice(mode, s21, a1, y, c1, z, ones);
-        }
-        if (nq > 3) {
-          y = splat(b0, 3);
-          z = splat(b1, 3);
-          s30 = twice(mode, s30, a0, y, c0, z, ones);
-          s31 = twice(mode, s31, a1, y, c1, z, ones);
-        }
-        p0 += 32;
-        p1 += 32;
-        x += 32;
+      if (nq > 2) {
+        y = splat(b0, 2);
+        z = splat(b1, 2);
+        s20 = twice(mode, s20, a0, y, c0, z, ones);
+        s21 = twice(mode, s21, a1, y, c1, z, ones);
       }
+      if (nq > 3) {
+        y = splat(b0, 3);
+        z = splat(b1, 3);
+        s30 = twice(mode, s30, a0, y, c0, z, ones);
+        s31 = twice(mode, s31, a1, y, c1, z, ones);
+      }
+      p0 += 32;
+      p1 += 32;
+      x += 32;
+    }
     if (mode == SCORE) {
       let scales = v128.load(keyScales);
       finishScore(s00, out, scales, offset0, step0, mean0);

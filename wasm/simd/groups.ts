@@ -136,6 +136,26 @@ export function openRecord(record: usize, tokens: i32, headDim: i32, table: usiz
   return found;
 }
 
+let touched: u32 = 0;
+/**
+ * Reads what says how the records of `count` segments lie, of all heads at once: misses wait together, not one after the other. Codes follow
+ * in order, and are fetched ahead by themselves.
+ */
+export function touchRecords(segments: usize, count: i32, kvHeads: i32): void {
+  const end = segments + (<usize>count << 2);
+  let any: u32 = 0;
+  for (let at = segments; at < end; at += 4) any |= load<u32>(<usize>load<u32>(at));
+  for (let at = segments; at < end; at += 4) {
+    const block = <usize>load<u32>(at);
+    for (let h = 0; h < kvHeads; h++) {
+      // An empty record's offset is 0: then its block is read.
+      const record = block + load<u32>(block + 12 + (<usize>h << 2));
+      any |= load<u32>(record) | load<u32>(record, 64) | load<u32>(record, 128) | load<u32>(record, 192) | load<u32>(record, 256) | load<u32>(record, 320);
+    }
+  }
+  touched = any;
+}
+
 /** Cells of a record. */
 export function cellsOf(record: usize): i32 {
   let cells = 0;

@@ -8,8 +8,10 @@ export const MAGIC_BITS: i32 = 0x4b400000;
 export const TINY: f32 = 1e-30;
 /** Largest integer of a quantised query or weight. */
 export const FINE: f32 = 32767;
-/** Largest integers of queries and weights that meet cells of 1 to 4 bits. */
+/** Largest integer of weights that meet cells of 1 to 4 bits. */
 export const COARSE: f32 = 127;
+/** Largest integer of queries that meet cells of 2 to 4 bits: two pairs of products stay within i16. */
+export const COARSE_QUERY: f32 = 63;
 
 /** f32 -> binary16 bits, to nearest even, saturating at 65504. */
 export function toF16(x: f32): u32 {

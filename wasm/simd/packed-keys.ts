@@ -1,5 +1,5 @@
 import { finish as finishFine, SCORE as FINE_SCORE } from './dots';
-import { finishScore, once, ONES, SCORE } from './dots-i8';
+import { finishScore, ONES, SCORE, twice } from './dots-i8';
 import { halfBlockBytes } from './groups';
 import { lookUp } from './unpack';
 import { KEYS, NIBBLES, tablesOf, THREES, TWELVES } from './unpack-i8';
@@ -107,69 +107,49 @@ function scorePacked(
       }
       let a0 = levels(bits, 0, w0, w0, h0, first, second, mask, high);
       let a1 = levels(bits, 0, w1, w1, h1, first, second, mask, high);
+      let c0 = levels(bits, 1, w0, w0, h0, first, second, mask, high);
+      let c1 = levels(bits, 1, w1, w1, h1, first, second, mask, high);
       let y = v128.load(x);
-      s00 = once(SCORE, s00, a0, y, ones);
-      s01 = once(SCORE, s01, a1, y, ones);
+      let z = v128.load(x, 64);
+      s00 = twice(SCORE, s00, a0, y, c0, z, ones);
+      s01 = twice(SCORE, s01, a1, y, c1, z, ones);
       y = v128.load(x, 16);
-      s10 = once(SCORE, s10, a0, y, ones);
-      s11 = once(SCORE, s11, a1, y, ones);
+      z = v128.load(x, 80);
+      s10 = twice(SCORE, s10, a0, y, c0, z, ones);
+      s11 = twice(SCORE, s11, a1, y, c1, z, ones);
       y = v128.load(x, 32);
-      s20 = once(SCORE, s20, a0, y, ones);
-      s21 = once(SCORE, s21, a1, y, ones);
+      z = v128.load(x, 96);
+      s20 = twice(SCORE, s20, a0, y, c0, z, ones);
+      s21 = twice(SCORE, s21, a1, y, c1, z, ones);
       if (nq > 3) {
         y = v128.load(x, 48);
-        s30 = once(SCORE, s30, a0, y, ones);
-        s31 = once(SCORE, s31, a1, y, ones);
-      }
-      a0 = levels(bits, 1, w0, w0, h0, first, second, mask, high);
-      a1 = levels(bits, 1, w1, w1, h1, first, second, mask, high);
-      y = v128.load(x, 64);
-      s00 = once(SCORE, s00, a0, y, ones);
-      s01 = once(SCORE, s01, a1, y, ones);
-      y = v128.load(x, 80);
-      s10 = once(SCORE, s10, a0, y, ones);
-      s11 = once(SCORE, s11, a1, y, ones);
-      y = v128.load(x, 96);
-      s20 = once(SCORE, s20, a0, y, ones);
-      s21 = once(SCORE, s21, a1, y, ones);
-      if (nq > 3) {
-        y = v128.load(x, 112);
-        s30 = once(SCORE, s30, a0, y, ones);
-        s31 = once(SCORE, s31, a1, y, ones);
+        z = v128.load(x, 112);
+        s30 = twice(SCORE, s30, a0, y, c0, z, ones);
+        s31 = twice(SCORE, s31, a1, y, c1, z, ones);
       }
       const v0 = bits == 4 ? v128.load(p0, 16) : w0;
       const v1 = bits == 4 ? v128.load(p1, 16) : w1;
       a0 = levels(bits, 2, w0, v0, h0, first, second, mask, high);
       a1 = levels(bits, 2, w1, v1, h1, first, second, mask, high);
+      c0 = levels(bits, 3, w0, v0, h0, first, second, mask, high);
+      c1 = levels(bits, 3, w1, v1, h1, first, second, mask, high);
       y = v128.load(x, 128);
-      s00 = once(SCORE, s00, a0, y, ones);
-      s01 = once(SCORE, s01, a1, y, ones);
+      z = v128.load(x, 192);
+      s00 = twice(SCORE, s00, a0, y, c0, z, ones);
+      s01 = twice(SCORE, s01, a1, y, c1, z, ones);
       y = v128.load(x, 144);
-      s10 = once(SCORE, s10, a0, y, ones);
-      s11 = once(SCORE, s11, a1, y, ones);
+      z = v128.load(x, 208);
+      s10 = twice(SCORE, s10, a0, y, c0, z, ones);
+      s11 = twice(SCORE, s11, a1, y, c1, z, ones);
       y = v128.load(x, 160);
-      s20 = once(SCORE, s20, a0, y, ones);
-      s21 = once(SCORE, s21, a1, y, ones);
+      z = v128.load(x, 224);
+      s20 = twice(SCORE, s20, a0, y, c0, z, ones);
+      s21 = twice(SCORE, s21, a1, y, c1, z, ones);
       if (nq > 3) {
         y = v128.load(x, 176);
-        s30 = once(SCORE, s30, a0, y, ones);
-        s31 = once(SCORE, s31, a1, y, ones);
-      }
-      a0 = levels(bits, 3, w0, v0, h0, first, second, mask, high);
-      a1 = levels(bits, 3, w1, v1, h1, first, second, mask, high);
-      y = v128.load(x, 192);
-      s00 = once(SCORE, s00, a0, y, ones);
-      s01 = once(SCORE, s01, a1, y, ones);
-      y = v128.load(x, 208);
-      s10 = once(SCORE, s10, a0, y, ones);
-      s11 = once(SCORE, s11, a1, y, ones);
-      y = v128.load(x, 224);
-      s20 = once(SCORE, s20, a0, y, ones);
-      s21 = once(SCORE, s21, a1, y, ones);
-      if (nq > 3) {
-        y = v128.load(x, 240);
-        s30 = once(SCORE, s30, a0, y, ones);
-        s31 = once(SCORE, s31, a1, y, ones);
+        z = v128.load(x, 240);
+        s30 = twice(SCORE, s30, a0, y, c0, z, ones);
+        s31 = twice(SCORE, s31, a1, y, c1, z, ones);
       }
       p0 += bits == 4 ? 32 : 16;
       p1 += bits == 4 ? 32 : 16;
