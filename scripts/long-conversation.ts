@@ -1,11 +1,15 @@
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
+import { freePort } from '../src/cli/wrangler-dev.ts';
+import { ISOLATE_BYTES } from '../src/engine/isolate.ts';
+import { type IsolateBytes, openInspector, sum } from './inspector.ts';
 import { ask, prose, type Served, servedModel, type Timed, workerdUse } from './served.ts';
 
 /**
  * `npm run long [-- --tokens 8100]`: a conversation that fills the model's context, in workerd over HTTP, under the cache that is served by default:
  * several turns, SIGKILL of the whole server, and on from the stored cache. Prints JSON: each turn, what was cached, how long the first token took cold
- * and warm, and the memory of the isolate. Ends with an error if the resumed turn had to compute anything again that was stored. About 3 minutes.
+ * and warm, and the most that the isolate held while it was filled and after it was resumed, as workerd's inspector tells (garbage included). Ends with an
+ * error if the resumed turn had to compute anything again that was stored, or if the isolate held more than it may. About 3 minutes.
  */
 const { values } = parseArgs({ options: { tokens: { type: 'string', default: '8100' } } });
 const TURN_TOKENS = 1300;
@@ -22,30 +26,48 @@ const turn = (server: Served, content: string, session = SESSION): Promise<Timed
     max_tokens: ANSWER_TOKENS,
     messages: [{ role: 'user', content }],
   });
+/** SQLite's page cache cannot be read off in a Worker: its default counts whole. https://www.sqlite.org/pragma.html#pragma_cache_size */
+const SQLITE_CACHE_BYTES = 2_048_000;
+const isolateMB = (bytes: IsolateBytes): object => ({
+  objects: megabytes(bytes.objects),
+  buffers: megabytes(bytes.buffers),
+  wasm: megabytes(bytes.wasm),
+  sqlite: megabytes(SQLITE_CACHE_BYTES),
+  together: megabytes(sum(bytes) + SQLITE_CACHE_BYTES),
+});
 const tokensOf = ({ promptTokens, completionTokens }: Timed): number => promptTokens + completionTokens;
 
 /** The whole workerd process; what it is before the first turn is not the isolate's. */
 const peakMB = (server: Served): number => megabytes(workerdUse(server)?.peakBytes ?? 0);
 
 const { serve, remove } = await servedModel();
-let server = await serve();
+const inspectorPort = await freePort();
+let server = await serve({ inspectorPort });
 try {
   const target = Number(values.tokens);
   const emptyMB = peakMB(server);
   const turns: Timed[] = [];
+  let inspector = await openInspector(inspectorPort);
+  let watch = inspector.watch();
   for (let held = 0; held < target - SLACK - ANSWER_TOKENS; held = tokensOf(turns.at(-1)!)) {
     const words = Math.min(TURN_TOKENS, target - held - SLACK - ANSWER_TOKENS);
     if (words < 1) break;
     turns.push(await turn(server, prose(words, turns.length)));
     process.stderr.write(`${JSON.stringify(turns.at(-1))}\n`);
   }
+  const filling = await watch.stop();
+  inspector.close();
   const filledMB = peakMB(server);
   server.kill();
 
-  server = await serve();
+  server = await serve({ inspectorPort });
+  inspector = await openInspector(inspectorPort);
+  watch = inspector.watch();
   const resumed = await turn(server, 'And then?');
   const warm = await turn(server, 'Go on.');
   const other = await turn(server, 'Hello.', 'second-object');
+  const resuming = await watch.stop();
+  inspector.close();
   const fed = tokensOf(turns.at(-1)!) - 1;
   console.log(
     JSON.stringify(
@@ -58,6 +80,7 @@ try {
         warmTtftMs: warm.ttftMs,
         secondObjectTtftMs: other.ttftMs,
         commits: turns.map(({ rows, bytes, timing }) => ({ rows, bytes, ms: timing.commit_ms })),
+        isolateMB: { filling: isolateMB(filling), resumed: isolateMB(resuming) },
         workerdPeakMB: { empty: emptyMB, filled: filledMB, resumed: peakMB(server) },
       },
       null,
@@ -68,6 +91,11 @@ try {
     throw new Error(
       `${resumed.cachedTokens} tokens were cached, ${fed} had been fed: something was computed again`,
     );
+  for (const [when, bytes] of Object.entries({ filling, resuming }))
+    if (sum(bytes) + SQLITE_CACHE_BYTES > ISOLATE_BYTES)
+      throw new Error(
+        `${sum(bytes) + SQLITE_CACHE_BYTES} bytes were held while ${when}, an isolate has ${ISOLATE_BYTES}`,
+      );
 } finally {
   server.kill();
   remove();

@@ -171,7 +171,7 @@ export const withoutSegments = (view: CacheView, closed: readonly number[]): Cac
             ? {
                 ...segment,
                 tiers: new Uint8Array(segment.tiers.length).fill(DROP),
-                mass: segment.mass && new Uint32Array(segment.mass.length),
+                mass: segment.mass && new Uint16Array(segment.mass.length),
               }
             : segment,
         ),

@@ -24,8 +24,8 @@ export interface SegmentView {
   readonly tokens: number;
   /** Tier ids in position order, [layers][kvHeads][tokens]; FRESH for a token that is still exact and must get its first tier now. */
   readonly tiers: Uint8Array;
-  /** Attention mass in units of MassNeeds, decayed, same order, 0 where dropped; undefined if the policy did not ask for it. */
-  readonly mass: Uint32Array | undefined;
+  /** Attention mass in units of MassNeeds, decayed, as cells hold it; same order, 0 where dropped; undefined if the policy did not ask for it. */
+  readonly mass: Uint16Array | undefined;
 }
 /** Not in a record yet: any tier is allowed. */
 export const FRESH = 255;

@@ -33,7 +33,7 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
   const segments = held.flatMap((span, index) => {
     if (cache.gaps.has(index)) return [];
     const tiers = new Uint8Array(heads * span.tokens);
-    const mass = cache.tracksMass ? new Uint32Array(tiers.length) : undefined;
+    const mass = cache.tracksMass ? new Uint16Array(tiers.length) : undefined;
     for (let layer = 0; layer < layers; layer++) {
       const block = cache.blocks[layer]![index]!;
       const reader = cache.reader(block);
@@ -49,7 +49,7 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
   });
   if (fresh) {
     const tiers = new Uint8Array(heads * fresh.tokens).fill(FRESH);
-    const mass = cache.tracksMass ? new Uint32Array(tiers.length) : undefined;
+    const mass = cache.tracksMass ? new Uint16Array(tiers.length) : undefined;
     if (mass)
       for (let layer = 0; layer < layers; layer++)
         for (let h = 0; h < kvHeads; h++)
@@ -82,7 +82,7 @@ function readMass(
   counts: Uint8Array,
   next: Int32Array,
   tiers: Uint8Array,
-  out: Uint32Array,
+  out: Uint16Array,
   to: number,
   tokens: number,
 ): number {

@@ -6,7 +6,7 @@ import { averagePool, blockMean, maxPool } from '../../src/cache/relevance.ts';
 import { DROP, tierNamed } from '../../src/kernels/layout.ts';
 import { SHAPE } from '../helpers/cache-driver.ts';
 
-const MASS_ONE = 2 ** 14;
+const MASS_ONE = 2 ** 9;
 const HEADS = SHAPE.layers * SHAPE.kvHeads;
 const TOKENS = 120;
 
@@ -16,7 +16,7 @@ const view = (massOf: (head: number, token: number) => number): CacheView => ({
   segments: [
     {
       ...{ index: 0, start: 4, tokens: TOKENS, tiers: new Uint8Array(HEADS * TOKENS).fill(FRESH) },
-      mass: Uint32Array.from({ length: HEADS * TOKENS }, (_, at) =>
+      mass: Uint16Array.from({ length: HEADS * TOKENS }, (_, at) =>
         Math.round(MASS_ONE * massOf(Math.floor(at / TOKENS), at % TOKENS)),
       ),
     },

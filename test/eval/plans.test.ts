@@ -38,7 +38,7 @@ function view(): CacheView {
     return {
       ...{ index, start, tokens: end - start },
       tiers: Uint8Array.from({ length: n }, (_, i) => (index === 7 ? FRESH : 2 + (hash32(5, index, i) % 3))),
-      mass: Uint32Array.from(
+      mass: Uint16Array.from(
         { length: n },
         (_, i) => hash32(6, index, i) >>> (20 + (hash32(7, index, i) % 12)),
       ),
