@@ -2,28 +2,24 @@ import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
-import { LAYOUT_VERSION, SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
+import { SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
 import { byteBudget } from './byte-budget.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
 import { Gaps, withoutSegments } from './gaps.ts';
+import { epochGrowth, peakGrowth, settlesAt } from './growth.ts';
 import { MessageMap, type MessageMark } from './messages.ts';
 import { PackedPart } from './packed-part.ts';
 import { PendingPlan } from './pending-plan.ts';
-import {
-  type CacheHeader,
-  HOT_HEADER_BYTES,
-  type HotViews,
-  joined,
-  type PlanJournalEntry,
-} from './persist.ts';
+import { type CacheHeader, type HotViews, joined, type PlanJournalEntry } from './persist.ts';
 import type { ByteBudget, CacheConfig, CacheReport, CacheView, Plan, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 import { createPolicy } from './registry.ts';
 import { cacheReport } from './report.ts';
-import { dueAfter, PLAN_POSITIONS, shownFrom } from './schedule.ts';
+import { PLAN_POSITIONS, shownFrom } from './schedule.ts';
 import type { SegmentBlock, SegmentReader, SegmentSpan } from './segments.ts';
 import { snapshot } from './snapshot.ts';
+import { headerOf, hotViewsOf } from './stored-parts.ts';
 
 /** What all caches of an isolate share: kernels, the model's shape and a little fixed scratch memory. */
 export interface CacheContext {
@@ -148,56 +144,9 @@ export class KvCache {
   reserve(rows: number): void {
     const pending = this.#pending;
     if (pending && pending.epoch + PLAN_POSITIONS < this.position + rows) this.#advancePlan(1);
-    const needed = this.#peakGrowth(rows);
+    const needed = peakGrowth(this, this.#pending, rows);
     if (needed > this.#arena.availableBytes)
       throw new MemoryLimitError(needed, this.#arena.availableBytes, `${rows} more tokens of a cache`);
-  }
-
-  /**
-   * The most bytes that are held beyond today's while `rows` tokens are appended. Layers are fed one after the other, and each that takes over
-   * its plan gives back the exact tokens of an epoch before the next one grows. What replaces a block stands beside it for a moment.
-   */
-  #peakGrowth(rows: number): number {
-    let more = 0;
-    let peak = 0;
-    const replace = (old: number, bytes: number): number => {
-      peak = Math.max(peak, more + bytes);
-      more += bytes - old;
-      return bytes;
-    };
-    for (let layer = 0; layer < this.layers; layer++) {
-      let held = this.exact.bytesOf(layer);
-      let slots = this.exactCount(layer);
-      const grow = (by: number): void => {
-        slots += by;
-        const bytes = this.exact.bytesFor(stepped(slots));
-        if (bytes > held) held = replace(held, bytes);
-      };
-      const at = this.#settlesAt(layer);
-      if (at < 0 || at >= rows) {
-        grow(rows);
-        continue;
-      }
-      grow(at);
-      for (const change of this.#pending!.changesOf(layer)) {
-        const span = this.spans[change.segment]!;
-        const before = this.packed.bytesOf(layer, change.segment);
-        const bytes = this.#pending!.bytesOf(change, () => this.packed.bytesFor(span, change));
-        replace(before, bytes);
-        if (before > 0) continue;
-        slots -= span.tokens;
-        held = replace(held, this.exact.bytesFor(stepped(slots)));
-      }
-      grow(rows - at);
-    }
-    return peak;
-  }
-
-  /** Rows from now until the layer takes over the pending plan; negative: there is none for it. */
-  #settlesAt(layer: number): number {
-    return this.#pending?.isWaiting(layer)
-      ? this.#pending.epoch + dueAfter(layer, this.layers) - this.position
-      : -1;
   }
 
   /**
@@ -206,7 +155,7 @@ export class KvCache {
    */
   runs(layer: number, rows: number): { from: number; rows: number; mass: boolean; settle: boolean }[] {
     const mass = this.policy.needs.mass;
-    const settleAt = this.#settlesAt(layer);
+    const settleAt = settlesAt(this, this.#pending, layer);
     const left = this.config.oneShot === undefined ? this.room : this.config.oneShot - this.position;
     const massFrom = mass?.lastQueries === undefined ? 0 : Math.max(0, left - mass.lastQueries);
     const cuts = [...new Set([0, settleAt, massFrom, rows])]
@@ -308,19 +257,7 @@ export class KvCache {
     await fetchState(this, this.#fetched);
   }
   get header(): CacheHeader {
-    return {
-      layoutVersion: LAYOUT_VERSION,
-      numerics: this.context.kernels.numerics,
-      model: this.context.fingerprint,
-      config: this.config,
-      ...(this.policy.profile === undefined ? {} : { profile: this.policy.profile }),
-      position: this.position,
-      segments: this.spans.length,
-      ...(this.gaps.count === 0 ? {} : { closed: this.gaps.order }),
-      ...(this.messages ? { messages: this.messages.text } : {}),
-      peakBytes: this.peakBytes,
-      recodes: this.recodes,
-    };
+    return headerOf(this);
   }
   get pinned(): number {
     return this.config.sinks;
@@ -331,16 +268,8 @@ export class KvCache {
   exactFrom(layer: number): number {
     return this.compressedEnd(layer);
   }
-  /** u32 slots, u32 0, u32 0, u32 0; per kvHead keys then values of the used slots; their mass; then the mass of each segment's records. */
   hotViews(layer: number): HotViews {
-    const slots = this.exactCount(layer);
-    const header = new Uint8Array(HOT_HEADER_BYTES);
-    new DataView(header.buffer).setUint32(0, slots, true);
-    const parts = this.exact.parts(layer, slots);
-    const planes = parts.slice(0, 2 * this.context.model.kvHeads);
-    const rest = parts.slice(planes.length);
-    if (this.tracksMass) rest.push(...this.packed.masses(layer));
-    return { header, planes, rest };
+    return hotViewsOf(this, layer);
   }
   hot(layer: number): Uint8Array {
     return joined(this.hotViews(layer));
@@ -386,12 +315,6 @@ export class KvCache {
 
   // ---- private ------------------------------------------------------------------------------------------------
 
-  /** Bytes that making the newest segment's block takes before its tokens leave the exact part. */
-  #segmentBound(): number {
-    const { kvHeads, headDim } = this.context.model;
-    return kvHeads * SEGMENT_TOKENS * ((headDim * this.config.exactBits) / 4 + 16);
-  }
-
   /** Copies the state that the epoch's plan is made from; from here on, mass counts for the next one. */
   #endEpoch(): void {
     const { window, sinks } = this.config;
@@ -400,14 +323,7 @@ export class KvCache {
     const end = Math.max(this.position - window, start);
     const fresh = end > start ? { start, tokens: end - start } : null;
     if (fresh) this.spans.push(fresh);
-    // Held now, what the exact part grows by until the plan is applied everywhere, and the copies of applying it.
-    let growth = 0;
-    for (let layer = 0; layer < this.layers; layer++) {
-      const used = this.exactCount(layer);
-      const due = stepped(used + dueAfter(layer, this.layers));
-      growth += this.exact.bytesFor(due) - this.exact.bytesFor(stepped(used));
-    }
-    this.peakBytes = Math.max(this.peakBytes, this.bytes + growth + this.#segmentBound());
+    this.peakBytes = Math.max(this.peakBytes, this.bytes + epochGrowth(this));
     if (this.spans.length > 0) {
       const view = snapshot(this, fresh);
       const kept = sinks + this.position - end;
