@@ -14,6 +14,8 @@ export interface AllocationInput {
   readonly distortions: readonly ArrayLike<number>[];
   readonly budgetBytes: number;
   readonly mass: boolean;
+  /** The keys take the place of the relevance, whose memory is given back with theirs. */
+  readonly overwrite?: boolean;
 }
 
 /** Relevance is compared as the upper 16 bits of its float32: a monotone key of 128 steps an octave. */
@@ -88,7 +90,7 @@ export class Allocation {
     const { tiers, tokens } = this.#input.view.segments[s]!;
     const relevance = this.#input.relevance[s]!;
     const bits = new Uint32Array(relevance.buffer, relevance.byteOffset, relevance.length);
-    const words = new Uint32Array(tiers.length);
+    const words = this.#input.overwrite ? bits : new Uint32Array(tiers.length);
     const first = new Uint8Array(256);
     for (let old = 0; old < FRESH; old++) {
       const index = this.#tierOf.findIndex((tier) => tier >= old);

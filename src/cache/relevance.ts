@@ -69,7 +69,7 @@ export function averagePool(x: Float32Array, width: number): void {
 /** Relevance over the head's mean, plus a floor, scaled to a mean of 1. The floor keeps tokens that nobody has asked for yet. */
 export function overMean(x: Float32Array, floor: number): void {
   let sum = 0;
-  for (const value of x) sum += value;
+  for (let i = 0; i < x.length; i++) sum += x[i]!;
   const mean = Math.max(sum / Math.max(x.length, 1), 1e-30);
   for (let i = 0; i < x.length; i++) x[i] = (x[i]! / mean + floor) / (1 + floor);
 }

@@ -1,6 +1,5 @@
 import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { InvalidInputError } from '../../core/errors.ts';
-import { release } from '../../core/release.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
 import { allocateSteps, lastOf } from '../allocate.ts';
 import type { TierOption } from '../hull.ts';
@@ -202,14 +201,12 @@ export function profiledPolicy(
       distortions: sensitivity ? relativeTo(sensitivity) : harm,
       budgetBytes: budget.recordBytes,
       mass: true,
+      overwrite: true,
     };
     const steps = allocateSteps(input);
     for (;;) {
       const step = steps.next();
-      if (step.done) {
-        for (const segment of relevance) release(segment);
-        return step.value;
-      }
+      if (step.done) return step.value;
       yield READING + (1 - READING) * step.value;
     }
   }
