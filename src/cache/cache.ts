@@ -205,7 +205,7 @@ export class KvCache {
     if (this.#pending) {
       const since = this.position - this.#pending.epoch;
       this.#advancePlan(since / PLAN_POSITIONS);
-      if (this.#pending.isDone) this.#pending = undefined;
+      if (this.#pending.isDone) this.#dropPlan();
     }
     if (this.position % EPOCH === 0) this.#endEpoch();
   }
@@ -244,7 +244,7 @@ export class KvCache {
     this.#disposed = true;
     this.exact.dispose();
     this.packed.dispose();
-    this.#pending = undefined;
+    this.#dropPlan();
   }
 
   // ---- what persistence does (restore.ts) ---------------------------------------------------------------------
@@ -313,8 +313,6 @@ export class KvCache {
     this.packed.recode(layer, segment, this.spans[segment]!, { tiers, from }, version);
   }
 
-  // ---- private ------------------------------------------------------------------------------------------------
-
   /** Copies the state that the epoch's plan is made from; from here on, mass counts for the next one. */
   #endEpoch(): void {
     const { window, sinks } = this.config;
@@ -351,6 +349,11 @@ export class KvCache {
     this.#advancePlan(1);
     for (let layer = 0; layer < this.layers; layer++)
       if (this.#pending?.isWaiting(layer)) this.#settle(layer, 0);
+    this.#dropPlan();
+  }
+
+  #dropPlan(): void {
+    this.#pending?.end();
     this.#pending = undefined;
   }
 

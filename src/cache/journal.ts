@@ -1,4 +1,5 @@
 import { CorruptDataError } from '../core/errors.ts';
+import { release } from '../core/release.ts';
 import { DROP, TIERS } from '../kernels/layout.ts';
 import type { PlanJournalEntry } from './persist.ts';
 import { type CacheView, FRESH, type Plan } from './policy.ts';
@@ -63,7 +64,9 @@ export function encodePlan(view: CacheView, changes: readonly (readonly Change[]
       }
       at += half(n);
     }
-  return out.slice(0, at);
+  const bytes = out.slice(0, at);
+  release(out);
+  return bytes;
 }
 
 /** Tokens that a plan moves, as indices of [kvHeads][tokens], and their new tiers; room that is used again for every block. */

@@ -15,6 +15,8 @@ export class PendingPlan {
     | undefined;
   #changes: Change[][] = [];
   #entry: PlanJournalEntry | undefined;
+  /** The plan's own tiers, which changes look into. */
+  #tiers: readonly Uint8Array[] = [];
   readonly #bytes = new Map<Change, number>();
   readonly #waiting: boolean[];
 
@@ -48,6 +50,7 @@ export class PendingPlan {
         continue;
       }
       this.#making = undefined;
+      this.#tiers = step.value.tiers;
       this.#changes = changesOf(this.epoch, making.view, step.value);
       const entry: PlanJournalEntry = {
         position: this.epoch,
@@ -72,6 +75,12 @@ export class PendingPlan {
   }
   get isDone(): boolean {
     return !this.#waiting.includes(true);
+  }
+  /** Every layer has it, or nobody wants it any more: what it holds is given back. */
+  end(): void {
+    for (const tiers of this.#tiers) release(tiers);
+    this.#tiers = [];
+    this.#changes = [];
   }
   /** The layer has it. */
   settled(layer: number): void {

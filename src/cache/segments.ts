@@ -7,6 +7,7 @@ import {
   recordBytes,
   recordCells,
   recordCounts,
+  recordParts,
   recordTiers,
   SEGMENT_HEADER_BYTES,
   segmentHeaderBytes,
@@ -73,11 +74,18 @@ export class SegmentReader {
   }
   /** Tokens that are to move to another tier: [kvHeads][tokens] ids at `from`. */
   moves(tiers: Uint8Array, from: number): number {
-    const held = new Uint8Array(this.tokens);
+    const { tokens } = this;
     let moved = 0;
-    for (let h = 0; h < this.kvHeads; h++) {
-      this.tiers(h, held, 0);
-      for (let i = 0; i < held.length; i++) if (held[i] !== tiers[from + h * held.length + i]) moved++;
+    for (let h = 0, to = from; h < this.kvHeads; h++, to += tokens) {
+      const record = this.recordAt(h);
+      const counts = this.counts(h);
+      const map = record === 0 ? 0 : recordParts(tokens, counts, this.headDim).map;
+      // One tier for all, or none.
+      const only = record === 0 ? DROP : counts.findIndex((n) => n > 0);
+      for (let i = 0; i < tokens; i++) {
+        const held = map === 0 ? only : (this.#bytes[record + map + (i >> 1)]! >> ((i & 1) * 4)) & 15;
+        if (held !== tiers[to + i]) moved++;
+      }
     }
     return moved;
   }

@@ -4,5 +4,7 @@
  * https://developer.mozilla.org/en-US/docs/Web/JavaScript/Reference/Global_Objects/ArrayBuffer/transfer
  */
 export function release(array: ArrayBufferView<ArrayBufferLike>): void {
-  (array.buffer as ArrayBuffer).transfer(0);
+  const buffer = array.buffer as ArrayBuffer;
+  // Arrays may share one.
+  if (!buffer.detached) buffer.transfer(0);
 }
