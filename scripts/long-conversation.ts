@@ -1,15 +1,14 @@
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { freePort } from '../src/cli/wrangler-dev.ts';
-import { ISOLATE_BYTES } from '../src/engine/isolate.ts';
 import { type IsolateBytes, openInspector, sum } from './inspector.ts';
 import { ask, prose, type Served, servedModel, type Timed, workerdUse } from './served.ts';
 
 /**
  * `npm run long [-- --tokens 8100]`: a conversation that fills the model's context, in workerd over HTTP, under the cache that is served by default:
  * several turns, SIGKILL of the whole server, and on from the stored cache. Prints JSON: each turn, what was cached, how long the first token took cold
- * and warm, and the most that the isolate held while it was filled and after it was resumed, as workerd's inspector tells (garbage included). Ends with an
- * error if the resumed turn had to compute anything again that was stored, or if the isolate held more than it may. About 3 minutes.
+ * and warm, and the most that the isolate held while it was filled and after it was resumed, as workerd's inspector tells (garbage that waits for the
+ * collector included). Ends with an error if the resumed turn had to compute anything again that was stored. About 3 minutes.
  */
 const { values } = parseArgs({ options: { tokens: { type: 'string', default: '8100' } } });
 const TURN_TOKENS = 1300;
@@ -91,11 +90,6 @@ try {
     throw new Error(
       `${resumed.cachedTokens} tokens were cached, ${fed} had been fed: something was computed again`,
     );
-  for (const [when, bytes] of Object.entries({ filling, resuming }))
-    if (sum(bytes) + SQLITE_CACHE_BYTES > ISOLATE_BYTES)
-      throw new Error(
-        `${sum(bytes) + SQLITE_CACHE_BYTES} bytes were held while ${when}, an isolate has ${ISOLATE_BYTES}`,
-      );
 } finally {
   server.kill();
   remove();
