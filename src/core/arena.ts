@@ -1,4 +1,5 @@
 import { MemoryLimitError } from './errors.ts';
+import { Holes } from './holes.ts';
 
 /** A byte offset into the kernels' linear memory. */
 export type Ptr = number;
@@ -33,7 +34,8 @@ interface Block {
 /**
  * The sole allocator of kernel memory. Static allocations (weights, workspaces) lie at the bottom and never
  * move; movable blocks (cache records, exact parts) lie above, allocated at the end and compacted
- * downwards when the end is reached, so that no fragmentation is ever counted as lost.
+ * downwards when the end is reached, so that no fragmentation is ever counted as lost. Where moving them costs more than room (on a GPU, whose
+ * host holds the addresses, too), what was freed is used again first, once the memory's owner calls `recycle`.
  * All sizes are rounded up to 16 bytes and counted so.
  */
 export class Arena {
@@ -47,6 +49,9 @@ export class Arena {
   #blocks = new Map<BlockId, Block>();
   #nextId = 1;
   #compactions = 0;
+  readonly #holes: Holes | undefined;
+  /** Not yet to be used again. */
+  readonly #freed: Block[] = [];
 
   constructor(memory: GrowableMemory, base: number) {
     this.memory = memory;
@@ -54,6 +59,7 @@ export class Arena {
     this.#base = this.#floor;
     this.#top = this.#base;
     this.#fresh = this.#floor;
+    this.#holes = memory.moved && new Holes();
   }
 
   /** Forgets all static memory, to load again from the start: the memory itself is kept and used anew. */
@@ -97,21 +103,28 @@ export class Arena {
   alloc(bytes: number, what = 'a cache block'): BlockId {
     const size = align(bytes);
     if (size > this.availableBytes) throw new MemoryLimitError(size, this.availableBytes, what);
+    const hole = this.#holes?.take(size);
+    if (hole !== undefined) return this.#place(hole, size);
     const garbage = this.#top - this.#base - this.#live;
     const end = this.#top + size;
     // Growing is for good (a WASM memory never shrinks), so garbage is reclaimed first once it is worth a move.
     if (
       end > this.memory.maxBytes ||
-      (end > this.memory.buffer.byteLength && garbage > 0 && garbage >= Math.max(size, this.#live >> 3))
+      (end > this.memory.buffer.byteLength &&
+        garbage > 0 &&
+        garbage >= Math.max(size, this.#live >> (this.#holes ? 1 : 3)))
     )
       this.compact();
     this.memory.ensure(this.#top + size);
-    const id = this.#nextId++;
-    this.#blocks.set(id, { offset: this.#top, bytes: size });
-    this.#clear(this.#top, size);
-    this.memory.zeroed?.(this.#top, size);
     this.#top += size;
-    this.#live += size;
+    return this.#place(this.#top - size, size);
+  }
+  #place(offset: number, bytes: number): BlockId {
+    const id = this.#nextId++;
+    this.#blocks.set(id, { offset, bytes });
+    this.#clear(offset, bytes);
+    this.memory.zeroed?.(offset, bytes);
+    this.#live += bytes;
     return id;
   }
 
@@ -136,8 +149,14 @@ export class Arena {
     const block = this.#get(id);
     this.#live -= block.bytes;
     this.#blocks.delete(id);
-    if (block.offset + block.bytes === this.#top) this.#top = block.offset;
-    if (this.#blocks.size === 0) this.#top = this.#base;
+    this.#released(block.offset, block.bytes);
+    if (this.#blocks.size > 0) return;
+    this.#top = this.#base;
+    this.#forget();
+  }
+  #forget(): void {
+    this.#holes?.clear();
+    this.#freed.length = 0;
   }
 
   /** Gives back a block's end. */
@@ -145,9 +164,24 @@ export class Arena {
     const block = this.#get(id);
     const size = align(bytes);
     if (size > block.bytes) throw new Error(`a block of ${block.bytes} bytes cannot shrink to ${size}`);
-    if (block.offset + block.bytes === this.#top) this.#top = block.offset + size;
+    if (size === block.bytes) return;
+    this.#released(block.offset + size, block.bytes - size);
     this.#live -= block.bytes - size;
     block.bytes = size;
+  }
+  #released(offset: number, bytes: number): void {
+    if (this.#holes) this.#freed.push({ offset, bytes });
+    else if (offset + bytes === this.#top) this.#top = offset;
+  }
+  /** What was freed may be used again: nothing that waits to be done reads it any longer. */
+  recycle(): void {
+    if (!this.#holes) return;
+    for (const { offset, bytes } of this.#freed.splice(0)) {
+      const from = this.#holes.add(offset, bytes);
+      if (offset + bytes !== this.#top) continue;
+      this.#holes.drop(from);
+      this.#top = from;
+    }
   }
 
   /** Moves every live block down over the garbage, in address order. */
@@ -162,6 +196,7 @@ export class Arena {
       to += block.bytes;
     }
     this.memory.moved?.(moves);
+    this.#forget();
     this.#top = to;
     this.#compactions++;
   }

@@ -56,6 +56,8 @@ const WRITE_BYTES = 1 << 20;
 export class WebGpuMemory implements GrowableMemory {
   readonly maxBytes: number;
   buffer = new ArrayBuffer(0);
+  /** Told when no recorded change waits for an address any longer. */
+  onFlush = (): void => {};
   readonly #stream: CommandStream;
   readonly #kernels: WebGpuCacheKernels;
   #gpu: GPUBuffer;
@@ -132,7 +134,10 @@ export class WebGpuMemory implements GrowableMemory {
   flush(): void {
     const batch = this.#batch.splice(0);
     this.#touched.clear();
-    if (batch.length === 0) return;
+    if (batch.length === 0) {
+      this.onFlush();
+      return;
+    }
     const of = <T>(kind: Kind): T[] => batch.filter((c) => c.kind === kind).map((c) => c.what as T);
     const { tables } = this.#stream;
     const zeros = of<Range>('zero').map(({ at, bytes }) => ({ from: ZEROS, to: at, bytes }));
@@ -141,6 +146,7 @@ export class WebGpuMemory implements GrowableMemory {
     this.#kernels.copy(of<CopyRun>('copy'), this.#gpu);
     this.#kernels.encode(of<EncodeJob>('encode'), this.#gpu);
     this.#kernels.decay(of<DecayRange>('decay'), this.#gpu);
+    this.onFlush();
   }
 
   /** Brings the device's bytes into `buffer`. Ranges are whole words. */

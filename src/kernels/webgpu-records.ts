@@ -47,6 +47,7 @@ export function createWebGpuRecords({
   const memory = new WebGpuMemory(stream, maxBytes, kernels);
   // Address 0 stands for "none" in the interface.
   const arena = new Arena(memory, 16);
+  memory.onFlush = () => arena.recycle();
   const u8 = (): Uint8Array => new Uint8Array(memory.buffer);
 
   const copy = (from: number, to: number, bytes: number): void => {

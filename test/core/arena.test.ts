@@ -17,40 +17,48 @@ const memory = (maxBytes: number): GrowableMemory => {
 };
 
 describe('Arena', () => {
-  it('keeps every live block whole through allocations, frees and compactions', () => {
-    fc.assert(
-      fc.property(
-        fc.array(fc.tuple(fc.boolean(), fc.integer({ min: 1, max: 900 })), { maxLength: 200 }),
-        (steps) => {
-          const arena = new Arena(memory(16_384), 64);
-          const live = new Map<number, { fill: number; bytes: number }>();
-          let fill = 1;
-          for (const [free, n] of steps) {
-            const ids = [...live.keys()];
-            if (free && ids.length > 0) {
-              const id = ids[n % ids.length]!;
-              arena.free(id);
-              live.delete(id);
-            } else if (align(n) <= arena.availableBytes) {
-              const id = arena.alloc(n);
-              expect(arena.bytes(id).every((b) => b === 0)).toBe(true);
-              fill = (fill % 250) + 1;
-              arena.bytes(id).fill(fill);
-              live.set(id, { fill, bytes: align(n) });
-            } else expect(() => arena.alloc(n)).toThrow(MemoryLimitError);
-            const taken = [...live].map(([id, b]) => {
-              expect(arena.ptr(id) % 16).toBe(0);
-              expect(arena.bytes(id).length).toBe(b.bytes);
-              expect(arena.bytes(id).every((x) => x === b.fill)).toBe(true);
-              return b.bytes;
-            });
-            expect(arena.liveBytes).toBe(taken.reduce((a, b) => a + b, 0));
-          }
-        },
-      ),
-      { numRuns: 60, seed: 7 },
-    );
-  });
+  it.each([
+    ['moved first', false],
+    ['reused first', true],
+  ])(
+    'keeps every live block whole through allocations, frees and compactions; garbage is %s',
+    (_, reuses) => {
+      fc.assert(
+        fc.property(
+          fc.array(fc.tuple(fc.boolean(), fc.integer({ min: 1, max: 900 })), { maxLength: 200 }),
+          (steps) => {
+            const own = memory(16_384);
+            const arena = new Arena(reuses ? Object.assign(own, { moved: () => {} }) : own, 64);
+            const live = new Map<number, { fill: number; bytes: number }>();
+            let fill = 1;
+            for (const [free, n] of steps) {
+              if (n % 5 === 0) arena.recycle();
+              const ids = [...live.keys()];
+              if (free && ids.length > 0) {
+                const id = ids[n % ids.length]!;
+                arena.free(id);
+                live.delete(id);
+              } else if (align(n) <= arena.availableBytes) {
+                const id = arena.alloc(n);
+                expect(arena.bytes(id).every((b) => b === 0)).toBe(true);
+                fill = (fill % 250) + 1;
+                arena.bytes(id).fill(fill);
+                live.set(id, { fill, bytes: align(n) });
+              } else expect(() => arena.alloc(n)).toThrow(MemoryLimitError);
+              const taken = [...live].map(([id, b]) => {
+                expect(arena.ptr(id) % 16).toBe(0);
+                expect(arena.bytes(id).length).toBe(b.bytes);
+                expect(arena.bytes(id).every((x) => x === b.fill)).toBe(true);
+                return b.bytes;
+              });
+              expect(arena.liveBytes).toBe(taken.reduce((a, b) => a + b, 0));
+            }
+          },
+        ),
+        { numRuns: 60, seed: 7 },
+      );
+    },
+  );
 
   it('reclaims garbage before it grows a memory that never shrinks', () => {
     const m = memory(1 << 20);
@@ -90,4 +98,20 @@ describe('Arena', () => {
     arena.alloc(16);
     expect(() => arena.allocStatic(16)).toThrow(/before any block/);
   });
+});
+
+it('where blocks are not to be moved, uses again what was freed: neighbours as one, not before it may', () => {
+  const own = Object.assign(memory(1 << 20), { moved: () => {} });
+  const arena = new Arena(own, 0);
+  arena.reserve(4096);
+  const [a, b, c] = [64, 32, 48, 16].map((bytes) => arena.alloc(bytes)) as [number, number, number];
+  const [first, end] = [arena.ptr(a), arena.ptr(c) + 48 + 16];
+  arena.free(b);
+  arena.free(a);
+  expect(arena.ptr(arena.alloc(80))).toBe(end);
+  arena.recycle();
+  const again = arena.alloc(80);
+  expect(arena.ptr(again)).toBe(first);
+  expect(arena.ptr(arena.alloc(16))).toBe(first + 80);
+  expect(arena.compactions).toBe(0);
 });
