@@ -61,6 +61,8 @@ export interface AttentionBench {
   readonly subgroups: boolean;
   readonly conversations: number;
   readonly context: number;
+  /** Nanoseconds that all readings of the device's clock are multiples of: 65,536 would say that Dawn rounds them. */
+  readonly clockStep: number;
   /** A plain copy kernel in the same run: bytes read and written a second. */
   readonly copyGigabytesPerSecond: number;
   readonly results: readonly AttentionBenchResult[];
@@ -113,7 +115,8 @@ export async function benchWebGpuAttention(options: AttentionBenchOptions): Prom
   return {
     device: [info.vendor, info.architecture, info.description].filter(Boolean).join(' '),
     subgroups: subgroupsOf(device),
-    ...{ conversations, context, copyGigabytesPerSecond: copy, results },
+    ...{ conversations, context, clockStep: await clockStep(device) },
+    ...{ copyGigabytesPerSecond: copy, results },
   };
 }
 
@@ -236,6 +239,25 @@ async function passes(
   perPass: number,
   record: (pass: GPUComputePassEncoder, run: number) => void,
 ): Promise<number[]> {
+  const stamps = await stampsOf(device, count, perPass, record);
+  return Array.from({ length: count }, (_, i) => Number(stamps[2 * i + 1]! - stamps[2 * i]!) / 1e6 / perPass);
+}
+
+/** The greatest common divisor of what the device's clock says at the beginnings and ends of many empty passes. */
+async function clockStep(device: GPUDevice): Promise<number> {
+  let step = 0n;
+  for (let stamp of await stampsOf(device, 64, 0, () => {}))
+    while (stamp !== 0n) [step, stamp] = [stamp, step % stamp];
+  return Number(step);
+}
+
+/** Nanoseconds at the beginning and at the end of each pass. */
+async function stampsOf(
+  device: GPUDevice,
+  count: number,
+  perPass: number,
+  record: (pass: GPUComputePassEncoder, run: number) => void,
+): Promise<BigUint64Array> {
   const querySet = device.createQuerySet({ type: 'timestamp', count: 2 * count });
   const resolved = device.createBuffer({ size: count * 16, usage: QUERY_RESOLVE | COPY_SRC });
   const mapped = device.createBuffer({ size: count * 16, usage: MAP_READ | COPY_DST });
@@ -256,5 +278,5 @@ async function passes(
   const stamps = new BigUint64Array(mapped.getMappedRange().slice(0));
   for (const buffer of [resolved, mapped]) buffer.destroy();
   querySet.destroy();
-  return Array.from({ length: count }, (_, i) => Number(stamps[2 * i + 1]! - stamps[2 * i]!) / 1e6 / perPass);
+  return stamps;
 }

@@ -36,6 +36,7 @@ interface BenchOptions extends EngineOptions {
   variant?: string[];
   golden?: string;
   host?: boolean;
+  unclamped?: boolean;
 }
 
 const contexts = (text: string): number[] =>
@@ -73,11 +74,11 @@ async function calibratorFor(kernels: Kernels): Promise<WasmKernels> {
 
 /** SmolLM2-135M's heads, at 8k tokens where no context is given. */
 async function benchAttention(options: BenchOptions): Promise<void> {
-  const { context, conversations: counts, json, variant = ['float@4'] } = options;
+  const { context, conversations: counts, json, variant = ['float@4'], unclamped = false } = options;
   const conversations = counts?.at(-1) ?? 64;
   const alive = setInterval(() => {}, 1000);
   try {
-    const device = await openWebGpuInNode();
+    const device = await openWebGpuInNode({ unclamped });
     const percentOf = (x: number): string => `${(100 * x).toFixed(0)} %`;
     const result = await benchWebGpuAttention({
       device,
@@ -108,7 +109,7 @@ async function benchAttention(options: BenchOptions): Promise<void> {
     process.stdout.write(
       json
         ? `${JSON.stringify(summary)}\n`
-        : `${result.device}, subgroups ${result.subgroups}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s\n`,
+        : `${result.device}, subgroups ${result.subgroups}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s; clock in steps of ${result.clockStep} ns\n`,
     );
   } finally {
     clearInterval(alive);
@@ -142,6 +143,10 @@ export function benchCommand(program: Command): void {
     .option(
       '--variant <name...>',
       'with --webgpu-attention: what attends, as float@4, split-4-4-8, or sweep for all that are worth knowing',
+    )
+    .option(
+      '--unclamped',
+      'with --webgpu-attention: shaders that index without bounds, to learn what Dawn’s bounds cost',
     )
     .option(
       '--host',

@@ -30,3 +30,9 @@ export interface Chunk {
   /** The first layer of the cache, in the model. */
   readonly base?: number;
 }
+
+/** Before a chunk is fed: sees to it that the cache has room for it. @throws MemoryLimitError before anything is changed */
+export function openChunk(cache: KvCache, rows: number): void {
+  if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
+  cache.reserve(rows);
+}

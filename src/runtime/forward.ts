@@ -5,7 +5,7 @@ import { align, type Ptr } from '../core/arena.ts';
 import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
 import { type AttendArgs, activationKind } from '../kernels/kernels.ts';
-import type { Chunk, ForwardOptions, StepJob } from './chunk.ts';
+import { type Chunk, type ForwardOptions, openChunk, type StepJob } from './chunk.ts';
 import type { LoadedModel } from './model.ts';
 import type { Stage } from './partition.ts';
 import { compile, type Program, type Step } from './program.ts';
@@ -153,8 +153,7 @@ export class Forward implements ForwardPass {
     options: ForwardOptions = {},
   ): Promise<void> {
     const rows = ids.length;
-    if (rows < 1 || rows > cache.room) throw new Error(`${rows} rows, room for ${cache.room}`);
-    cache.reserve(rows);
+    openChunk(cache, rows);
     new Uint32Array(this.#model.kernels.arena.memory.buffer, this.#ids, rows).set(ids);
     this.#fillRope(cache.position, rows);
     const chunk = { ids, rows, wanted, sink, options };
