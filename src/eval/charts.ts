@@ -1,5 +1,6 @@
 import type { TopLevelSpec } from 'vega-lite';
 import { heading, signed, titleOf } from './markdown.ts';
+import { mean } from './metrics/interval.ts';
 import { type Section, shown } from './summary.ts';
 import { DEPTH_BINS, QUANTILES } from './tasks/needle-relevance.ts';
 
@@ -265,7 +266,6 @@ interface RelevanceLayer {
   readonly quantiles: readonly number[];
   readonly bins: readonly number[];
 }
-const mean = (v: readonly number[]): number => v.reduce((a, b) => a + b, 0) / v.length;
 
 /** Layers of the needle-relevance analysis, averaged over its samples. */
 export function relevanceLayers(section: Section): RelevanceLayer[] {

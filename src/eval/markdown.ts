@@ -151,7 +151,7 @@ export function failures(rows: readonly Row[]): string[] {
 
 const cell = (text: string): string => text.replaceAll('|', '\\|').replaceAll('\n', ' ');
 
-export function markdownTable({ head, body }: Table): string {
+function markdownTable({ head, body }: Table): string {
   const line = (cells: readonly string[]): string => `| ${cells.map(cell).join(' | ')} |`;
   return [line(head), `|${head.map(() => ' --- |').join('')}`, ...body.map(line)].join('\n');
 }

@@ -1,22 +1,11 @@
 import type { KvCache } from '../cache/cache.ts';
 import { cellIndex } from '../cache/segments.ts';
-import { EPOCH } from '../core/config.ts';
+import { decayedQueries } from '../cache/trackers/ema.ts';
 
 /** Relative relevance of the compressed tokens: 1 is the mean of the (layer, head). [layer][kvHead] -> one value a position from `start` on. */
 export interface RelevanceMap {
   readonly start: number;
   readonly values: readonly (readonly Float64Array[])[];
-}
-
-/** Weight of the queries that could see `position`, by the decay since their epochs: what a token's mass is divided by. */
-export function queriesSeen(position: number, now: number, decay: number): number {
-  let sum = 0;
-  for (let end = now, weight = 1; end > position; weight *= decay) {
-    const begin = Math.ceil(end / EPOCH - 1) * EPOCH;
-    sum += weight * (end - Math.max(begin, position));
-    end = begin;
-  }
-  return sum;
 }
 
 /**
@@ -49,7 +38,7 @@ export async function relevanceOf(cache: KvCache): Promise<RelevanceMap> {
           reader.cells(h),
         );
         for (let i = 0; i < n; i++, at++)
-          if (cells[i]! >= 0) out[at] = mass[cells[i]!]! / queriesSeen(start + at, cache.position, decay);
+          if (cells[i]! >= 0) out[at] = mass[cells[i]!]! / decayedQueries(start + at, cache.position, decay);
       }
       const mean = out.reduce((a, b) => a + b, 0) / tokens;
       return mean > 0 ? out.map((v) => v / mean) : out;

@@ -1,5 +1,5 @@
 import { DEFAULT_CACHE } from '../cache/policy.ts';
-import { type Estimate, meanInterval, pairedRateInterval, rateInterval } from './metrics/interval.ts';
+import { type Estimate, mean, meanInterval, pairedRateInterval, rateInterval } from './metrics/interval.ts';
 import { TASKS } from './registry.ts';
 import type { Row } from './rows.ts';
 import type { MetricSpec, Task } from './task.ts';
@@ -73,9 +73,8 @@ function policyName({
   ];
   return variant.length === 0 ? policy : `${policy} (${variant.join(', ')})`;
 }
-export const methodName = (
-  row: Pick<Row, 'policy' | 'ratio' | 'config' | 'protocol' | 'weightForm'>,
-): string => (row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`);
+const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config' | 'protocol' | 'weightForm'>): string =>
+  row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`;
 
 function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
   const groups = new Map<string, T[]>();
@@ -137,7 +136,6 @@ function answersOf({ detail }: Row): Answered[] {
 }
 
 const rank = (s: Summary): number => (s.policy === 'full' ? 0 : 1);
-const mean = (v: readonly number[]): number => v.reduce((a, b) => a + b, 0) / v.length;
 const median = (v: readonly number[]): number =>
   v.toSorted((a, b) => a - b)[Math.floor((v.length - 1) / 2)] ?? 0;
 

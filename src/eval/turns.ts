@@ -3,6 +3,7 @@ import type { ChatMessage } from '../engine/types.ts';
 import { decode } from './decode.ts';
 import { Meter } from './meter.ts';
 import { distribution, lossOf } from './metrics/divergence.ts';
+import { mean } from './metrics/interval.ts';
 import { stepsPerSecond } from './prompt-task.ts';
 import type { Method, MetricSpec, Outcome, Skipped } from './task.ts';
 
@@ -25,8 +26,6 @@ export const LOSS_METRICS: readonly MetricSpec[] = [
     kind: 'exp',
   },
 ];
-
-const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
 
 /**
  * Questions one after the other over one cache. Each is answered (and scored), then taken back; the true answer goes into the conversation

@@ -92,12 +92,7 @@ function aroundContent(template: TextParts['template']): [before: string, after:
 }
 
 /** Text that the model itself writes, for models to which nobody gave any: at temperature 1 from an open beginning. */
-export async function generateSource(
-  engine: ModelEngine,
-  tokens: number,
-  seed: number,
-  onToken: () => void = () => {},
-): Promise<number[]> {
+export async function generateSource(engine: ModelEngine, tokens: number, seed: number): Promise<number[]> {
   const cache = engine.createCache({ ...DEFAULT_CACHE, policy: 'full', arithmetic: 'integer' });
   try {
     const ids = engine.tokenizer.encode(OPENINGS[seed % OPENINGS.length]!);
@@ -106,7 +101,6 @@ export async function generateSource(
       for (const id of engine.eosIds) logits[id] = Number.NEGATIVE_INFINITY;
       const { id } = sample(logits, { ...GREEDY, temperature: 1, topP: 0.95, seed }, ids.length, ids, []);
       ids.push(id);
-      onToken();
       if (ids.length < tokens) logits = await engine.feed(cache, [id], 'last');
     }
     return ids;

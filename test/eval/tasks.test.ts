@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { SETTLE_POSITIONS } from '../../src/cache/schedule.ts';
+import { decayedQueries } from '../../src/cache/trackers/ema.ts';
 import { loadWasmKernels } from '../../src/cli/load-engine.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { loadEngine } from '../../src/engine/load.ts';
@@ -10,7 +11,7 @@ import { Aside } from '../../src/eval/aside.ts';
 import { DataFolder } from '../../src/eval/data.ts';
 import { cutMiddle } from '../../src/eval/prompt-task.ts';
 import { TASKS } from '../../src/eval/registry.ts';
-import { queriesSeen, relevanceOf } from '../../src/eval/relevance.ts';
+import { relevanceOf } from '../../src/eval/relevance.ts';
 import { passes } from '../../src/eval/sandbox.ts';
 import type { Method, Outcome, Prefix, SampleContext, Skipped } from '../../src/eval/task.ts';
 import { CODE_PROBLEMS } from '../../src/eval/tasks/code-problems.ts';
@@ -252,8 +253,8 @@ describe('code', () => {
 describe('analyses', () => {
   const analysed = method('adkvc', 1);
   test('queries seen: a token of the present epoch, and one of older epochs, decayed', () => {
-    expect(queriesSeen(100, 128, 0.5)).toBe(28);
-    expect(queriesSeen(0, 256, 0.5)).toBe(128 + 64);
+    expect(decayedQueries(100, 128, 0.5)).toBe(28);
+    expect(decayedQueries(0, 256, 0.5)).toBe(128 + 64);
   });
   test('relevance has the mean 1 in every head, and a policy without mass is refused', async () => {
     const cache = engine.createCache(analysed.config);

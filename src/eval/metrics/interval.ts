@@ -18,13 +18,21 @@ export function t95(degrees: number): number {
   return T95[degrees - 1] ?? Z95 + (Z95 ** 3 + Z95) / (4 * degrees);
 }
 
+export const mean = (v: ArrayLike<number>): number => sum(v) / v.length;
+
+function sum(v: ArrayLike<number>): number {
+  let all = 0;
+  for (let i = 0; i < v.length; i++) all += v[i]!;
+  return all;
+}
+
 /** Mean with Student's interval. Give differences for a paired comparison. */
 export function meanInterval(values: readonly number[]): Estimate {
   const n = values.length;
-  const mean = values.reduce((a, b) => a + b, 0) / n;
-  const variance = values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (n - 1);
+  const m = mean(values);
+  const variance = values.reduce((all, v) => all + (v - m) ** 2, 0) / (n - 1);
   const half = n < 2 ? Number.NaN : t95(n - 1) * Math.sqrt(variance / n);
-  return { mean, low: mean - half, high: mean + half, n };
+  return { mean: m, low: m - half, high: m + half, n };
 }
 
 /** Share of hits with Wilson's interval, which stays honest at 0 and 1. Source: Wilson 1927. */
@@ -50,11 +58,11 @@ export function pairedRateInterval(pairs: readonly (readonly [first: number, sec
   const cross = both * neither - first * second;
   const phi = product === 0 ? 0 : (cross > 0 ? Math.max(cross - n / 2, 0) : cross) / Math.sqrt(product);
   const join = (x: number, y: number): number => Math.sqrt(Math.max(0, x * x - 2 * phi * x * y + y * y));
-  const mean = (first - second) / n;
+  const apart = (first - second) / n;
   return {
-    mean,
-    low: mean - join(p.mean - p.low, q.high - q.mean),
-    high: mean + join(p.high - p.mean, q.mean - q.low),
+    mean: apart,
+    low: apart - join(p.mean - p.low, q.high - q.mean),
+    high: apart + join(p.high - p.mean, q.mean - q.low),
     n,
   };
 }

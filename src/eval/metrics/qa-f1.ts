@@ -13,7 +13,7 @@ export function normalizeAnswer(text: string): string {
 }
 
 /** F1 of the words that two bags share; 0 when they share none. */
-export function bagF1(prediction: readonly string[], truth: readonly string[]): number {
+function bagF1(prediction: readonly string[], truth: readonly string[]): number {
   const left = new Map<string, number>();
   for (const word of truth) left.set(word, (left.get(word) ?? 0) + 1);
   let common = 0;

@@ -1,3 +1,5 @@
+import { mean } from './interval.ts';
+
 /** Ranks from 1; equal values share their mean rank. */
 export function ranks(values: readonly number[]): number[] {
   const order = values.map((_, i) => i).sort((a, b) => values[a]! - values[b]!);
@@ -14,7 +16,6 @@ export function ranks(values: readonly number[]): number[] {
 /** Pearson's correlation; NaN where one side does not vary. */
 export function correlation(x: readonly number[], y: readonly number[]): number {
   if (x.length !== y.length || x.length < 2) throw new Error(`${x.length} values against ${y.length}`);
-  const mean = (v: readonly number[]): number => v.reduce((a, b) => a + b, 0) / v.length;
   const mx = mean(x);
   const my = mean(y);
   let xy = 0;

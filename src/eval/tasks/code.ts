@@ -24,7 +24,7 @@ const METRICS: readonly MetricSpec[] = [1, SAMPLES].map((k) => ({
 }));
 
 /** The file so far: all functions in an order of the sample's own, then the head of the one to write again. */
-export function codePrompt(sample: number, seed: number): string {
+function codePrompt(sample: number, seed: number): string {
   const order = CODE_PROBLEMS.map((p, i) => ({ p, at: hash32(seed, sample, i) })).sort((a, b) => a.at - b.at);
   const file = order.map(({ p }) => `${p.head}\n${p.body}\n}\n`).join('\n');
   const asked = CODE_PROBLEMS[sample % CODE_PROBLEMS.length]!;

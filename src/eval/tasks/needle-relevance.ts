@@ -1,6 +1,7 @@
 import { SETTLE_POSITIONS } from '../../cache/schedule.ts';
 import { EPOCH } from '../../core/config.ts';
 import { Meter } from '../meter.ts';
+import { mean } from '../metrics/interval.ts';
 import { relevanceOf } from '../relevance.ts';
 import type { MetricSpec, Task } from '../task.ts';
 import { needlePrompt, RULER } from './needle.ts';
@@ -26,8 +27,6 @@ const METRICS: readonly MetricSpec[] = [
 export const DEPTH_BINS = 10;
 /** Of the relative relevance of a layer's tokens. */
 export const QUANTILES = [0.1, 0.5, 0.9, 0.99];
-
-const mean = (v: ArrayLike<number>): number => Array.from(v).reduce((a, b) => a + b, 0) / v.length;
 
 /**
  * What does attention history say of a needle before anybody asks for it? The text is read up to the last epoch before the question;
