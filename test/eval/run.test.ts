@@ -288,6 +288,10 @@ describe('the runner', () => {
     [['--policies', 'window@2@4'], /write window@4/],
     [['--policies', 'adkvc@4+colour=red'], /"colour=red" of .* is no change/],
     [['--policies', 'adkvc@4+tracker=best'], /adkvc at 4x: tracker must be one of ema/],
+    [
+      ['--policies', 'adkvc@4+tiers=8,8 8,4 4,4 4,3 4,2 3,3 3,2 2,2 2,1'],
+      /tiers names 9: an allocation chooses among 8 at most/,
+    ],
     [['--policies', 'adkvc@900'], /adkvc at 900x: ratio must lie between 1 and 64/],
     [['--policies', 'uniform@30'], /uniform at 30x: .* lower the ratio or use policy adkvc/],
     [['--policies', 'fastkv@4+quotas=turns=4,4'], /fastkv at 4x: quotas are for conversations/],

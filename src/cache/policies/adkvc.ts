@@ -2,6 +2,7 @@ import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { InvalidInputError } from '../../core/errors.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
 import { allocateSteps, lastOf } from '../allocate.ts';
+import { MAX_OPTIONS } from '../fill-groups.ts';
 import type { TierOption } from '../hull.ts';
 import {
   type ByteBudget,
@@ -136,6 +137,11 @@ function tiersNamed(text: string): number[] {
   });
   if (tiers.some((tier, i) => i > 0 && tier <= tiers[i - 1]!))
     throw new InvalidInputError('tiers must be named from the finest to the coarsest, each once', 'tiers');
+  if (tiers.length > MAX_OPTIONS)
+    throw new InvalidInputError(
+      `tiers names ${tiers.length}: an allocation chooses among ${MAX_OPTIONS} at most`,
+      'tiers',
+    );
   return tiers;
 }
 
