@@ -17,8 +17,11 @@ export interface IsolateBytes {
 export interface Inspector {
   /** @throws Error when the isolate gives no answer */
   bytes(): Promise<IsolateBytes>;
-  /** Asks again and again until `stop`, which tells the most that was held at one time. An isolate answers between two of its tasks. */
-  watch(): { stop(): Promise<IsolateBytes> };
+  /**
+   * Asks again and again until `stop`, which tells the most that was held at one time. An isolate answers between two of its tasks.
+   * @param alive collect what nobody holds any more before each look; without it, garbage that waits for the collector counts
+   */
+  watch(alive?: boolean): { stop(): Promise<IsolateBytes> };
   close(): void;
 }
 
@@ -71,7 +74,7 @@ export async function openInspector(port: number): Promise<Inspector> {
   };
 
   await call('Runtime.enable');
-  /** Finds every WebAssembly.Memory of the isolate, whoever holds it. */
+  /** Finds every WebAssembly.Memory of the isolate, whoever holds it. V8 collects all garbage before it looks (HeapProfiler::QueryObjects). */
   const wasmBytes = async (): Promise<number> => {
     const objectGroup = 'memories';
     const { result } = await call<{ result: { objectId: string } }>('Runtime.evaluate', {
@@ -95,11 +98,12 @@ export async function openInspector(port: number): Promise<Inspector> {
   };
   return {
     bytes: async () => ({ ...(await heap()), wasm: await wasmBytes() }),
-    watch() {
+    watch(alive = false) {
       let most = { objects: 0, buffers: 0 };
       let stopped = false;
       const watching = (async () => {
         while (!stopped) {
+          if (alive) await wasmBytes();
           const now = await heap();
           if (now.objects + now.buffers > most.objects + most.buffers) most = now;
           await new Promise((next) => setTimeout(next, BETWEEN_MS));

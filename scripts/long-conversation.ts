@@ -1,16 +1,20 @@
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { freePort } from '../src/cli/wrangler-dev.ts';
+import { ISOLATE_BYTES } from '../src/engine/isolate.ts';
 import { type IsolateBytes, openInspector, sum } from './inspector.ts';
 import { ask, prose, type Served, servedModel, type Timed, workerdUse } from './served.ts';
 
 /**
- * `npm run long [-- --tokens 8100]`: a conversation that fills the model's context, in workerd over HTTP, under the cache that is served by default:
+ * `npm run long [-- --tokens 8100] [--alive]`: a conversation that fills the model's context, in workerd over HTTP, under the cache that is served by default:
  * several turns, SIGKILL of the whole server, and on from the stored cache. Prints JSON: each turn, what was cached, how long the first token took cold
  * and warm, and the most that the isolate held while it was filled and after it was resumed, as workerd's inspector tells (garbage that waits for the
- * collector included). Ends with an error if the resumed turn had to compute anything again that was stored. About 3 minutes.
+ * collector included; with --alive it is collected before each look, which takes time: such a run's times say nothing). Ends with an error if the
+ * resumed turn had to compute anything again that was stored, and with --alive if the isolate held more than the platform gives it. About 3 minutes.
  */
-const { values } = parseArgs({ options: { tokens: { type: 'string', default: '8100' } } });
+const { values } = parseArgs({
+  options: { tokens: { type: 'string', default: '8100' }, alive: { type: 'boolean', default: false } },
+});
 const TURN_TOKENS = 1300;
 const ANSWER_TOKENS = 24;
 /** A turn's markup, and what prose costs beyond one token a word. */
@@ -47,7 +51,7 @@ try {
   const emptyMB = peakMB(server);
   const turns: Timed[] = [];
   let inspector = await openInspector(inspectorPort);
-  let watch = inspector.watch();
+  let watch = inspector.watch(values.alive);
   for (let held = 0; held < target - SLACK - ANSWER_TOKENS; held = tokensOf(turns.at(-1)!)) {
     const words = Math.min(TURN_TOKENS, target - held - SLACK - ANSWER_TOKENS);
     if (words < 1) break;
@@ -61,7 +65,7 @@ try {
 
   server = await serve({ inspectorPort });
   inspector = await openInspector(inspectorPort);
-  watch = inspector.watch();
+  watch = inspector.watch(values.alive);
   const resumed = await turn(server, 'And then?');
   const warm = await turn(server, 'Go on.');
   const other = await turn(server, 'Hello.', 'second-object');
@@ -86,6 +90,11 @@ try {
       1,
     ),
   );
+  const most = Math.max(sum(filling), sum(resuming)) + SQLITE_CACHE_BYTES;
+  if (values.alive && most > ISOLATE_BYTES)
+    throw new Error(
+      `the isolate held ${megabytes(most)} MB at once, the platform gives ${megabytes(ISOLATE_BYTES)}`,
+    );
   if (resumed.cachedTokens < fed)
     throw new Error(
       `${resumed.cachedTokens} tokens were cached, ${fed} had been fed: something was computed again`,
