@@ -1,6 +1,6 @@
 import { CorruptDataError } from '../core/errors.ts';
 import { release } from '../core/release.ts';
-import { DROP, TIERS } from '../kernels/layout.ts';
+import { DROP, nibble, TIERS } from '../kernels/layout.ts';
 import type { PlanJournalEntry } from './persist.ts';
 import { type CacheView, FRESH, type Plan } from './policy.ts';
 import { shownFrom } from './schedule.ts';
@@ -142,7 +142,7 @@ class EntryReader {
       for (let left = eight; left !== 0; left &= left - 1) {
         const token = from + 31 - Math.clz32(left & -left);
         if (n === moved || token >= count) throw this.#broken();
-        const tier = (bytes[ids + (n >> 1)]! >> ((n & 1) * 4)) & 15;
+        const tier = nibble(bytes, ids, n);
         if (!isTier(tier)) throw this.#broken();
         tokens[n] = token;
         tiers[n++] = tier;

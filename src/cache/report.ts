@@ -1,6 +1,7 @@
 import { fp16BytesPerToken } from '../core/config.ts';
 import {
   cellBytes,
+  isMapped,
   pad4,
   RECORD_HEADER_BYTES,
   scaleBytes,
@@ -59,7 +60,7 @@ export function cacheReport(cache: Reported): CacheReport {
         if (own === 0) continue;
         kept += own;
         parts.headers += RECORD_HEADER_BYTES + present;
-        if (present > 1 || own < tokens) parts.map += (tokens + 1) >> 1;
+        if (isMapped(present, own, tokens)) parts.map += (tokens + 1) >> 1;
         if (!plain) parts.mean += headDim;
       }
     }

@@ -3,6 +3,8 @@ import {
   countTiers,
   DROP,
   massBytes,
+  nibble,
+  onlyTier,
   pad4,
   recordBytes,
   recordCells,
@@ -81,9 +83,9 @@ export class SegmentReader {
       const counts = this.counts(h);
       const map = record === 0 ? 0 : recordParts(tokens, counts, this.headDim).map;
       // One tier for all, or none.
-      const only = record === 0 ? DROP : counts.findIndex((n) => n > 0);
+      const only = record === 0 ? DROP : onlyTier(counts);
       for (let i = 0; i < tokens; i++) {
-        const held = map === 0 ? only : (this.#bytes[record + map + (i >> 1)]! >> ((i & 1) * 4)) & 15;
+        const held = map === 0 ? only : nibble(this.#bytes, record + map, i);
         if (held !== tiers[to + i]) moved++;
       }
     }

@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
@@ -7,7 +6,7 @@ import type { Command } from 'commander';
 import { EPOCH } from '../core/config.ts';
 import { InvalidInputError } from '../core/errors.ts';
 import type { ModelEngine } from '../engine/engine.ts';
-import { attachProfile } from '../prepare/bundle.ts';
+import { attachProfile, sha256 } from '../prepare/bundle.ts';
 import {
   type CalibrationResult,
   type CalibrationTask,
@@ -129,8 +128,6 @@ async function bundlesOf({ bundle, out }: CalibrateOptions) {
     );
   return { folders, exact: folders[at]!, manifest };
 }
-
-const sha256 = (text: string): string => createHash('sha256').update(text).digest('hex');
 
 /** One line a list: diffs of a profile stay readable. */
 function profileText(file: object): string {

@@ -211,11 +211,14 @@ export function recordParts(tokens: number, counts: ArrayLike<number>, headDim: 
   if (kept === 0) return { mean: 0, map: 0, scales: 0, codes: 0, bytes: 0, cells: 0, plain };
   const mean = pad4(RECORD_HEADER_BYTES + present);
   const map = mean + (plain ? 0 : headDim);
-  const mapped = present > 1 || kept < tokens;
+  const mapped = isMapped(present, kept, tokens);
   const scales = map + (mapped ? pad4((tokens + 1) >> 1) : 0);
   const codes = pad16(scales + scaled);
   return { mean, map: mapped ? map : 0, scales, codes, bytes: codes + coded, cells, plain };
 }
+
+/** Whether a record of `tokens` positions that holds `kept` of them in so many tiers says which has which. */
+export const isMapped = (tiers: number, kept: number, tokens: number): boolean => tiers > 1 || kept < tokens;
 
 /** Bytes of a record; mass not included. */
 export const recordBytes = (tokens: number, counts: ArrayLike<number>, headDim: number): number =>
@@ -268,7 +271,7 @@ export class RecordSizes {
     }
     this.cells = cells;
     if (kept === 0) return 0;
-    const map = present > 1 || kept < tokens ? pad4((tokens + 1) >> 1) : 0;
+    const map = isMapped(present, kept, tokens) ? pad4((tokens + 1) >> 1) : 0;
     return pad16(pad4(RECORD_HEADER_BYTES + present) + (plain ? 0 : this.#headDim) + map + scaled) + coded;
   }
 }
@@ -295,6 +298,17 @@ export function recordTiers(
   readTiers(bytes, record, recordParts(tokens, counts, headDim).map, counts, out, at, tokens);
 }
 
+/** The tier of a record that has no map. */
+export function onlyTier(counts: Uint8Array): number {
+  let only = 0;
+  while (counts[only] === 0) only++;
+  return only;
+}
+
+/** The i-th of the 4-bit numbers that begin at `at`, low half first: tier maps, and tiers in the journal of plans. */
+export const nibble = (bytes: Uint8Array, at: number, i: number): number =>
+  (bytes[at + (i >> 1)]! >> ((i & 1) * 4)) & 15;
+
 /** `recordTiers` where the record's counts and the place of its map are known. */
 export function readTiers(
   bytes: Uint8Array,
@@ -306,13 +320,11 @@ export function readTiers(
   tokens: number,
 ): void {
   if (map === 0) {
-    let only = 0;
-    while (counts[only] === 0) only++;
-    out.fill(only, at, at + tokens);
+    out.fill(onlyTier(counts), at, at + tokens);
     return;
   }
   const from = record + map;
-  for (let t = 0; t < tokens; t++) out[at + t] = (bytes[from + (t >> 1)]! >> ((t & 1) * 4)) & 15;
+  for (let t = 0; t < tokens; t++) out[at + t] = nibble(bytes, from, t);
 }
 
 /** Tokens by tier id, of `tokens` from `from` on; what is no tier (dropped) is not counted. */

@@ -219,7 +219,7 @@ async function writeFiles(source: ModelSource, folder: string, options: PrepareO
   return manifest;
 }
 
-const sha256 = (data: string | Uint8Array): string => createHash('sha256').update(data).digest('hex');
+export const sha256 = (data: string | Uint8Array): string => createHash('sha256').update(data).digest('hex');
 
 /** Written and flushed, so that the rename never outruns the bytes. */
 async function writeFile(folder: string, file: string, data: string | Uint8Array): Promise<void> {

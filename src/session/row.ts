@@ -76,14 +76,9 @@ export function readRef(store: SessionStore, [id, check]: RowRef, kind: RowKind)
 /** Bytes of any length that were written in pieces. */
 export function readBlob(store: SessionStore, refs: readonly RowRef[], kind: RowKind): Uint8Array {
   if (refs.length === 1) return readRef(store, refs[0]!, kind);
-  const whole = new Uint8Array(refs.reduce((sum, ref) => sum + ref[2], 0));
-  let at = 0;
-  for (const ref of refs) {
-    const part = readRef(store, ref, kind);
-    whole.set(part, at);
-    at += part.byteLength;
-    release(part);
-  }
+  const reader = new BlobReader(store, refs, kind);
+  const whole = reader.read(0, reader.byteLength);
+  reader.release();
   return whole;
 }
 
