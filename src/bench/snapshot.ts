@@ -25,6 +25,7 @@ export function snapshot(cache: PersistableCache): {
     bytes,
     reader: {
       header: cache.header,
+      bytes,
       hot: (layer) => layers[layer]!.hot,
       block: (layer, segment) => layers[layer]!.blocks[segment]!,
       journal,

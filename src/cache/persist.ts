@@ -96,8 +96,8 @@ export interface PersistableCache {
 /** What `restore` reads from. All synchronous, since Durable Object SQLite is; called layer by layer, so that never all bytes are held twice. */
 export interface CacheStateReader {
   readonly header: CacheHeader;
-  /** What all blocks take together, where that is known. */
-  readonly blockBytes?: number;
+  /** What all hot parts and blocks take together, where that is known. */
+  readonly bytes?: number;
   /** Valid until the next call, of `block` too. */
   hot(layer: number): Uint8Array;
   block(layer: number, segment: number): { version: number; bytes: Uint8Array };

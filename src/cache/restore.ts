@@ -1,4 +1,4 @@
-import type { ModelConfig } from '../core/config.ts';
+import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import {
   DROP,
@@ -162,9 +162,12 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
       );
     cache.messages?.restore(header.messages ?? '', header.position);
     cache.gaps.restore(header.closed ?? [], header.position, header.config);
-    // In one step: growing memory costs milliseconds each time. Not beyond what the cache may hold, since memory never shrinks.
-    if (reader.blockBytes !== undefined)
-      kernels.arena.reserve(Math.min(reader.blockBytes, cache.budgetAt(header.position)));
+    // In one step: each growth is a new buffer of the whole memory to the collector, and costs ten milliseconds. Not beyond what the cache may hold, since
+    // memory never shrinks.
+    if (reader.bytes !== undefined) {
+      const most = cache.budgetAt(header.position) + model.layers * cache.exact.bytesFor(2 * EPOCH);
+      kernels.arena.reserve(Math.min(reader.bytes, most));
+    }
     const replay = new Replay(reader.journal, cache.spans, model, header.position);
     const held = Array.from({ length: model.layers }, (_, layer) =>
       segmentsHeld(header.position, header.config, layer, model.layers),

@@ -68,7 +68,7 @@ export function restore(store: SessionStore, engine: Engine, stored: StateRecord
 export class StoredState implements CacheStateReader {
   readonly header: StateRecord['header'];
   readonly journal: readonly PlanJournalEntry[];
-  readonly blockBytes: number;
+  readonly bytes: number;
   readonly #store: SessionStore;
   readonly #stored: StateRecord;
   readonly #exact: ExactReader;
@@ -85,10 +85,8 @@ export class StoredState implements CacheStateReader {
     this.journal = stored.journal
       .flatMap((pack) => decodeJournal(readBlob(store, pack.refs, RowKind.journal)))
       .sort((a, b) => a.position - b.position);
-    this.blockBytes = stored.extents.reduce(
-      (sum, { refs }) => refs.reduce((bytes, ref) => bytes + ref[2], sum),
-      0,
-    );
+    const held = [stored.hot, ...stored.exact.pieces, ...stored.extents].flatMap(({ refs }) => refs);
+    this.bytes = held.reduce((sum, [, , bytes]) => sum + bytes, 0);
     this.#exact = new ExactReader(store, stored);
     this.#hot = new BlobReader(store, stored.hot.refs, RowKind.hot);
   }
