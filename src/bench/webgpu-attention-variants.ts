@@ -1,24 +1,25 @@
 import { InvalidInputError } from '../core/errors.ts';
-import type { SplitDivision, SplitParts } from '../kernels/webgpu-split.ts';
+import type { SplitDivision, SplitParts, StreamDivision } from '../kernels/webgpu-split.ts';
 
 export interface AttentionVariant {
   readonly name: string;
   readonly segmentsPerSplit: number;
   /** attend-split.wgsl, so divided; undefined: attend.wgsl, which the runtime uses. */
   readonly split?: SplitDivision & Partial<SplitParts>;
+  /** attend-stream.wgsl, so divided. */
+  readonly stream?: StreamDivision & { readonly describes: boolean };
 }
 
 /** What is worth knowing of a device that nothing was measured on: divisions, replicas, and what each part takes. */
 export const SWEEP: readonly string[] = [
   'float@4',
-  ...['4-4-8', '4-8-8', '4-2-8', '2-2-8', '2-4-8', '8-4-8', '8-8-8'].map((division) => `split-${division}`),
-  ...['4-4-1', '4-4-4', '4-4-16'].map((division) => `split-${division}`),
-  'split-4-4-8-fine',
-  'split-4-4-8-nokeys',
-  'split-4-4-8-novalues',
-  'split-4-4-8-nokeys-novalues',
-];
+  ...['2-4-1', '2-4-4', '4-8-1', '4-8-2', '4-8-4', '4-8-8', '8-8-1', '8-8-4', '8-16-2', '8-16-4'],
+  ...['8-16-8', '16-16-4', '16-32-4', '16-32-16', '8-16-4-describes', '8-16-4-nolookups'],
+  ...['8-16-4-nokeys', '8-16-4-novalues', '8-16-4-nokeys-novalues'],
+].map((name) => (name.includes('@') ? name : `stream-${name}`));
 
+const STREAM =
+  /^stream-(1|2|4|8|16)-(2|4|8|16|32)-(1|2|4|8|16|32)(-describes)?((?:-no(?:keys|values|lookups))*)$/;
 const NAME = /^(?:float@(\d+)|split-(2|4|8)-(2|4|8)-(1|2|4|8|16|32)((?:-(?:fine|nokeys|novalues))*))$/;
 
 /**
@@ -26,6 +27,17 @@ const NAME = /^(?:float@(\d+)|split-(2|4|8)-(2|4|8)-(1|2|4|8|16|32)((?:-(?:fine|
  * @throws InvalidInputError
  */
 export function parseVariant(name: string): AttentionVariant {
+  const stream = STREAM.exec(name);
+  if (stream) {
+    const without = (['keys', 'values', 'lookups'] as const).filter((part) =>
+      stream[5]!.includes(`-no${part}`),
+    );
+    const [warps, segments, replicas] = stream.slice(1, 4).map(Number) as [number, number, number];
+    return {
+      ...{ name, segmentsPerSplit: segments },
+      stream: { warps, segments, replicas, describes: stream[4] !== undefined, without },
+    };
+  }
   const found = NAME.exec(name);
   const [float, warps, segments, replicas] = [1, 2, 3, 4].map((i) => Number(found?.[i])) as [
     number,

@@ -66,6 +66,8 @@ export interface AttentionBench {
   /** A plain copy kernel in the same run: bytes read and written a second. */
   readonly copyGigabytesPerSecond: number;
   readonly results: readonly AttentionBenchResult[];
+  /** Variants that this device is too small for, and why. */
+  readonly skipped: readonly string[];
 }
 
 const RUNS = 12;
@@ -96,12 +98,14 @@ export async function benchWebGpuAttention(options: AttentionBenchOptions): Prom
   const f16 = placed(options, { f16: 1 });
   const packed = placed(options, RATIO_4);
   const results: AttentionBenchResult[] = [];
+  const skipped: string[] = [];
   for (const variant of variants) {
     // Compiled once: a driver takes seconds for it.
-    const attention = createWebGpuAttention({
-      ...{ device, shaders: options.shaders, shape: options.shape, subgroups: subgroupsOf(device) },
-      ...(variant.split && { split: variant.split }),
-    });
+    const attention = attentionOf(options, variant);
+    if (typeof attention === 'string') {
+      skipped.push(`${variant.name}: ${attention}`);
+      continue;
+    }
     const one = await attendMix(options, attention, f16, variant, copy);
     const other = await attendMix(options, attention, packed, variant, copy);
     const speedup = one.milliseconds / other.milliseconds;
@@ -116,8 +120,25 @@ export async function benchWebGpuAttention(options: AttentionBenchOptions): Prom
     device: [info.vendor, info.architecture, info.description].filter(Boolean).join(' '),
     subgroups: subgroupsOf(device),
     ...{ conversations, context, clockStep: await clockStep(device) },
-    ...{ copyGigabytesPerSecond: copy, results },
+    ...{ copyGigabytesPerSecond: copy, results, skipped },
   };
+}
+
+/** A variant's kernels, or why the device cannot have them. */
+function attentionOf(
+  { device, shaders, shape }: AttentionBenchOptions,
+  { split, stream }: AttentionVariant,
+): WebGpuAttention | string {
+  try {
+    return createWebGpuAttention({
+      ...{ device, shaders, shape, subgroups: subgroupsOf(device) },
+      ...(split && { split }),
+      ...(stream && { stream }),
+    });
+  } catch (error) {
+    if (error instanceof UnsupportedModelError) return error.message;
+    throw error;
+  }
 }
 
 /** The caches of a mix on the device, as many layers as a working set wants. */
@@ -145,7 +166,7 @@ async function attendMix(
   { device, shape, conversations, context }: AttentionBenchOptions,
   attention: WebGpuAttention,
   { data, caches, queries, out, checked, expected }: ReturnType<typeof placed>,
-  { segmentsPerSplit, split }: AttentionVariant,
+  { segmentsPerSplit, split, stream }: AttentionVariant,
   copy: number,
 ): Promise<MixResult> {
   const { heads, kvHeads, headDim } = shape;
@@ -153,7 +174,7 @@ async function attendMix(
   const scale = 1 / Math.sqrt(headDim);
   const plans = caches.map((cache) => attention.prepare({ plan, scale, mass: 0, cache, queries, out }));
   const milliseconds = await timed(device, (pass, i) => plans[i % plans.length]!.attend(pass));
-  const whole = split === undefined || (split.keys !== false && split.values !== false);
+  const whole = split?.keys !== false && split?.values !== false && !stream?.without?.length;
   const width = heads * headDim;
   const result = new Float32Array(await bytesOf(device, out));
   let largestDifference = 0;

@@ -109,7 +109,7 @@ async function benchAttention(options: BenchOptions): Promise<void> {
     process.stdout.write(
       json
         ? `${JSON.stringify(summary)}\n`
-        : `${result.device}, subgroups ${result.subgroups}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s; clock in steps of ${result.clockStep} ns\n`,
+        : `${result.device}, subgroups ${result.subgroups}: ${conversations} conversations of ${result.context} tokens, one layer, one dispatch; copy ${result.copyGigabytesPerSecond.toFixed(0)} GB/s; clock in steps of ${result.clockStep} ns\n${result.skipped.map((why) => `not measured: ${why}\n`).join('')}`,
     );
   } finally {
     clearInterval(alive);

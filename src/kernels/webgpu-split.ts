@@ -14,6 +14,18 @@ export interface SplitDivision {
   readonly fine: boolean;
 }
 
+/** How attend-stream.wgsl divides its work. */
+export interface StreamDivision {
+  /** Warps of 32 lanes that work on a split together. */
+  readonly warps: number;
+  /** Segments of a split at most. */
+  readonly segments: number;
+  /** Copies of the table of levels: a power of two up to 32; with fewer, lanes wait for one another, with more, fewer workgroups fit on a multiprocessor. */
+  readonly replicas: number;
+  /** What a measurement leaves out. */
+  readonly without?: readonly ('keys' | 'values' | 'lookups')[];
+}
+
 /** What a measurement leaves out, to learn what the rest takes; the results are wrong then. */
 export interface SplitParts {
   readonly keys: boolean;
@@ -63,6 +75,24 @@ const levelWords = (bits: 3 | 4): string => {
   const words = new Uint32Array(Int8Array.from({ length: 16 }, (_, i) => CODEBOOKS[bits][i] ?? 0).buffer);
   return `const LEVELS_${bits} = vec4<u32>(${[...words].map((word) => `${word}u`).join(', ')});`;
 };
+
+/** Vectors of 16 bytes of a split's and kvHead's table, as attend-describe.wgsl writes it. */
+export const tableVectors = (segments: number): number => 1 + segments + (segments * MAX_CELLS) / 4;
+
+/** Constants of attend-describe.wgsl and attend-stream.wgsl. */
+export const streamPrelude = ({ warps, segments, replicas, without = [] }: StreamDivision): string =>
+  [
+    `const WARPS = ${warps}u;`,
+    `const SEGMENTS = ${segments}u;`,
+    `const TABLE = ${tableVectors(segments)}u;`,
+    `const REPLICAS = ${replicas}u;`,
+    `const LOG_REPLICAS = ${Math.log2(replicas)}u;`,
+    ...(['keys', 'values', 'lookups'] as const).map(
+      (part) => `const ${part.toUpperCase()} = ${!without.includes(part)};`,
+    ),
+    ...([3, 4] as const).map(levelWords),
+    '',
+  ].join('\n');
 
 /** Constants of attend-split.wgsl. */
 export const splitPrelude = ({

@@ -1,7 +1,17 @@
 import { UnsupportedModelError } from '../core/errors.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
 import { attendPrelude, fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
-import { checkSplit, ownBlocks, type SplitDivision, type SplitParts, splitPrelude } from './webgpu-split.ts';
+import {
+  checkSplit,
+  isSplittable,
+  ownBlocks,
+  type SplitDivision,
+  type SplitParts,
+  type StreamDivision,
+  splitPrelude,
+  streamPrelude,
+  tableVectors,
+} from './webgpu-split.ts';
 import { TABLE_WINDOW } from './webgpu-stream.ts';
 import { COMPUTE, COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
@@ -13,6 +23,8 @@ export const SHADER_FILES = [
   'attend-bindings',
   'attend',
   'attend-split',
+  'attend-describe',
+  'attend-stream',
   'attend-combine',
   'attend-mass',
   'append',
@@ -42,6 +54,8 @@ export interface WebGpuAttentionOptions {
   readonly subgroups: boolean;
   /** attend-split.wgsl instead of attend.wgsl, divided so: not yet measured on a real GPU. */
   readonly split?: SplitDivision & Partial<SplitParts>;
+  /** attend-stream.wgsl, divided so: not yet measured on a real GPU. With `describes` the table of blocks is made by each dispatch, else when a plan is prepared. */
+  readonly stream?: StreamDivision & { readonly describes?: boolean };
   /** The output leaves the Hadamard rotation, as whoever reads it next wants. */
   readonly unrotated?: boolean;
   /** For caches of plain tiers, whose vectors are not rotated. */
@@ -118,6 +132,8 @@ export function deviceDescriptor(adapter: GPUAdapter): GPUDeviceDescriptor {
       maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
       maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
       maxStorageBuffersPerShaderStage: limits.maxStorageBuffersPerShaderStage,
+      maxComputeInvocationsPerWorkgroup: limits.maxComputeInvocationsPerWorkgroup,
+      maxComputeWorkgroupSizeX: limits.maxComputeWorkgroupSizeX,
     },
   };
 }
@@ -150,6 +166,7 @@ export function createWebGpuAttention({
   shape,
   subgroups,
   split,
+  stream,
   unrotated = false,
   plain = false,
 }: WebGpuAttentionOptions): WebGpuAttention {
@@ -162,17 +179,32 @@ export function createWebGpuAttention({
   if (split && plain) throw new UnsupportedModelError('attention of whole splits reads no plain tiers');
   if (split) checkSplit(device.limits, shape, split);
   const group = heads / kvHeads;
-  const own = split
-    ? [splitPrelude(split), unroll(shaders['attend-split'], { h: group, p: 2, c: 4, j: ownBlocks(split) })]
-    : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
+  if (stream && (plain || !isSplittable(shape)))
+    throw new UnsupportedModelError('attention of streams wants 64 or 128 channels and no plain tiers');
+  const lanes = device.limits.maxComputeInvocationsPerWorkgroup;
+  if (stream && stream.warps * 32 > lanes)
+    throw new UnsupportedModelError(`${stream.warps} warps are more than this GPU's ${lanes} lanes`);
+  const own = stream
+    ? [streamPrelude(stream), unroll(shaders['attend-stream'], { h: group, p: 2, c: 4, t: 4 })]
+    : split
+      ? [splitPrelude(split), unroll(shaders['attend-split'], { h: group, p: 2, c: 4, j: ownBlocks(split) })]
+      : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
   const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
     ...(subgroups ? ['enable subgroups;', shaders['lanes-subgroup']] : [shaders['lanes-workgroup']]),
     shaders.lanes,
     prelude,
     shaders.common,
-    shaders['attend-bindings'],
+    ...(stream ? [] : [shaders['attend-bindings']]),
     ...own,
   ]);
+  const describe =
+    stream &&
+    kernel(device, 'attend-describe', DESCRIBE_BINDINGS, [
+      prelude,
+      shaders.common,
+      streamPrelude(stream),
+      shaders['attend-describe'],
+    ]);
   const combine = kernel(device, 'attend-combine', COMBINE_BINDINGS, [
     prelude,
     `const UNROTATED = ${unrotated && !plain};`,
@@ -249,16 +281,48 @@ export function createWebGpuAttention({
         scores: scratch(bytes.scores),
         softmax: scratch(bytes.softmax),
       };
-      const groups = groupsOf(
-        Object.fromEntries(Object.entries(tables).map(([name, buffer]) => [name, { buffer }])) as never,
-        { cache, queries, out, ...own },
-      );
+      const bindings = Object.fromEntries(
+        Object.entries(tables).map(([name, buffer]) => [name, { buffer }]),
+      ) as Record<keyof typeof tables, GPUBufferBinding>;
+      const groups = groupsOf(bindings, { cache, queries, out, ...own });
+      const table = scratch(stream ? plan.splitCount * kvHeads * tableVectors(stream.segments) * 16 : 16);
+      let describes = (_pass: GPUComputePassEncoder): void => {};
+      if (describe) {
+        const group = device.createBindGroup({
+          layout: describe.layout,
+          entries: [cache, cache, tables.splits, tables.segments, table].map((buffer, binding) => ({
+            ...{ binding, resource: { buffer } },
+          })),
+        });
+        describes = (pass) => {
+          pass.setPipeline(describe.pipeline);
+          pass.setBindGroup(0, group, [0, 0]);
+          pass.dispatchWorkgroups(plan.splitCount, kvHeads);
+        };
+        const encoder = device.createCommandEncoder();
+        const pass = encoder.beginComputePass();
+        describes(pass);
+        pass.end();
+        device.queue.submit([encoder.finish()]);
+        const { params, items, splits } = bindings;
+        Object.assign(groups, {
+          attend: device.createBindGroup({
+            layout: attend.layout,
+            entries: [
+              ...[params, { buffer: cache }, { buffer: cache }, { buffer: queries }, items, splits],
+              ...[table, own.partials, own.scores].map((buffer) => ({ buffer })),
+            ].map((resource, binding) => ({ binding, resource })),
+          }),
+        });
+      }
       return {
         plan,
-        attend: (pass) =>
-          dispatch(() => pass, groups, { params: 0, items: 0, splits: 0, segments: 0 }, plan, mass !== 0),
+        attend: (pass) => {
+          if (stream?.describes) describes(pass);
+          dispatch(() => pass, groups, { params: 0, items: 0, splits: 0, segments: 0 }, plan, mass !== 0);
+        },
         destroy() {
-          for (const buffer of [...Object.values(tables), ...Object.values(own)]) buffer.destroy();
+          for (const buffer of [...Object.values(tables), ...Object.values(own), table]) buffer.destroy();
         },
       };
     },
@@ -267,6 +331,7 @@ export function createWebGpuAttention({
 
 /** 'u': uniform, 'r': read, 'w': written; capitals come with dynamic offsets. */
 const ATTEND_BINDINGS = 'UrrrRRRww';
+const DESCRIBE_BINDINGS = 'rrRRw';
 const COMBINE_BINDINGS = 'URrww';
 const MASS_BINDINGS = 'UwRRRrr';
 
