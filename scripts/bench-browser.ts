@@ -5,7 +5,7 @@ import type { AddressInfo } from 'node:net';
 import { cpus } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { gzipSync } from 'node:zlib';
+import { createGzip, gzipSync } from 'node:zlib';
 import { chromium, type Page } from 'playwright-core';
 import type { BackendChoice } from '../src/browser/protocol.ts';
 import { bundleFolder, embeddedModelPath } from '../src/cli/bundle-folder.ts';
@@ -16,9 +16,9 @@ import { MODEL, prose } from './served.ts';
 
 /**
  * `npm run bench:browser`: the application in a page of Chromium: time until it is ready on a first and a second visit, what is downloaded, what the
- * browser keeps, and tokens a second. With `--peer wllama` or `--peer transformers`, that library on the same page instead, from the folder of
- * node_modules that `--packages` names (npm i --no-save @wllama/wllama); transformers.js wants the model in its own form: `--onnx FOLDER`.
- * Prints JSON. One thread; Chromium's WebGPU without a GPU is SwiftShader, which is no GPU: it is not measured here.
+ * browser keeps, and tokens a second. `--peer own,wllama,transformers` measures these one after the other, each with a storage of its own, on the same
+ * page, from the folder of node_modules that `--packages` names (npm i --no-save @wllama/wllama @huggingface/transformers); transformers.js wants the
+ * model in its own form: `--onnx FOLDER`. Prints JSON, a line each. One thread; Chromium's WebGPU without a GPU is SwiftShader, which is no GPU: it is not measured here.
  */
 const { values } = parseArgs({
   options: {
@@ -26,7 +26,7 @@ const { values } = parseArgs({
     tokens: { type: 'string', default: '64' },
     runs: { type: 'string', default: '2' },
     backend: { type: 'string', default: 'wasm' },
-    peer: { type: 'string' },
+    peer: { type: 'string', default: 'own' },
     packages: { type: 'string', default: 'node_modules' },
     onnx: { type: 'string' },
   },
@@ -62,8 +62,8 @@ await wasmFolder();
 const files = await pageFiles();
 const bundle = await bundleFolder('compact');
 
-/** Bytes of files that were sent. */
-let sent = 0;
+/** Files that were sent below the addresses that peers ask. */
+const sent = new Map<string, string>();
 /** The page, the bundle, and what a peer needs below /packages, /gguf and /onnx: files alone. */
 const server = createServer(async (request, response) => {
   const path = decodeURIComponent(new URL(request.url!, 'http://localhost').pathname);
@@ -75,7 +75,7 @@ const server = createServer(async (request, response) => {
       'content-length': size,
     });
     if (request.method === 'HEAD') return void response.end();
-    sent += size;
+    sent.set(path, from);
     createReadStream(from).pipe(response);
   };
   try {
@@ -105,6 +105,13 @@ const kept = (page: Page) =>
     };
     return { bytes: usage, ...usageDetails };
   });
+
+/** Bytes of a file, compressed as a server would. */
+async function gzipBytes(from: string): Promise<number> {
+  let bytes = 0;
+  for await (const chunk of createReadStream(from).pipe(createGzip())) bytes += (chunk as Buffer).length;
+  return bytes;
+}
 
 async function visit(page: Page): Promise<number> {
   const began = performance.now();
@@ -191,9 +198,13 @@ async function peer(page: Page, name: string, load: string) {
     if (failed) throw new Error(`${name}: ${failed}`);
     return Math.round(performance.now() - began);
   };
+  sent.clear();
   const firstVisitMs = await open();
-  const downloaded = sent;
+  const downloaded = [...sent];
+  sent.clear();
   const secondVisitMs = await open();
+  const again = [...sent.keys()];
+  const keptAfterTwoVisits = await kept(page);
   const speeds = [];
   for (const length of prompts) {
     const all: Speed[] = [];
@@ -206,7 +217,13 @@ async function peer(page: Page, name: string, load: string) {
       );
     speeds.push(best(all));
   }
-  return { what: name, firstVisitMs, secondVisitMs, downloaded, kept: await kept(page), speeds };
+  const download = { application: { bytes: 0, gzip: 0 }, model: { bytes: 0, gzip: 0 } };
+  for (const [path, from] of downloaded) {
+    const to = download[path.startsWith('/packages/') ? 'application' : 'model'];
+    to.bytes += (await stat(from)).size;
+    to.gzip += await gzipBytes(from);
+  }
+  return { what: name, firstVisitMs, secondVisitMs, download, again, keptAfterTwoVisits, speeds };
 }
 
 const version = (name: string): string =>
@@ -243,23 +260,24 @@ const TRANSFORMERS = `
     };
   } catch (error) { globalThis.failed = String(error); }`;
 
+async function measured(who: string, page: Page): Promise<object> {
+  if (who === 'own') return own(page);
+  if (who === 'wllama') return peer(page, `wllama ${version('@wllama/wllama')}, Q4_1, one thread`, WLLAMA);
+  if (who !== 'transformers') throw new Error('--peer must list own, wllama or transformers');
+  if (!values.onnx) throw new Error('--onnx must name a folder in the layout of transformers.js');
+  const name = `transformers.js ${version('@huggingface/transformers')}, q4, one thread`;
+  return peer(page, name, TRANSFORMERS);
+}
+
 try {
-  const page = await (await browser.newContext()).newPage();
-  page.on('pageerror', (error) => console.error(String(error)));
-  let result: object;
-  if (values.peer === undefined) result = await own(page);
-  else if (values.peer === 'wllama')
-    result = await peer(page, `wllama ${version('@wllama/wllama')}, Q4_1, one thread`, WLLAMA);
-  else if (values.peer === 'transformers') {
-    if (!values.onnx) throw new Error('--onnx must name a folder in the layout of transformers.js');
-    result = await peer(
-      page,
-      `transformers.js ${version('@huggingface/transformers')}, q4, one thread`,
-      TRANSFORMERS,
-    );
-  } else throw new Error('--peer must be wllama or transformers');
   const cpu = cpus()[0]?.model.trim() ?? 'unknown processor';
-  console.log(JSON.stringify({ chromium: browser.version(), cpu, ...result }, null, 2));
+  for (const who of values.peer.split(',')) {
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    page.on('pageerror', (error) => console.error(String(error)));
+    console.log(JSON.stringify({ chromium: browser.version(), cpu, ...(await measured(who, page)) }));
+    await context.close();
+  }
 } finally {
   await browser.close();
   server.close();
