@@ -6,8 +6,8 @@
 // largest. Weights of a block have 7 bits (15 for values of 8), times a power of two. So it is in the WebAssembly kernels, too. Logarithms are binary: the
 // queries are scaled by log2(e), and a lane's reference E is a whole number, above the largest score plus logarithm of a value's scale until now; sums of
 // values are integers in units of 2^E / UNIT, shifted when E grows.
-// `// each $x` ... `// end $x` stands for its lines once for each x (webgpu-prelude.ts, unroll): heads h < GROUP, pairs of chunks p < 2, chunks c < 4,
-// tokens t < 4.
+// `// each $x` ... `// end $x` stands for its lines once for each x (webgpu-prelude.ts, unroll): heads h < GROUP, pairs of chunks p < PAIRS, tokens
+// t < 4.
 //
 // A row's result does not depend on the other rows: splits follow from the cells alone, and unseen cells weigh nothing.
 //
@@ -24,8 +24,8 @@
 @group(0) @binding(8) var<storage, read_write> scoresOut: array<f32>; // [row, head, scoreStride]; padding cells NEVER
 
 const WIDTH = WARPS * 32u;
-/// Lanes of a block of codes, 16 channels each; of a block of floats, 8 channels each.
-const LANES = HEAD_DIM / 16u;
+/// Lanes of a block of codes, PAIRS pairs of chunks each; of a block of floats, 8 channels each.
+const LANES = HEAD_DIM / (8u * PAIRS);
 const TEAMS = WIDTH / LANES;
 const VECS = HEAD_DIM / 8u;
 const FLOAT_TEAMS = WIDTH / VECS;
@@ -122,22 +122,22 @@ fn swapWord(x: u32, lane: u32, mask: u32) -> u32 { return bitcast<u32>(swapI(bit
 fn total(x: u32) -> i32 { return dot4I8Packed(x, 0x01010101u); }
 
 fn nibbleOf(bits: u32) -> u32 { return select(bits, select(9u, 10u, bits == 32u), bits > 8u); }
-/// The vectors that hold a lane's 16 channels of a half block of codes; of 4 the first two.
-fn firstVector(half: u32, sub: u32) -> u32 {
+/// The vectors that hold a lane's pairs of chunks of a half block of codes, from pair g on; of more, the first two.
+fn firstVector(half: u32, g: u32) -> u32 {
   let nibble = half >> 27u;
-  // 8 bits: 4 vectors a lane, 4: 2, 3 and 2: 1, 1: half a vector.
-  let at = select(select(select(sub / 2u, sub, nibble >= 2u), sub * 2u, nibble >= 4u), sub * 4u, nibble >= 8u);
+  // 8 bits: 2 vectors a pair, 4: 1, 3 and 2: half a vector, 1: a quarter.
+  let at = select(select(select(g / 4u, g / 2u, nibble >= 2u), g, nibble >= 4u), g * 2u, nibble >= 8u);
   return (half & PLACE) + at;
 }
-fn secondVector(half: u32, sub: u32, first: u32) -> u32 {
+fn secondVector(half: u32, g: u32, first: u32) -> u32 {
   let nibble = half >> 27u;
   // Vectors of the third bit of 3-bit codes come behind those of the lower two.
-  let third = (half & PLACE) + LANES + sub / 2u;
-  return select(select(first + 1u, third, nibble == 3u), first, nibble < 3u);
+  let third = (half & PLACE) + HEAD_DIM / 16u + g / 4u;
+  return select(select(first + select(0u, 1u, PAIRS == 2u || nibble == 8u), third, nibble == 3u), first, nibble < 3u);
 }
 /// Pairs of codes of 3 bits.
-fn threes(low: u32, high: u32, pair: u32, sub: u32) -> u32 {
-  return ((low >> (pair * 4u)) & 0x0f0f0f0fu) | (((high >> ((sub & 1u) * 4u + pair * 2u)) & 0x03030303u) << 4u);
+fn threes(low: u32, high: u32, g: u32) -> u32 {
+  return ((low >> ((g & 1u) * 4u)) & 0x0f0f0f0fu) | (((high >> ((g & 3u) * 2u)) & 0x03030303u) << 4u);
 }
 /// Logarithm of a level's unit, for scales of 1 to 4 bits, and of the least scale code.
 fn unitLog(nibble: u32) -> f32 {
@@ -233,6 +233,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 
   if (firstCoded < count) {
     let sub = lane % LANES;
+    let pair = sub * PAIRS;
     let team = lane / LANES;
     let upper = (sub & (LANES / 2u)) != 0u;
     let odd = (sub & (LANES / 4u)) != 0u;
@@ -240,19 +241,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let keeps = (sub & (LANES / 4u - 1u)) == 0u;
     // each $h
     // each $p
-    let q$h_$p = qInteger[$hu * VECS + sub * 2u + $pu].xz;
+    let q$h_$p = qInteger[$hu * VECS + pair + $pu].xz;
     // end $p
     let step$h = qStep[$hu];
     var e$h = LOWEST;
     var sum$h = 0.0;
-    // each $c
-    var sum$h_$c = vec4<i32>();
-    // end $c
+    // each $p
+    var sum$h_$p_0 = vec4<i32>();
+    var sum$h_$p_1 = vec4<i32>();
+    // end $p
     // end $h
     var next = table[blocksAt + min(firstCoded + team, lastBlock)];
-    var at = firstVector(next.x, sub);
+    var at = firstVector(next.x, pair);
     var next0 = cache[at];
-    var next1 = cache[secondVector(next.x, sub, at)];
+    var next1 = cache[secondVector(next.x, pair, at)];
     var nextScale = words[next.z + scaleWord(next.x >> 27u, token)];
     let blocks = count - firstCoded;
     let warpFirst = warp * (32u / LANES);
@@ -265,9 +267,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       let kWord = nextScale;
       let nibble = d.x >> 27u;
       let vNibble = d.y >> 27u;
-      at = firstVector(d.y, sub);
+      at = firstVector(d.y, pair);
       let value0 = cache[at];
-      let value1 = cache[secondVector(d.y, sub, at)];
+      let value1 = cache[secondVector(d.y, pair, at)];
       let vWord = words[d.z + (d.w & 255u) + scaleWord(vNibble, token)];
       next = table[blocksAt + min(block + TEAMS, lastBlock)];
 
@@ -301,10 +303,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         } else if (nibble == 3u) {
           // each $p
           {
-            let t0 = levels3(threes(raw0.x, raw1.x, $pu, sub), replica);
-            let t1 = levels3(threes(raw0.y, raw1.y, $pu, sub), replica);
-            let t2 = levels3(threes(raw0.z, raw1.z, $pu, sub), replica);
-            let t3 = levels3(threes(raw0.w, raw1.w, $pu, sub), replica);
+            let t0 = levels3(threes(raw0.x, raw1.x, pair + $pu), replica);
+            let t1 = levels3(threes(raw0.y, raw1.y, pair + $pu), replica);
+            let t2 = levels3(threes(raw0.z, raw1.z, pair + $pu), replica);
+            let t3 = levels3(threes(raw0.w, raw1.w, pair + $pu), replica);
             a$p = vec4(t0.x, t1.x, t2.x, t3.x);
             b$p = vec4(t0.y, t1.y, t2.y, t3.y);
           }
@@ -319,13 +321,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             var t2: vec2<u32>;
             var t3: vec2<u32>;
             if (nibble == 2u) {
-              let s = raw0 >> vec4($pu * 4u);
+              let s = raw0 >> vec4(((pair + $pu) & 1u) * 4u);
               t0 = inPairs(two(s.x), two(s.x >> 2u));
               t1 = inPairs(two(s.y), two(s.y >> 2u));
               t2 = inPairs(two(s.z), two(s.z >> 2u));
               t3 = inPairs(two(s.w), two(s.w >> 2u));
             } else {
-              let s = raw0 >> vec4((sub & 1u) * 4u + $pu * 2u);
+              let s = raw0 >> vec4(((pair + $pu) & 3u) * 2u);
               t0 = inPairs(one(s.x), one(s.x >> 1u));
               t1 = inPairs(one(s.y), one(s.y >> 1u));
               t2 = inPairs(one(s.z), one(s.z >> 1u));
@@ -355,20 +357,26 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         // end $h
       } else {
         factor = 1.0;
-        let place = (d.x & PLACE) + sub * 4u;
-        let raw2 = cache[place + 2u];
-        let raw3 = cache[place + 3u];
-        let a0 = (raw0 & vec4(0xffffu)) | (raw1 << vec4(16u));
-        let b0 = (raw0 >> vec4(16u)) | (raw1 & vec4(0xffff0000u));
-        let a1 = (raw2 & vec4(0xffffu)) | (raw3 << vec4(16u));
-        let b1 = (raw2 >> vec4(16u)) | (raw3 & vec4(0xffff0000u));
+        // each $p
+        var a$p = raw0;
+        var b$p = raw1;
+        if ($p == 1) {
+          a$p = cache[(d.x & PLACE) + pair * 2u + 2u];
+          b$p = cache[(d.x & PLACE) + pair * 2u + 3u];
+        }
+        {
+          let t = (a$p >> vec4(16u)) | (b$p & vec4(0xffff0000u));
+          a$p = (a$p & vec4(0xffffu)) | (b$p << vec4(16u));
+          b$p = t;
+        }
+        // end $p
         // each $h
         {
           var high = vec4<i32>();
           var low = vec4<i32>();
           // each $p
           {
-            let q = qInteger[$hu * VECS + sub * 2u + $pu];
+            let q = qInteger[$hu * VECS + pair + $pu];
             high += dots(a$p, q.x) + dots(b$p, q.z);
             low += dots(a$p, q.y) + dots(b$p, q.w);
           }
@@ -377,9 +385,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         // end $h
       }
-      at = firstVector(next.x, sub);
+      at = firstVector(next.x, pair);
       next0 = cache[at];
-      next1 = cache[secondVector(next.x, sub, at)];
+      next1 = cache[secondVector(next.x, pair, at)];
       nextScale = words[next.z + scaleWord(next.x >> 27u, token)];
 
       // Weights.
@@ -395,8 +403,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       var fit$h: u32;
       {
         // Sums over the lanes of a block; each lane keeps one token.
-        let pair = select(x$h.xy, x$h.zw, upper) + bitcast<vec2<i32>>(swapU(bitcast<vec2<u32>>(select(x$h.zw, x$h.xy, upper)), lane, LANES / 2u));
-        var x = select(pair.x, pair.y, odd) + swapI(select(pair.y, pair.x, odd), lane, LANES / 4u);
+        let both = select(x$h.xy, x$h.zw, upper) + bitcast<vec2<i32>>(swapU(bitcast<vec2<u32>>(select(x$h.zw, x$h.xy, upper)), lane, LANES / 2u));
+        var x = select(both.x, both.y, odd) + swapI(select(both.y, both.x, odd), lane, LANES / 4u);
         for (var mask = LANES / 8u; mask > 0u; mask /= 2u) { x += swapI(x, lane, mask); }
         let s = select(NEVER, f32(x) * (kScale * step$h) + qMean[record * GROUP + $hu], there);
         if (params.scoreStride > 0u && keeps && block < count) {
@@ -408,9 +416,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         if (top > e$h) {
           sum$h *= exp2(e$h - top);
           let shift = u32(min(top - e$h, 31.0));
-          // each $c
-          sum$h_$c = (sum$h_$c + vec4(1 << (shift - 1u))) >> vec4(shift);
-          // end $c
+          // each $p
+          sum$h_$p_0 = (sum$h_$p_0 + vec4(1 << (shift - 1u))) >> vec4(shift);
+          sum$h_$p_1 = (sum$h_$p_1 + vec4(1 << (shift - 1u))) >> vec4(shift);
+          // end $p
           e$h = top;
         }
         let above = s - e$h;
@@ -440,69 +449,61 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       // Values: a word of each channel, bytes the tokens.
       if (!VALUES) {
         // each $h
-        sum$h_0 += bitcast<vec4<i32>>(value0 + value1 + vec4(w$h)) >> vec4(20u);
+        sum$h_0_0 += bitcast<vec4<i32>>(value0 + value1 + vec4(w$h)) >> vec4(20u);
         // end $h
       } else if (!fine) {
-        // each $c
-        var c$c: vec4<u32>;
-        // end $c
+        // each $p
+        var c$p_0: vec4<u32>;
+        var c$p_1: vec4<u32>;
+        // end $p
         // Of 2 bits, even chunks come as a quarter.
         var offset = 0;
         var lift = 0u;
-        if (vNibble == 4u) {
+        if (vNibble >= 3u) {
           // each $p
           {
-            let t0 = levels4(value$p.x, replica);
-            let t1 = levels4(value$p.y, replica);
-            let t2 = levels4(value$p.z, replica);
-            let t3 = levels4(value$p.w, replica);
+            var t0: vec2<u32>;
+            var t1: vec2<u32>;
+            var t2: vec2<u32>;
+            var t3: vec2<u32>;
+            if (vNibble == 4u) {
+              t0 = levels4(value$p.x, replica);
+              t1 = levels4(value$p.y, replica);
+              t2 = levels4(value$p.z, replica);
+              t3 = levels4(value$p.w, replica);
+            } else {
+              t0 = levels3(threes(value0.x, value1.x, pair + $pu), replica);
+              t1 = levels3(threes(value0.y, value1.y, pair + $pu), replica);
+              t2 = levels3(threes(value0.z, value1.z, pair + $pu), replica);
+              t3 = levels3(threes(value0.w, value1.w, pair + $pu), replica);
+            }
             let r0 = inPairs(t0.x, t0.y);
             let r1 = inPairs(t1.x, t1.y);
             let r2 = inPairs(t2.x, t2.y);
             let r3 = inPairs(t3.x, t3.y);
-            if ($p == 0) {
-              c0 = vec4(r0.x, r1.x, r2.x, r3.x);
-              c1 = vec4(r0.y, r1.y, r2.y, r3.y);
-            } else {
-              c2 = vec4(r0.x, r1.x, r2.x, r3.x);
-              c3 = vec4(r0.y, r1.y, r2.y, r3.y);
-            }
-          }
-          // end $p
-        } else if (vNibble == 3u) {
-          // each $p
-          {
-            let t0 = levels3(threes(value0.x, value1.x, $pu, sub), replica);
-            let t1 = levels3(threes(value0.y, value1.y, $pu, sub), replica);
-            let t2 = levels3(threes(value0.z, value1.z, $pu, sub), replica);
-            let t3 = levels3(threes(value0.w, value1.w, $pu, sub), replica);
-            let r0 = inPairs(t0.x, t0.y);
-            let r1 = inPairs(t1.x, t1.y);
-            let r2 = inPairs(t2.x, t2.y);
-            let r3 = inPairs(t3.x, t3.y);
-            if ($p == 0) {
-              c0 = vec4(r0.x, r1.x, r2.x, r3.x);
-              c1 = vec4(r0.y, r1.y, r2.y, r3.y);
-            } else {
-              c2 = vec4(r0.x, r1.x, r2.x, r3.x);
-              c3 = vec4(r0.y, r1.y, r2.y, r3.y);
-            }
+            c$p_0 = vec4(r0.x, r1.x, r2.x, r3.x);
+            c$p_1 = vec4(r0.y, r1.y, r2.y, r3.y);
           }
           // end $p
         } else if (vNibble == 2u) {
           offset = -10;
           lift = 2u;
-          let s = value0 >> vec4(4u);
-          c0 = vec4(two(value0.x), two(value0.y), two(value0.z), two(value0.w));
-          c1 = vec4(twoFold(value0.x), twoFold(value0.y), twoFold(value0.z), twoFold(value0.w));
-          c2 = vec4(two(s.x), two(s.y), two(s.z), two(s.w));
-          c3 = vec4(twoFold(s.x), twoFold(s.y), twoFold(s.z), twoFold(s.w));
+          // each $p
+          {
+            let s = value0 >> vec4(((pair + $pu) & 1u) * 4u);
+            c$p_0 = vec4(two(s.x), two(s.y), two(s.z), two(s.w));
+            c$p_1 = vec4(twoFold(s.x), twoFold(s.y), twoFold(s.z), twoFold(s.w));
+          }
+          // end $p
         } else {
           offset = -40;
-          let s = value0 >> vec4((sub & 1u) * 4u);
-          // each $c
-          c$c = vec4(one(s.x >> $cu), one(s.y >> $cu), one(s.z >> $cu), one(s.w >> $cu));
-          // end $c
+          // each $p
+          {
+            let s = value0 >> vec4(((pair + $pu) & 3u) * 2u);
+            c$p_0 = vec4(one(s.x), one(s.y), one(s.z), one(s.w));
+            c$p_1 = vec4(one(s.x >> 1u), one(s.y >> 1u), one(s.z >> 1u), one(s.w >> 1u));
+          }
+          // end $p
         }
         // each $h
         {
@@ -511,43 +512,58 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
           var bias = 0;
           if (offset != 0) { bias = offset * total(w$h); }
           let oddBias = vec4(bias << lift);
-          sum$h_0 += even * (vec4(bias) + dots(c0, w$h));
-          sum$h_1 += times * (oddBias + dots(c1, w$h));
-          sum$h_2 += even * (vec4(bias) + dots(c2, w$h));
-          sum$h_3 += times * (oddBias + dots(c3, w$h));
+          // each $p
+          sum$h_$p_0 += even * (vec4(bias) + dots(c$p_0, w$h));
+          sum$h_$p_1 += times * (oddBias + dots(c$p_1, w$h));
+          // end $p
         }
         // end $h
       } else {
-        let place = (d.y & PLACE) + sub * 4u;
-        let value2 = cache[place + 2u];
-        let value3 = cache[place + 3u];
-        // each $h
-        // each $c
-        sum$h_$c += dots(value$c, w$h) * 256 + dots(value$c, low$h);
-        // end $c
-        // end $h
+        // each $p
+        {
+          var a = value0;
+          var b = value1;
+          if ($p == 1) {
+            a = cache[(d.y & PLACE) + pair * 2u + 2u];
+            b = cache[(d.y & PLACE) + pair * 2u + 3u];
+          }
+          // each $h
+          sum$h_$p_0 += dots(a, w$h) * 256 + dots(a, low$h);
+          sum$h_$p_1 += dots(b, w$h) * 256 + dots(b, low$h);
+          // end $h
+        }
+        // end $p
       }
     }
 
     // Over the teams of a warp: a lane keeps half of its chunks, then half of these. The table is no longer needed.
     let above = (own & 16u) != 0u;
     let right = (own & 8u) != 0u;
-    let chunk = select(0u, 2u, above) + select(0u, 1u, right);
+    var chunk = select(0u, 1u, above);
+    if (PAIRS == 2u) { chunk = select(0u, 2u, above) + select(0u, 1u, right); }
     workgroupBarrier();
     // each $h
     {
       let most = maximumOf(e$h, lane);
       let factor = exp2(e$h - most);
       let sum = sumOf(sum$h * factor, lane);
-      // each $c
-      let out$c = vec4<f32>(sum$h_$c) * (factor / UNIT);
-      // end $c
-      let x = select(out0, out2, above) + swap4(select(out2, out0, above), lane, 16u);
-      let y = select(out1, out3, above) + swap4(select(out3, out1, above), lane, 16u);
-      var z = select(x, y, right) + swap4(select(y, x, right), lane, 8u);
-      if (LANES <= 4u) { z += swap4(z, lane, 4u); }
-      if ((own & 7u) < LANES) {
-        let to = (warp * GROUP + $hu) * HEAD_DIM + sub * 16u + chunk * 4u;
+      var out = array<vec4<f32>, 4>();
+      // each $p
+      out[$p * 2] = vec4<f32>(sum$h_$p_0) * (factor / UNIT);
+      out[$p * 2 + 1] = vec4<f32>(sum$h_$p_1) * (factor / UNIT);
+      // end $p
+      var z: vec4<f32>;
+      if (PAIRS == 2u) {
+        let x = select(out[0], out[2], above) + swap4(select(out[2], out[0], above), lane, 16u);
+        let y = select(out[1], out[3], above) + swap4(select(out[3], out[1], above), lane, 16u);
+        z = select(x, y, right) + swap4(select(y, x, right), lane, 8u);
+        if (LANES <= 4u) { z += swap4(z, lane, 4u); }
+      } else {
+        z = select(out[0], out[1], above) + swap4(select(out[1], out[0], above), lane, 16u);
+        if (LANES <= 8u) { z += swap4(z, lane, 8u); }
+      }
+      if ((own & select(15u, 7u, PAIRS == 2u)) < LANES) {
+        let to = (warp * GROUP + $hu) * HEAD_DIM + (pair * 2u + chunk) * 4u;
         for (var c = 0u; c < 4u; c++) { shared_[to + c] = bitcast<u32>(z[c]); }
       }
       if (own == 0u) { perWarp[warp * GROUP + $hu] = vec2(most, sum); }

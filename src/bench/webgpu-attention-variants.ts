@@ -14,28 +14,46 @@ export interface AttentionVariant {
 export const SWEEP: readonly string[] = [
   'float@4',
   ...['2-4-1', '2-4-4', '4-8-1', '4-8-2', '4-8-4', '4-8-8', '8-8-1', '8-8-4', '8-16-2', '8-16-4'],
-  ...['8-16-8', '16-16-4', '16-32-4', '16-32-16', '8-16-4-describes', '8-16-4-nolookups'],
+  ...[
+    '8-16-8',
+    '16-16-4',
+    '16-32-4',
+    '16-32-16',
+    '4-8-4-narrow',
+    '8-8-4-narrow',
+    '8-16-4-narrow',
+    '16-16-4-narrow',
+    '8-16-4-describes',
+    '8-16-4-nolookups',
+  ],
   ...['8-16-4-nokeys', '8-16-4-novalues', '8-16-4-nokeys-novalues'],
 ].map((name) => (name.includes('@') ? name : `stream-${name}`));
 
 const STREAM =
-  /^stream-(1|2|4|8|16)-(2|4|8|16|32)-(1|2|4|8|16|32)(-describes)?((?:-no(?:keys|values|lookups))*)$/;
+  /^stream-(1|2|4|8|16)-(2|4|8|16|32)-(1|2|4|8|16|32)(-narrow)?(-describes)?((?:-no(?:keys|values|lookups))*)$/;
 const NAME = /^(?:float@(\d+)|split-(2|4|8)-(2|4|8)-(1|2|4|8|16|32)((?:-(?:fine|nokeys|novalues))*))$/;
 
 /**
- * `float@SEGMENTS`, segments a split, or `split-WARPS-SEGMENTS-REPLICAS[-fine][-nokeys][-novalues]`, as SplitDivision and SplitParts say.
+ * `float@SEGMENTS`, segments a split, `stream-WARPS-SEGMENTS-REPLICAS[-narrow][-describes][-nokeys][-novalues][-nolookups]`, as StreamDivision says, or `split-WARPS-SEGMENTS-REPLICAS[-fine][-nokeys][-novalues]`, as SplitDivision and SplitParts say.
  * @throws InvalidInputError
  */
 export function parseVariant(name: string): AttentionVariant {
   const stream = STREAM.exec(name);
   if (stream) {
     const without = (['keys', 'values', 'lookups'] as const).filter((part) =>
-      stream[5]!.includes(`-no${part}`),
+      stream[6]!.includes(`-no${part}`),
     );
     const [warps, segments, replicas] = stream.slice(1, 4).map(Number) as [number, number, number];
     return {
       ...{ name, segmentsPerSplit: segments },
-      stream: { warps, segments, replicas, describes: stream[4] !== undefined, without },
+      stream: {
+        warps,
+        segments,
+        replicas,
+        describes: stream[5] !== undefined,
+        without,
+        pairs: stream[4] ? 1 : 2,
+      },
     };
   }
   const found = NAME.exec(name);

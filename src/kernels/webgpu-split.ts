@@ -22,6 +22,8 @@ export interface StreamDivision {
   readonly segments: number;
   /** Copies of the table of levels: a power of two up to 32; with fewer, lanes wait for one another, with more, fewer workgroups fit on a multiprocessor. */
   readonly replicas: number;
+  /** Pairs of chunks (8 channels) of a lane: 1 or 2. With 1, lanes need fewer registers and are more. */
+  readonly pairs: 1 | 2;
   /** What a measurement leaves out. */
   readonly without?: readonly ('keys' | 'values' | 'lookups')[];
 }
@@ -80,10 +82,11 @@ const levelWords = (bits: 3 | 4): string => {
 export const tableVectors = (segments: number): number => 1 + segments + (segments * MAX_CELLS) / 4;
 
 /** Constants of attend-describe.wgsl and attend-stream.wgsl. */
-export const streamPrelude = ({ warps, segments, replicas, without = [] }: StreamDivision): string =>
+export const streamPrelude = ({ warps, segments, replicas, pairs, without = [] }: StreamDivision): string =>
   [
     `const WARPS = ${warps}u;`,
     `const SEGMENTS = ${segments}u;`,
+    `const PAIRS = ${pairs}u;`,
     `const TABLE = ${tableVectors(segments)}u;`,
     `const REPLICAS = ${replicas}u;`,
     `const LOG_REPLICAS = ${Math.log2(replicas)}u;`,

@@ -30,10 +30,16 @@ const wide: CacheCase = {
 };
 /** Plain tiers are for comparisons: this kernel reads none. */
 const CASES = ATTEND_CASES.filter((c) => isSplittable(c) && !isPlain(c));
-const NARROW: StreamDivision = { warps: 2, segments: 4, replicas: 1 };
+const NARROW: StreamDivision = { warps: 2, segments: 4, replicas: 1, pairs: 2 };
 const DIVISIONS: { name: string; stream: StreamDivision; cases: readonly CacheCase[] }[] = [
   { name: '2 warps', stream: NARROW, cases: CASES },
-  { name: '4 warps', stream: { warps: 4, segments: 2, replicas: 2 }, cases: [wide] },
+  { name: '8 channels a lane', stream: { ...NARROW, replicas: 4, pairs: 1 }, cases: CASES },
+  { name: '4 warps', stream: { warps: 4, segments: 2, replicas: 2, pairs: 2 }, cases: [wide] },
+  {
+    name: '4 warps, 8 channels a lane',
+    stream: { warps: 4, segments: 2, replicas: 2, pairs: 1 },
+    cases: [wide],
+  },
 ];
 const setUp = (c: CacheCase) => {
   const arena = plainArena(6e6);
