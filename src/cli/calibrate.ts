@@ -73,8 +73,7 @@ export function calibrateCommand(program: Command): void {
       const sources = await textSources(engine, options);
       const items = calibrationItems(engine, { ...options, sources, chat: manifest.chatTemplate !== null });
       const heads = engine.model.layers * engine.model.kvHeads;
-      const parts = Math.max(1, Math.ceil(options.workers / items.length));
-      const tasks = calibrationTasks(items, heads, parts);
+      const tasks = calibrationTasks(items, heads, options.workers);
       const threads = Math.min(options.workers, tasks.length);
       const results = await runTasks(exact, tasks, threads, items.length * heads);
       const file = profileFile(

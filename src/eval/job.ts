@@ -1,5 +1,5 @@
 import { loadOnCpu, loadWebGpuInNode } from '../cli/load-engine.ts';
-import { AdkvcError } from '../core/errors.ts';
+import { AdkvcError, InvalidInputError, UnsupportedModelError } from '../core/errors.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import { folderSource } from '../prepare/folder-source.ts';
@@ -54,8 +54,15 @@ export interface JobResult {
 
 export interface Loaded {
   readonly identity: Identity;
-  /** `onTokens`: how many tokens the job has fed so far, about once a second. */
-  run(job: Job, emit: (result: JobResult) => void, onTokens: (tokens: number) => void): Promise<void>;
+  run(job: Job, listener: JobEvents): Promise<void>;
+}
+
+export interface JobEvents {
+  readonly emit: (result: JobResult) => void;
+  /** How many tokens the job has fed so far, about once a second. */
+  readonly onTokens: (tokens: number) => void;
+  /** What a reader should know at once. */
+  readonly onNote: (note: string) => void;
 }
 
 /** Loads the model once; jobs follow one another on it. */
@@ -81,9 +88,9 @@ export async function loadJobs(options: LoadOptions): Promise<Loaded> {
       numerics,
       profile,
     },
-    run: (job, emit, onTokens) => {
-      const context = { ...job, engine: counting(engine, onTokens), data, stopping, aside, prefix };
-      return runJob(context, job, emit);
+    run: (job, events) => {
+      const context = { ...job, engine: counting(engine, events.onTokens), data, stopping, aside, prefix };
+      return runJob(context, job, events, (error) => beyondModel(error, manifest.chatTemplate !== null));
     },
   };
 }
@@ -113,8 +120,16 @@ function counting(engine: ModelEngine, onTokens: (tokens: number) => void): Mode
   return Object.create(engine, { feedEach: { value: feedEach } }) as ModelEngine;
 }
 
-/** A method that fails does not take the others with it: they run again one by one. */
-async function runJob(context: SampleContext, job: Job, emit: (result: JobResult) => void): Promise<void> {
+/**
+ * A method that fails does not take the others with it: they run again one by one. What the model cannot do at all (chat without a template, say)
+ * fails no row: it is skipped, with the reason.
+ */
+async function runJob(
+  context: SampleContext,
+  job: Job,
+  { emit, onNote }: JobEvents,
+  beyond: (error: unknown) => boolean,
+): Promise<void> {
   const task = TASKS[job.task];
   if (!task) throw new Error(`no task ${job.task}`);
   const done = new Set<Method>();
@@ -135,13 +150,18 @@ async function runJob(context: SampleContext, job: Job, emit: (result: JobResult
     await run(job.methods);
   } catch (cause) {
     if (cause instanceof Stopped) return;
+    if (open().length > 1 && !beyond(cause))
+      onNote(
+        `${job.task}, sample ${job.sample}: ${textOf(cause)}: ${open().length} methods run again, one by one`,
+      );
     for (const method of open())
       try {
         await run([method]);
       } catch (error) {
         if (error instanceof Stopped) return;
-        const text = error instanceof Error ? error.message : String(error);
-        emit({ method: job.methods.indexOf(method), error: text, processPeakBytes: peak() });
+        const text = textOf(error);
+        const what = beyond(error) ? { outcome: { skipped: text } } : { error: text };
+        emit({ method: job.methods.indexOf(method), ...what, processPeakBytes: peak() });
         done.add(method);
       }
   }
@@ -153,6 +173,12 @@ async function runJob(context: SampleContext, job: Job, emit: (result: JobResult
       processPeakBytes: peak(),
     });
 }
+
+const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+/** Not a fault of the sample: this model, or this backend with it, can do no such thing. */
+const beyondModel = (error: unknown, chat: boolean): boolean =>
+  error instanceof UnsupportedModelError ||
+  (!chat && error instanceof InvalidInputError && error.param === 'messages');
 
 /** The same engine, which feeds nothing any more once the run is to end. */
 function stoppable(engine: ModelEngine, stopping: () => boolean): ModelEngine {

@@ -26,12 +26,14 @@ export interface JobListener {
   readonly onDone: (job: Job) => void;
   /** A worker died, and why; what it had not finished is tried again. */
   readonly onDeath: (job: Job, reason: string) => void;
+  readonly onNote: (note: string) => void;
 }
 
 type Message =
   | { type: 'ready'; identity: Identity }
   | { type: 'result'; result: JobResult }
   | { type: 'tokens'; tokens: number }
+  | { type: 'note'; note: string }
   | { type: 'done' };
 
 /** Workers that a method of a job may cost before its row says so instead of a score. */
@@ -71,14 +73,14 @@ async function inThread(options: LoadOptions): Promise<Pool> {
   const loaded = await loadJobs(options);
   return {
     identity: loaded.identity,
-    async run(units, { onResult, onTokens, onDone }) {
+    async run(units, { onResult, onTokens, onDone, onNote }) {
       for (const job of units.flat()) {
         if (stopping(options)) return;
-        await loaded.run(
-          job,
-          (result) => onResult(job, result),
-          (tokens) => onTokens(job, tokens),
-        );
+        await loaded.run(job, {
+          emit: (result) => onResult(job, result),
+          onTokens: (tokens) => onTokens(job, tokens),
+          onNote,
+        });
         onDone(job);
         // Timers (the deadline) and signals get their turn.
         await new Promise((resolve) => setImmediate(resolve));
@@ -171,11 +173,12 @@ const ready = (worker: Hand): Promise<Identity> =>
 const answer = (
   worker: Hand,
   job: Job,
-  listener: Pick<JobListener, 'onResult' | 'onTokens'>,
+  listener: Pick<JobListener, 'onResult' | 'onTokens' | 'onNote'>,
 ): Promise<void> => {
   const finished = conversation<void>(worker, (message, done) => {
     if (message.type === 'result') listener.onResult(job, message.result);
     else if (message.type === 'tokens') listener.onTokens(job, message.tokens);
+    else if (message.type === 'note') listener.onNote(message.note);
     else if (message.type === 'done') done();
   });
   worker.post(job);

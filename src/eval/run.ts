@@ -46,7 +46,7 @@ export interface RunOptions extends Omit<LoadOptions, 'stop' | 'aside'> {
   readonly workers: number;
   readonly commit: string;
   readonly onProgress: (progress: Progress) => void;
-  /** What a reader should know at once: a worker that died. */
+  /** What a reader should know at once: a worker that died, methods that run again. */
   readonly onNote: (note: string) => void;
   /** Ends the run early: nothing new is begun, and what is under way is put aside or given up. */
   readonly signal?: AbortSignal;
@@ -246,6 +246,7 @@ async function runOn(
     onTokens: (job, tokens) => clock.tokens(job, tokens),
     onDone: (job) => clock.done(job),
     onDeath: (job, reason) => options.onNote(`a worker died in ${job.task}, sample ${job.sample}: ${reason}`),
+    onNote: options.onNote,
   });
   if (broken !== undefined) throw broken;
   const leftByTask: Record<string, number> = {};

@@ -5,11 +5,11 @@ import { loadJobs } from './job.ts';
 const side = await handSide();
 const loaded = await loadJobs(side.options);
 side.onJob(async (job) => {
-  await loaded.run(
-    job,
-    (result) => side.answer({ type: 'result', result }),
-    (tokens) => side.answer({ type: 'tokens', tokens }),
-  );
+  await loaded.run(job, {
+    emit: (result) => side.answer({ type: 'result', result }),
+    onTokens: (tokens) => side.answer({ type: 'tokens', tokens }),
+    onNote: (note) => side.answer({ type: 'note', note }),
+  });
   side.answer({ type: 'done' });
 });
 side.answer({ type: 'ready', identity: loaded.identity });

@@ -121,19 +121,24 @@ async function scorer(
   };
 }
 
-/** Divides items among threads: every item in `parts` tasks of about equally many heads. */
+/** Runs of a head: three of 127 tokens, half their logits wanted; or one of some 50. */
+const COST = { text: 8, needle: 1 };
+
+/** Divides items among threads, those that take longest in the most parts; a part is some of the heads, and computes its item's past anew. */
 export function calibrationTasks(
   items: readonly CalibrationItem[],
   heads: number,
-  parts: number,
+  threads: number,
 ): CalibrationTask[] {
-  return items.flatMap((item) =>
-    Array.from({ length: parts }, (_, i) => ({
+  const all = items.reduce((sum, { kind }) => sum + COST[kind], 0);
+  return items.flatMap((item) => {
+    const parts = Math.min(heads, Math.ceil((threads * COST[item.kind]) / all));
+    return Array.from({ length: parts }, (_, i) => ({
       item,
       from: Math.floor((heads * i) / parts),
       to: Math.floor((heads * (i + 1)) / parts),
-    })),
-  );
+    }));
+  });
 }
 
 /** Means over items. @throws Error if a head was not measured */

@@ -1,9 +1,10 @@
 import { spawn } from 'node:child_process';
-import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { gzipSync } from 'node:zlib';
 import { Command, CommanderError } from 'commander';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
@@ -191,6 +192,7 @@ describe('the runner', () => {
       onTokens: () => {},
       onDone: () => {},
       onDeath: (_, reason) => deaths.push(reason),
+      onNote: () => {},
     });
     await pool.close();
     expect(results.sort()).toEqual([
@@ -278,6 +280,38 @@ describe('the runner', () => {
     expect(readFileSync(join(report, 'report.md'), 'utf8')).toContain('needle-noise under full: failed');
     await runCli([...bad, '--out', out]);
     expect(rowsOf('bad.jsonl')).toHaveLength(rows.length + 2 * 7);
+  });
+
+  test('what a model without a chat template cannot be asked is skipped, not failed', async () => {
+    const plain = await evalFixture({ context: 1024, metadata: { 'tokenizer.chat_template': undefined } });
+    try {
+      const out = join(plain.folder, 'plain.jsonl');
+      const where = ['--bundle', plain.bundle, '--data', plain.data, '--out', out, '--workers', '0'];
+      const tasks = ['--tasks', 'pg19,needle-noise', '--lengths', '512', '--samples', '1'];
+      const { code, lines } = await runCli(['evaluate', ...where, ...tasks, '--policies', 'window@2']);
+      expect([code, lines[0]]).toMatchObject([0, { rows: 4, failed: 0, skipped: 2, left: 0 }]);
+      const rows = readFileSync(out, 'utf8')
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line) as Row);
+      expect(rows.filter((r) => r.skipped !== undefined).map((r) => [r.task, r.skipped])).toEqual(
+        Array(2).fill(['needle-noise', expect.stringContaining('this model has no chat template')]),
+      );
+    } finally {
+      await plain.remove();
+    }
+  });
+
+  test('methods that run again one by one, because one of them failed, are told of', async () => {
+    const data = join(fixture.folder, 'odd');
+    mkdirSync(join(data, 'books'), { recursive: true });
+    writeFileSync(join(data, 'books/pg19_test.jsonl.gz'), gzipSync('{"_id":"a book without a text"}\n'));
+    const where = ['--bundle', fixture.bundle, '--data', data, '--out', join(data, 'rows.jsonl')];
+    const { stderr } = await runCli([
+      ...['evaluate', ...where, '--tasks', 'pg19', '--samples', '1', '--policies', 'window@2'],
+      ...['--workers', '0'],
+    ]);
+    expect(stderr).toMatch(/pg19, sample 0: .*: 2 methods run again, one by one/);
   });
 
   test.each([

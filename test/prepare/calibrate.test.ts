@@ -57,8 +57,20 @@ describe('HeadProbe', () => {
 
 describe('tasks', () => {
   const item = { kind: 'text', ids: [1], prefix: 0 } as const;
+  it('are as many as threads have use for, more of a text than of a needle', () => {
+    const needle = { kind: 'needle', ids: [1], prefix: 0, answer: 1 } as const;
+    const parts = (threads: number): number[] => {
+      const tasks = calibrationTasks([item, needle], 90, threads);
+      return [item, needle].map((one) => tasks.filter((t) => t.item === one).length);
+    };
+    expect([1, 9, 64].map(parts)).toEqual([
+      [1, 1],
+      [8, 1],
+      [57, 8],
+    ]);
+  });
   it('cover every head of every item once, and their results are averaged', () => {
-    const tasks = calibrationTasks([item, item], 7, 3);
+    const tasks = calibrationTasks([item, item], 7, 6);
     expect(tasks.map((t) => [t.from, t.to])).toEqual([
       [0, 2],
       [2, 4],
