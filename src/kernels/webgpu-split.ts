@@ -78,6 +78,9 @@ const levelWords = (bits: 3 | 4): string => {
   return `const LEVELS_${bits} = vec4<u32>(${[...words].map((word) => `${word}u`).join(', ')});`;
 };
 
+/** What the runtime uses. */
+export const STREAM: StreamDivision = { warps: 8, segments: 8, replicas: 4, pairs: 2 };
+
 /** Vectors of 16 bytes of a split's and kvHead's table, as attend-describe.wgsl writes it. */
 export const tableVectors = (segments: number): number => 1 + segments + (segments * MAX_CELLS) / 4;
 

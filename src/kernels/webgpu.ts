@@ -71,8 +71,12 @@ export interface AttendBindings {
   readonly partials: GPUBuffer;
   readonly scores: GPUBuffer;
   readonly softmax: GPUBuffer;
+  /** Where the blocks of each split lie, of kernels that want a table of it. */
+  readonly blocks: GPUBuffer;
 }
 export interface AttendGroups {
+  /** Of kernels that want a table of the blocks. */
+  readonly describe?: GPUBindGroup | undefined;
   readonly attend: GPUBindGroup;
   readonly combine: GPUBindGroup;
   readonly mass: GPUBindGroup;
@@ -84,17 +88,6 @@ export interface AttendTables {
   readonly splits: number;
   readonly segments: number;
 }
-
-/** Bytes of a plan's scratch. */
-export const scratchBytes = (
-  { rows, itemCount, splitCount, scoreCells }: AttendPlan,
-  { heads, headDim }: HeadShape,
-  mass: boolean,
-): { partials: number; scores: number; softmax: number } => ({
-  partials: splitCount * rows * heads * (headDim + 2) * 4,
-  scores: mass ? scoreCells * rows * heads * 4 : 16,
-  softmax: Math.max(16, itemCount * rows * heads * 8),
-});
 
 export function planParams(plan: AttendPlan, scale: number, mass: number): Uint32Array<ArrayBuffer> {
   const params = new Uint32Array([plan.rows, mass ? plan.scoreCells : 0, 0, 0]);
@@ -147,6 +140,10 @@ export const subgroupsOf = (device: GPUDevice): boolean => {
 export interface WebGpuAttention {
   readonly device: GPUDevice;
   readonly subgroups: boolean;
+  /** Of a split at most; undefined: as many as whoever plans likes. */
+  readonly segments: number | undefined;
+  /** Bytes of a plan's scratch. */
+  scratchBytes(plan: AttendPlan, mass: boolean): Record<'partials' | 'scores' | 'softmax' | 'blocks', number>;
   prepare(options: DevicePlanOptions): DevicePlan;
   bind(bindings: AttendBindings): AttendGroups;
   /** `pass` opens the pass of the kernel that it is given the name of. */
@@ -218,12 +215,28 @@ export function createWebGpuAttention({
     shaders['attend-mass'],
   ]);
 
-  const dispatch: WebGpuAttention['dispatch'] = (pass, groups, at, plan, mass) => {
+  const describes = (
+    open: GPUComputePassEncoder,
+    { describe: group }: AttendGroups,
+    at: AttendTables,
+    plan: AttendPlan,
+  ) => {
+    open.setPipeline(describe!.pipeline);
+    open.setBindGroup(0, group!, [at.splits, at.segments]);
+    open.dispatchWorkgroups(plan.splitCount, kvHeads);
+  };
+  const attends = (
+    pass: (label: string) => GPUComputePassEncoder,
+    groups: AttendGroups,
+    at: AttendTables,
+    plan: AttendPlan,
+    mass: boolean,
+  ) => {
     const { rows, splitCount, itemCount } = plan;
     const { params, items, splits, segments } = at;
     let open = pass('attend');
     open.setPipeline(attend.pipeline);
-    open.setBindGroup(0, groups.attend, [params, items, splits, segments]);
+    open.setBindGroup(0, groups.attend, [params, items, splits, describe ? 0 : segments]);
     open.dispatchWorkgroups(splitCount, kvHeads, rows);
     open = pass('attend-combine');
     open.setPipeline(combine.pipeline);
@@ -235,9 +248,18 @@ export function createWebGpuAttention({
     open.setBindGroup(0, groups.mass, [params, items, splits, segments]);
     open.dispatchWorkgroups(splitCount, kvHeads);
   };
+  const scratchBytes: WebGpuAttention['scratchBytes'] = (
+    { rows, itemCount, splitCount, scoreCells },
+    mass,
+  ) => ({
+    partials: splitCount * rows * heads * (headDim + 2) * 4,
+    scores: mass ? scoreCells * rows * heads * 4 : 16,
+    softmax: Math.max(16, itemCount * rows * heads * 8),
+    blocks: stream ? splitCount * kvHeads * tableVectors(stream.segments) * 16 : 16,
+  });
   const groupsOf = (
     tables: Record<'params' | 'items' | 'splits' | 'segments', GPUBufferBinding>,
-    { cache, queries, out, partials, scores, softmax }: Omit<AttendBindings, 'tables'>,
+    { cache, queries, out, partials, scores, softmax, blocks }: Omit<AttendBindings, 'tables'>,
   ): AttendGroups => {
     const { params, items, splits, segments } = tables;
     const all = (buffers: readonly (GPUBuffer | GPUBufferBinding)[], layout: GPUBindGroupLayout) =>
@@ -245,8 +267,10 @@ export function createWebGpuAttention({
         layout,
         entries: buffers.map((b, binding) => ({ binding, resource: 'buffer' in b ? b : { buffer: b } })),
       });
+    const places = describe ? blocks : segments;
     return {
-      attend: all([params, cache, cache, queries, items, splits, segments, partials, scores], attend.layout),
+      describe: describe && all([cache, cache, splits, segments, blocks], describe.layout),
+      attend: all([params, cache, cache, queries, items, splits, places, partials, scores], attend.layout),
       combine: all([params, items, partials, out, softmax], combine.layout),
       mass: all([params, cache, items, splits, segments, scores, softmax], addMass.layout),
     };
@@ -255,7 +279,12 @@ export function createWebGpuAttention({
   return {
     device,
     subgroups,
-    dispatch,
+    segments: stream?.segments ?? split?.segments,
+    scratchBytes,
+    dispatch(pass, groups, at, plan, mass) {
+      if (describe) describes(pass('attend-describe'), groups, at, plan);
+      attends(pass, groups, at, plan, mass);
+    },
     bind({ tables: buffer, ...others }) {
       const window = { buffer, size: TABLE_WINDOW };
       const params = { buffer, size: 16 };
@@ -274,55 +303,34 @@ export function createWebGpuAttention({
         splits: upload(plan.splits, STORAGE),
         segments: upload(plan.segments, STORAGE),
       };
-      const bytes = scratchBytes(plan, shape, mass !== 0);
+      const bytes = scratchBytes(plan, mass !== 0);
       const scratch = (size: number): GPUBuffer => device.createBuffer({ size, usage: STORAGE });
       const own = {
         partials: scratch(bytes.partials),
         scores: scratch(bytes.scores),
         softmax: scratch(bytes.softmax),
+        blocks: scratch(bytes.blocks),
       };
       const bindings = Object.fromEntries(
         Object.entries(tables).map(([name, buffer]) => [name, { buffer }]),
       ) as Record<keyof typeof tables, GPUBufferBinding>;
       const groups = groupsOf(bindings, { cache, queries, out, ...own });
-      const table = scratch(stream ? plan.splitCount * kvHeads * tableVectors(stream.segments) * 16 : 16);
-      let describes = (_pass: GPUComputePassEncoder): void => {};
+      const at = { params: 0, items: 0, splits: 0, segments: 0 };
       if (describe) {
-        const group = device.createBindGroup({
-          layout: describe.layout,
-          entries: [cache, cache, tables.splits, tables.segments, table].map((buffer, binding) => ({
-            ...{ binding, resource: { buffer } },
-          })),
-        });
-        describes = (pass) => {
-          pass.setPipeline(describe.pipeline);
-          pass.setBindGroup(0, group, [0, 0]);
-          pass.dispatchWorkgroups(plan.splitCount, kvHeads);
-        };
         const encoder = device.createCommandEncoder();
         const pass = encoder.beginComputePass();
-        describes(pass);
+        describes(pass, groups, at, plan);
         pass.end();
         device.queue.submit([encoder.finish()]);
-        const { params, items, splits } = bindings;
-        Object.assign(groups, {
-          attend: device.createBindGroup({
-            layout: attend.layout,
-            entries: [
-              ...[params, { buffer: cache }, { buffer: cache }, { buffer: queries }, items, splits],
-              ...[table, own.partials, own.scores].map((buffer) => ({ buffer })),
-            ].map((resource, binding) => ({ binding, resource })),
-          }),
-        });
       }
       return {
         plan,
         attend: (pass) => {
-          if (stream?.describes) describes(pass);
-          dispatch(() => pass, groups, { params: 0, items: 0, splits: 0, segments: 0 }, plan, mass !== 0);
+          if (stream?.describes) describes(pass, groups, at, plan);
+          attends(() => pass, groups, at, plan, mass !== 0);
         },
         destroy() {
-          for (const buffer of [...Object.values(tables), ...Object.values(own), table]) buffer.destroy();
+          for (const buffer of [...Object.values(tables), ...Object.values(own)]) buffer.destroy();
         },
       };
     },

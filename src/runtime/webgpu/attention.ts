@@ -1,6 +1,6 @@
 import type { KvCache } from '../../cache/cache.ts';
 import { EPOCH, type ModelConfig } from '../../core/config.ts';
-import { type AttendGroups, planParams, scratchBytes, type WebGpuAttention } from '../../kernels/webgpu.ts';
+import { type AttendGroups, planParams, type WebGpuAttention } from '../../kernels/webgpu.ts';
 import {
   type AppendRow,
   appendTable,
@@ -21,7 +21,7 @@ import type { Angles } from './angles.ts';
 
 /** Queries of a chunk that are attended in one dispatch: bounds the scores that the mass is made of. */
 const TILE_ROWS = 32;
-/** One conversation alone should spread over the whole device. */
+/** Where kernels leave the choice: one conversation alone should spread over the whole device. */
 const SEGMENTS_PER_SPLIT = 1;
 /** Splits of one dispatch of several: their table is seen through a window. */
 const MOST_SPLITS = Math.floor(TABLE_WINDOW / SPLIT_BYTES);
@@ -46,12 +46,15 @@ export interface GpuAttentionOptions {
   readonly stream: CommandStream;
   readonly records: WebGpuRecords;
   readonly cacheKernels: WebGpuCacheKernels;
-  /** Kernels for caches of plain tiers, or for all others. */
-  readonly attend: (plain: boolean) => WebGpuAttention;
+  readonly attend: (kind: AttentionKind) => WebGpuAttention;
   readonly config: ModelConfig;
   readonly workspace: GPUBuffer;
   readonly angles: Angles;
 }
+
+/** Kernels for caches of plain tiers, or for all others, with codes multiplied as integers or as floats. */
+export type AttentionKind = 'plain' | 'integer' | 'float';
+const kindOf = ({ rotated, config }: KvCache): AttentionKind => (rotated ? config.arithmetic : 'plain');
 
 /** As the shaders take it: a maximum is negative. */
 const signedMass = ({ mass, massMode }: ReturnType<KvCache['massOf']>): number =>
@@ -64,18 +67,20 @@ const turnsOf = (offsets: GapOffsets | undefined): Set<number> => {
   return distinct;
 };
 
+type Scratch<T> = Record<'partials' | 'scores' | 'softmax' | 'blocks', T>;
+
 /** Attention of one layer for a chunk: rotates, appends, attends over the packed cache, adds up the mass. */
 export class GpuAttention {
   readonly #o: GpuAttentionOptions;
   /** Floats of a row of queries. */
   readonly #width: number;
   #queries: GPUBuffer;
-  #scratch: { partials: GPUBuffer; scores: GPUBuffer; softmax: GPUBuffer };
+  #scratch: Scratch<GPUBuffer>;
   #groups:
     | {
         readonly cache: GPUBuffer;
         readonly cosines: GPUBuffer;
-        readonly attend: AttendGroups;
+        readonly attend: Map<AttentionKind, AttendGroups>;
         readonly append: Map<string, GPUBindGroup>;
       }
     | undefined;
@@ -89,6 +94,7 @@ export class GpuAttention {
       partials: this.#buffer('partials', 16),
       scores: this.#buffer('scores', 16),
       softmax: this.#buffer('softmax', 16),
+      blocks: this.#buffer('blocks', 16),
     };
   }
 
@@ -96,7 +102,7 @@ export class GpuAttention {
   run(cache: KvCache, layer: number, rows: number, places: AttentionPlaces): void {
     const { records, angles } = this.#o;
     const width = this.#width;
-    const plain = !cache.rotated;
+    const kind = kindOf(cache);
     for (const run of cache.runs(layer, rows)) {
       const slot = cache.begin(layer, run);
       const exact = cache.exactRef(layer);
@@ -109,19 +115,19 @@ export class GpuAttention {
       const appended = Array.from({ length: run.rows }, (_, r) => ({
         ...{ ...place, slot: slot + r, angle: run.from + r, row: run.from + r },
       }));
-      this.#append(gpu, appended, places, plain);
+      this.#append(gpu, appended, places, kind);
       const segments = cache.segmentPtrs(layer);
       const mass = signedMass(cache.massOf(run));
       for (let done = 0; done < run.rows; done += TILE_ROWS) {
         const count = Math.min(TILE_ROWS, run.rows - done);
         const from = run.from + done;
         const turned = offsets && this.#turned(cache, offsets, turns, at, { from, count, to: EPOCH });
-        if (turned) this.#append(gpu, turned.rows, places, plain);
+        if (turned) this.#append(gpu, turned.rows, places, kind);
         const item: AttendItem = {
           ...{ ...place, segments, visible: slot + 1 + done, position: cache.position + from },
           ...{ q: from * width, out: places.out.at / 4 + from * width, gaps: turned?.gaps },
         };
-        this.#attend(gpu, planAttend([item], count, SEGMENTS_PER_SPLIT), mass, plain);
+        this.#attend(gpu, planAttend([item], count, this.#segments(kind)), mass, kind);
       }
     }
   }
@@ -142,16 +148,19 @@ export class GpuAttention {
     const gpu = records.memory.gpu;
     let to = EPOCH;
     /** Those that one dispatch takes: alike in their tiers and in what their mass counts. */
-    const alike = new Map<string, { plain: boolean; mass: number; items: AttendItem[]; rows: AppendRow[] }>();
+    const alike = new Map<
+      string,
+      { kind: AttentionKind; mass: number; items: AttendItem[]; rows: AppendRow[] }
+    >();
     for (const [r, cache] of caches.entries()) {
       const { ptr: exact, capacity, bits: exactBits } = cache.exactRef(layer);
       const slot = slots[r]!;
       const { offsets, turns } = gaps[r]!;
       const turned = offsets && this.#turned(cache, offsets, turns, at, { from: r, count: 1, to });
       to += turns.size;
-      const [plain, mass] = [!cache.rotated, signedMass(cache.massOf(runs[r]!))];
-      const key = `${plain} ${mass}`;
-      const group = alike.get(key) ?? { plain, mass, items: [], rows: [] };
+      const [kind, mass] = [kindOf(cache), signedMass(cache.massOf(runs[r]!))];
+      const key = `${kind} ${mass}`;
+      const group = alike.get(key) ?? { kind, mass, items: [], rows: [] };
       alike.set(key, group);
       group.rows.push({ exact, capacity, exactBits, slot, angle: r, row: r }, ...(turned?.rows ?? []));
       group.items.push({
@@ -160,15 +169,16 @@ export class GpuAttention {
         segments: cache.segmentPtrs(layer),
       });
     }
-    for (const { plain, mass, items, rows } of alike.values()) {
-      this.#append(gpu, rows, places, plain);
+    for (const { kind, mass, items, rows } of alike.values()) {
+      this.#append(gpu, rows, places, kind);
+      const segments = this.#segments(kind);
       for (let from = 0; from < items.length; ) {
         let end = from;
         for (let splits = 0; end < items.length; end++) {
-          splits += splitsOf(items[end]!, 1, SEGMENTS_PER_SPLIT);
+          splits += splitsOf(items[end]!, 1, segments);
           if (end > from && splits > MOST_SPLITS) break;
         }
-        this.#attend(gpu, planAttend(items.slice(from, end), 1, SEGMENTS_PER_SPLIT), mass, plain);
+        this.#attend(gpu, planAttend(items.slice(from, end), 1, segments), mass, kind);
         from = end;
       }
     }
@@ -205,7 +215,12 @@ export class GpuAttention {
     };
   }
 
-  #append(gpu: GPUBuffer, rows: readonly AppendRow[], { q, k, v }: AttentionPlaces, plain: boolean): void {
+  #append(
+    gpu: GPUBuffer,
+    rows: readonly AppendRow[],
+    { q, k, v }: AttentionPlaces,
+    kind: AttentionKind,
+  ): void {
     const { stream, cacheKernels } = this.#o;
     const group = this.#appendGroup(gpu, q, k, v);
     for (let from = 0; from < rows.length; from += MAX_APPEND_ROWS) {
@@ -213,13 +228,18 @@ export class GpuAttention {
       stream.reserve(piece.byteLength + TABLE_ALIGNMENT);
       const table = stream.table(piece);
       const count = Math.min(MAX_APPEND_ROWS, rows.length - from);
-      cacheKernels.dispatchAppend(stream.pass('append'), group, table, count, plain);
+      cacheKernels.dispatchAppend(stream.pass('append'), group, table, count, kind === 'plain');
     }
   }
 
-  #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number, plain: boolean): void {
-    const { stream, attend, config } = this.#o;
-    this.#grow(scratchBytes(plan, config, mass !== 0));
+  /** Of a split. */
+  #segments(kind: AttentionKind): number {
+    return this.#o.attend(kind).segments ?? SEGMENTS_PER_SPLIT;
+  }
+  #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number, kind: AttentionKind): void {
+    const { stream, config } = this.#o;
+    const attention = this.#o.attend(kind);
+    this.#grow(attention.scratchBytes(plan, mass !== 0));
     const tables = [planParams(plan, config.attentionScale, mass), plan.items, plan.splits, plan.segments];
     stream.reserve(tables.reduce((sum, { byteLength }) => sum + byteLength + TABLE_ALIGNMENT, 0));
     const [params, items, splits, segments] = tables.map((data) => stream.table(data)) as [
@@ -229,20 +249,26 @@ export class GpuAttention {
       number,
     ];
     const at = { params, items, splits, segments };
-    attend(plain).dispatch((label) => stream.pass(label), this.#bound(gpu).attend, at, plan, mass !== 0);
+    attention.dispatch((label) => stream.pass(label), this.#attendGroups(gpu, kind), at, plan, mass !== 0);
   }
 
-  /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. Plain tiers' kernels take the same. */
+  /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. */
   #bound(cache: GPUBuffer) {
-    const { stream, attend, workspace, angles } = this.#o;
-    const { cosines } = angles.buffers;
-    if (this.#groups?.cache !== cache || this.#groups.cosines !== cosines) {
-      const groups = attend(false).bind({
-        ...{ tables: stream.tables, cache, queries: this.#queries, out: workspace, ...this.#scratch },
-      });
-      this.#groups = { cache, cosines, attend: groups, append: new Map() };
-    }
+    const { cosines } = this.#o.angles.buffers;
+    if (this.#groups?.cache !== cache || this.#groups.cosines !== cosines)
+      this.#groups = { cache, cosines, attend: new Map(), append: new Map() };
     return this.#groups;
+  }
+  #attendGroups(cache: GPUBuffer, kind: AttentionKind): AttendGroups {
+    const { attend } = this.#bound(cache);
+    const found = attend.get(kind);
+    if (found) return found;
+    const { stream, workspace: out } = this.#o;
+    const made = this.#o.attend(kind).bind({
+      ...{ tables: stream.tables, cache, queries: this.#queries, out, ...this.#scratch },
+    });
+    attend.set(kind, made);
+    return made;
   }
   #appendGroup(cache: GPUBuffer, q: Place, k: Place, v: Place): GPUBindGroup {
     const { append } = this.#bound(cache);
@@ -269,16 +295,19 @@ export class GpuAttention {
     this.#queries = this.#buffer('queries', Math.ceil((bytes * 1.5) / 256) * 256);
     this.#groups = undefined;
   }
-  #grow(needed: { partials: number; scores: number; softmax: number }): void {
+  #grow(needed: Scratch<number>): void {
     let grown = false;
-    const atLeast = (name: 'partials' | 'scores' | 'softmax'): GPUBuffer => {
+    const atLeast = (name: keyof Scratch<number>): GPUBuffer => {
       const held = this.#scratch[name];
       if (held.size >= needed[name]) return held;
       grown = true;
       this.#o.stream.retire(held);
       return this.#buffer(name, Math.ceil((needed[name] * 1.5) / 256) * 256);
     };
-    this.#scratch = { partials: atLeast('partials'), scores: atLeast('scores'), softmax: atLeast('softmax') };
+    this.#scratch = {
+      ...{ partials: atLeast('partials'), scores: atLeast('scores') },
+      ...{ softmax: atLeast('softmax'), blocks: atLeast('blocks') },
+    };
     if (grown) this.#groups = undefined;
   }
   #buffer(label: string, size: number): GPUBuffer {

@@ -11,6 +11,7 @@ import {
 import { createWebGpuCacheKernels, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
 import { WebGpuDense } from '../../kernels/webgpu-dense.ts';
 import { createWebGpuRecords, type WebGpuRecords } from '../../kernels/webgpu-records.ts';
+import { isSplittable, STREAM } from '../../kernels/webgpu-split.ts';
 import { CommandStream } from '../../kernels/webgpu-stream.ts';
 import { COPY_DST, COPY_SRC, STORAGE } from '../../kernels/webgpu-usage.ts';
 import { type ForwardOptions, type LogitSink, openChunk, type StepJob } from '../chunk.ts';
@@ -19,7 +20,7 @@ import type { Manifest } from '../manifest.ts';
 import { claimDecoder, partition } from '../partition.ts';
 import { compile, type Program, type Step } from '../program.ts';
 import { Angles } from './angles.ts';
-import { type AttentionPlaces, GpuAttention } from './attention.ts';
+import { type AttentionKind, type AttentionPlaces, GpuAttention } from './attention.ts';
 import { fuseProducts } from './fuse.ts';
 import { compileRows, type RowOp } from './rows.ts';
 import { GpuTop } from './top.ts';
@@ -86,14 +87,20 @@ export class GpuForward implements ForwardPass {
     this.records = createWebGpuRecords({
       ...{ stream: this.stream, kernels: cacheKernels, headDim: config.headDim, maxBytes },
     });
-    const attention = (plain: boolean): WebGpuAttention =>
-      createWebGpuAttention({
-        ...{ device, shaders, shape: config, subgroups: subgroupsOf(device), unrotated: true, plain },
+    const attentions = new Map<AttentionKind, WebGpuAttention>();
+    // Few kinds ever come: they are compiled when one does.
+    const attend = (kind: AttentionKind): WebGpuAttention => {
+      // Narrow heads have no kernel that multiplies integers.
+      const key = kind === 'integer' && !isSplittable(config) ? 'float' : kind;
+      const found = attentions.get(key);
+      if (found) return found;
+      const made = createWebGpuAttention({
+        ...{ device, shaders, shape: config, subgroups: subgroupsOf(device), unrotated: true },
+        ...{ plain: key === 'plain', ...(key === 'integer' && { stream: STREAM }) },
       });
-    const rotated = attention(false);
-    let plainTiers: WebGpuAttention | undefined;
-    // Few ever come: they are compiled when one does.
-    const attend = (plain: boolean): WebGpuAttention => (plain ? (plainTiers ??= attention(true)) : rotated);
+      attentions.set(key, made);
+      return made;
+    };
     const values = Math.ceil(this.#program.workspaceBytes / 256) * 256;
     this.#logitsAt = values;
     this.workspaceBytes = values + LOGIT_ROWS * logitStride(config.vocab);
