@@ -1,8 +1,7 @@
 // Where the blocks of a split's records lie, for attend-stream.wgsl: as long as no record changes or moves, every dispatch may read the same table.
 // Blocks stand in one order, tier by tier and within a tier record by record, so that lanes beside one another meet the same tier.
 //
-// `table` [split, kvHead, TABLE]: the numbers of blocks, of those before the first tier without floats, and of those before the first whose values have less
-// than 8 bits; then of each record: word of its mean, bases of scales (binary16, keys' below), scale of the mean; then of each block:
+// `table` [split, kvHead, TABLE]: the numbers of blocks and of those before the first whose values have less than 8 bits; then of each record: word of its mean, bases of scales (binary16, keys' below), scale of the mean; then of each block:
 //   x, y  places of keys and values in units of 16 bytes, each with its bits' nibble (1..4, 8; 9 and 10 for 16 and 32) from bit 27 on
 //   z     word of the keys' scales
 //   w     words from there to the values' scales (8 bits), the block's cell among the split's (13), tokens less 1 (2), record
@@ -71,7 +70,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     starts[SLOTS] = at;
     // Tiers of 32, 16 and 8 bits come first.
-    table[to] = vec4(at, starts[2u * SEGMENTS], starts[3u * SEGMENTS], 0u);
+    table[to] = vec4(at, starts[3u * SEGMENTS], 0u, 0u);
   }
   workgroupBarrier();
   for (var block = lane; block < starts[SLOTS]; block += 64u) {

@@ -13,47 +13,31 @@ export interface AttentionVariant {
 /** What is worth knowing of a device that nothing was measured on: divisions, replicas, and what each part takes. */
 export const SWEEP: readonly string[] = [
   'float@4',
-  ...['2-4-1', '2-4-4', '4-8-1', '4-8-2', '4-8-4', '4-8-8', '8-8-1', '8-8-4', '8-16-2', '8-16-4'],
-  ...[
-    '8-16-8',
-    '16-16-4',
-    '16-32-4',
-    '16-32-16',
-    '4-8-4-narrow',
-    '8-8-4-narrow',
-    '8-16-4-narrow',
-    '16-16-4-narrow',
-    '8-16-4-describes',
-    '8-16-4-nolookups',
-  ],
-  ...['8-16-4-nokeys', '8-16-4-novalues', '8-16-4-nokeys-novalues'],
+  ...['4-8-1-22', '4-8-1-21', '4-8-1-12', '4-8-1-11', '2-4-1-22', '2-4-1-21', '4-4-1-22', '4-4-1-21'],
+  ...['8-16-1-22', '8-8-1-21', '8-16-1-11', '4-8-4-22', '2-8-1-22', '2-8-1-21', '4-16-1-22'],
+  ...['4-8-1-22-describes', '4-8-1-22-nolookups', '4-8-1-22-nokeys', '4-8-1-22-novalues'],
+  '4-8-1-22-nokeys-novalues',
 ].map((name) => (name.includes('@') ? name : `stream-${name}`));
 
+const PARTS = ['keys', 'values', 'lookups'] as const;
 const STREAM =
-  /^stream-(1|2|4|8|16)-(2|4|8|16|32)-(1|2|4|8|16|32)(-narrow)?(-describes)?((?:-no(?:keys|values|lookups))*)$/;
+  /^stream-(1|2|4|8|16)-(2|4|8|16|32)-(1|2|4|8|16|32)-(1|2)(1|2)(-describes)?((?:-no(?:keys|values|lookups))*)$/;
 const NAME = /^(?:float@(\d+)|split-(2|4|8)-(2|4|8)-(1|2|4|8|16|32)((?:-(?:fine|nokeys|novalues))*))$/;
 
 /**
- * `float@SEGMENTS`, segments a split, `stream-WARPS-SEGMENTS-REPLICAS[-narrow][-describes][-nokeys][-novalues][-nolookups]`, as StreamDivision says, or `split-WARPS-SEGMENTS-REPLICAS[-fine][-nokeys][-novalues]`, as SplitDivision and SplitParts say.
+ * `float@SEGMENTS`, segments a split, `stream-WARPS-SEGMENTS-REPLICAS-PAIRS[-describes][-nokeys][-novalues][-nolookups]`, as StreamDivision says, or `split-WARPS-SEGMENTS-REPLICAS[-fine][-nokeys][-novalues]`, as SplitDivision and SplitParts say.
  * @throws InvalidInputError
  */
 export function parseVariant(name: string): AttentionVariant {
   const stream = STREAM.exec(name);
   if (stream) {
-    const without = (['keys', 'values', 'lookups'] as const).filter((part) =>
-      stream[6]!.includes(`-no${part}`),
-    );
     const [warps, segments, replicas] = stream.slice(1, 4).map(Number) as [number, number, number];
+    const [pairs, valuePairs] = stream.slice(4, 6).map(Number) as [1 | 2, 1 | 2];
+    const without = PARTS.filter((part) => stream[7]!.includes(`-no${part}`));
+    const describes = stream[6] !== undefined;
     return {
       ...{ name, segmentsPerSplit: segments },
-      stream: {
-        warps,
-        segments,
-        replicas,
-        describes: stream[5] !== undefined,
-        without,
-        pairs: stream[4] ? 1 : 2,
-      },
+      stream: { warps, segments, replicas, pairs, valuePairs, describes, without },
     };
   }
   const found = NAME.exec(name);

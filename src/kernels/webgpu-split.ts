@@ -22,8 +22,9 @@ export interface StreamDivision {
   readonly segments: number;
   /** Copies of the table of levels: a power of two up to 32; with fewer, lanes wait for one another, with more, fewer workgroups fit on a multiprocessor. */
   readonly replicas: number;
-  /** Pairs of chunks (8 channels) of a lane: 1 or 2. With 1, lanes need fewer registers and are more. */
+  /** Pairs of chunks (8 channels) of a lane, of keys and of values. With 1, lanes need fewer registers and are more. */
   readonly pairs: 1 | 2;
+  readonly valuePairs: 1 | 2;
   /** What a measurement leaves out. */
   readonly without?: readonly ('keys' | 'values' | 'lookups')[];
 }
@@ -79,17 +80,25 @@ const levelWords = (bits: 3 | 4): string => {
 };
 
 /** What the runtime uses. */
-export const STREAM: StreamDivision = { warps: 8, segments: 8, replicas: 4, pairs: 2 };
+export const STREAM: StreamDivision = { warps: 4, segments: 8, replicas: 1, pairs: 2, valuePairs: 2 };
 
 /** Vectors of 16 bytes of a split's and kvHead's table, as attend-describe.wgsl writes it. */
 export const tableVectors = (segments: number): number => 1 + segments + (segments * MAX_CELLS) / 4;
 
 /** Constants of attend-describe.wgsl and attend-stream.wgsl. */
-export const streamPrelude = ({ warps, segments, replicas, pairs, without = [] }: StreamDivision): string =>
+export const streamPrelude = ({
+  warps,
+  segments,
+  replicas,
+  pairs,
+  valuePairs,
+  without = [],
+}: StreamDivision): string =>
   [
     `const WARPS = ${warps}u;`,
     `const SEGMENTS = ${segments}u;`,
     `const PAIRS = ${pairs}u;`,
+    `const VALUE_PAIRS = ${valuePairs}u;`,
     `const TABLE = ${tableVectors(segments)}u;`,
     `const REPLICAS = ${replicas}u;`,
     `const LOG_REPLICAS = ${Math.log2(replicas)}u;`,

@@ -182,7 +182,10 @@ export function createWebGpuAttention({
   if (stream && stream.warps * 32 > lanes)
     throw new UnsupportedModelError(`${stream.warps} warps are more than this GPU's ${lanes} lanes`);
   const own = stream
-    ? [streamPrelude(stream), unroll(shaders['attend-stream'], { h: group, p: stream.pairs, t: 4 })]
+    ? [
+        streamPrelude(stream),
+        unroll(shaders['attend-stream'], { h: group, p: stream.pairs, v: stream.valuePairs, t: 4 }),
+      ]
     : split
       ? [splitPrelude(split), unroll(shaders['attend-split'], { h: group, p: 2, c: 4, j: ownBlocks(split) })]
       : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];

@@ -30,14 +30,14 @@ const wide: CacheCase = {
 };
 /** Plain tiers are for comparisons: this kernel reads none. */
 const CASES = ATTEND_CASES.filter((c) => isSplittable(c) && !isPlain(c));
-const NARROW: StreamDivision = { warps: 2, segments: 4, replicas: 1, pairs: 2 };
+const NARROW: StreamDivision = { warps: 2, segments: 4, replicas: 1, pairs: 2, valuePairs: 2 };
 const DIVISIONS: { name: string; stream: StreamDivision; cases: readonly CacheCase[] }[] = [
   { name: '2 warps', stream: NARROW, cases: CASES },
-  { name: '8 channels a lane', stream: { ...NARROW, replicas: 4, pairs: 1 }, cases: CASES },
-  { name: '4 warps', stream: { warps: 4, segments: 2, replicas: 2, pairs: 2 }, cases: [wide] },
+  { name: '8 channels a lane', stream: { ...NARROW, replicas: 4, pairs: 1, valuePairs: 1 }, cases: CASES },
+  { name: '4 warps', stream: { warps: 4, segments: 2, replicas: 2, pairs: 2, valuePairs: 1 }, cases: [wide] },
   {
     name: '4 warps, 8 channels a lane',
-    stream: { warps: 4, segments: 2, replicas: 2, pairs: 1 },
+    stream: { warps: 4, segments: 2, replicas: 2, pairs: 1, valuePairs: 2 },
     cases: [wide],
   },
 ];
