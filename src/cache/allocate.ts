@@ -51,17 +51,21 @@ const WORK = KEYS_WORK + PROBES * PROBE_WORK + PASSES + PLAN_WORK;
  */
 export function* allocateSteps(input: AllocationInput): Generator<number, Plan> {
   const allocation = new Allocation(input);
-  const { layers, segments } = input.view;
+  const { layers, kvHeads } = input.view;
+  const heads = layers * kvHeads;
   let done = 0;
   const work = (passes: number): number => {
     // How many passes there are is not known before: those beyond the usual number leave the plan's share.
     done = Math.min(done + passes, Math.max(done, WORK - PLAN_WORK));
     return done / WORK;
   };
-  for (const [s] of segments.entries()) {
-    allocation.addKeys(s);
-    yield work(KEYS_WORK / segments.length);
+  const line = new Float32Array(allocation.tokens);
+  for (let head = 0; head < heads; head++) {
+    input.relevance(line, head);
+    allocation.addHead(head, line);
+    yield work(KEYS_WORK / heads);
   }
+  allocation.weigh(input.distortions());
   // By layer, at the last lambda that fitted and at the last that did not: in the end at `high` and at `low`.
   const fitting = new Float64Array(layers);
   const above = new Float64Array(layers);
@@ -72,6 +76,8 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
     }
     const right = sum(allocation.byLayer) <= input.budgetBytes;
     (right ? fitting : above).set(allocation.byLayer);
+    if (right) allocation.narrow(Number.NEGATIVE_INFINITY, lambda);
+    else allocation.narrow(lambda, Number.POSITIVE_INFINITY);
     return right;
   }
   function* plan(lambda: number, lower: number): Generator<number, Plan> {

@@ -363,10 +363,10 @@ export class KvCache {
     const pending = this.#pending!;
     const version = shownFrom(pending.epoch, layer, this.layers);
     pending.settled(layer);
-    for (const { segment, tiers, from } of pending.changesOf(layer)) {
+    for (const { segment, tiers, from, moved } of pending.changesOf(layer)) {
       const span = this.spans[segment]!;
       if (segment < this.blocks[layer]!.length) {
-        this.recodes += this.reader(this.blocks[layer]![segment]!).moves(tiers, from);
+        this.recodes += moved;
         this.recode(layer, segment, tiers, from, version);
         continue;
       }

@@ -1,3 +1,5 @@
+import { SEGMENT_TOKENS } from '../kernels/layout.ts';
+
 /** Options of an allocation at most. */
 export const MAX_OPTIONS = 8;
 /** Cells go by four: a record's group with room left takes the best tokens of coarser groups, which costs no byte. */
@@ -38,27 +40,29 @@ export function fillGroups(classes: Uint8Array, counts: Int32Array, options: num
   }
 }
 
+/** A record's tokens by class: by class, and by token, the token before it in its list, plus 1; 0: there is none. */
+export class Lists {
+  readonly last = new Uint8Array(MAX_OPTIONS * MAX_OPTIONS);
+  readonly before = new Uint8Array(SEGMENT_TOKENS);
+}
+
 /**
- * Makes a move: the earlier of two equal keys goes first.
- * @param chosen the classes of a record's tokens
- * @param words their keys, times MAX_OPTIONS and with the first option allowed, from `from` on
+ * Takes the token with the highest key from a class's list, the earlier of equal ones.
+ * @param words the tokens' keys, times MAX_OPTIONS and with the first option allowed, from `from` on
  */
-export function makeMove(
-  { to, option, first, count }: Move,
-  chosen: Uint8Array,
-  words: Uint32Array,
-  from: number,
-  tokens: number,
-): void {
-  const own = option * MAX_OPTIONS + first;
-  for (let n = 0; n < count; n++) {
-    let best = -1;
-    let most = -1;
-    for (let t = 0; t < tokens; t++)
-      if (chosen[t] === own && words[from + t]! > most) {
-        best = t;
-        most = words[from + t]!;
-      }
-    chosen[best] = to * MAX_OPTIONS + first;
+export function takeBest(own: number, { last, before }: Lists, words: Uint16Array, from: number): number {
+  let best = 0;
+  let most = 0;
+  let after = 0;
+  for (let t = last[own]!, later = 0; t > 0; later = t, t = before[t - 1]!) {
+    const word = words[from + t - 1]!;
+    // Lists run backwards.
+    if (word < most) continue;
+    best = t;
+    most = word;
+    after = later;
   }
+  if (after > 0) before[after - 1] = before[best - 1]!;
+  else last[own] = before[best - 1]!;
+  return best - 1;
 }

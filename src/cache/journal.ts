@@ -12,6 +12,8 @@ export interface Change {
   readonly segment: number;
   readonly tiers: Uint8Array;
   readonly from: number;
+  /** Tokens whose tier differs from the one they have. */
+  readonly moved: number;
 }
 
 const HEADER = 6;
@@ -24,14 +26,18 @@ export function changesOf(position: number, view: CacheView, plan: Plan): Change
   for (const [s, { index, tokens, tiers }] of view.segments.entries()) {
     const to = plan.tiers[s]!;
     const count = view.kvHeads * tokens;
-    for (let layer = 0; layer < view.layers; layer++)
-      for (let i = layer * count; i < (layer + 1) * count; i++)
-        if (to[i] !== tiers[i]) {
-          byLayer[layer]!.push({ position, segment: index, tiers: to, from: layer * count });
-          break;
-        }
+    for (let layer = 0; layer < view.layers; layer++) {
+      const from = layer * count;
+      const moved = differing(to, tiers, from, count);
+      if (moved > 0) byLayer[layer]!.push({ position, segment: index, tiers: to, from, moved });
+    }
   }
   return byLayer;
+}
+function differing(a: Uint8Array, b: Uint8Array, from: number, count: number): number {
+  let n = 0;
+  for (let i = from; i < from + count; i++) if (a[i] !== b[i]) n++;
+  return n;
 }
 
 /**
@@ -41,32 +47,45 @@ export function changesOf(position: number, view: CacheView, plan: Plan): Change
 export function encodePlan(view: CacheView, changes: readonly (readonly Change[])[]): Uint8Array {
   const before = new Map(view.segments.map((segment) => [segment.index, segment]));
   const largest = Math.max(0, ...view.segments.map(({ tokens }) => view.kvHeads * tokens));
-  const pieces = changes.reduce((sum, list) => sum + list.length, 0);
-  const out = new Uint8Array(pieces * (HEADER + (largest + 7) / 8 + half(largest)));
+  let most = 0;
+  for (const list of changes)
+    for (const { moved } of list) most += HEADER + ((largest + 7) >> 3) + half(moved);
+  const out = new Uint8Array(most);
   let at = 0;
   for (const [layer, list] of changes.entries())
-    for (const { segment, tiers, from } of list) {
+    for (const { segment, tiers, from, moved } of list) {
       const held = before.get(segment)!;
       const count = view.kvHeads * held.tokens;
-      let moved = 0;
-      for (let i = from; i < from + count; i++) if (tiers[i] !== held.tiers[i]) moved++;
       out.set([layer & 255, layer >> 8, segment & 255, segment >> 8, moved & 255, moved >> 8], at);
       at += HEADER;
-      const bits = at;
-      if (moved < count) at += (count + 7) >> 3;
-      let n = 0;
-      for (let i = 0; i < count; i++) {
-        const tier = tiers[from + i]!;
-        if (tier === held.tiers[from + i]) continue;
-        if (moved < count) out[bits + (i >> 3)]! |= 1 << (i & 7);
-        out[at + (n >> 1)]! |= tier << ((n & 1) * 4);
-        n++;
-      }
-      at += half(n);
+      const bits = moved < count ? at : undefined;
+      if (bits !== undefined) at += (count + 7) >> 3;
+      putMoves(tiers, held.tiers, from, count, out, bits, at);
+      at += half(moved);
     }
   const bytes = out.slice(0, at);
   release(out);
   return bytes;
+}
+
+/** The bits of the tokens that move from `bits` on, unless all do, and their tiers from `at` on. */
+function putMoves(
+  tiers: Uint8Array,
+  held: Uint8Array,
+  from: number,
+  count: number,
+  out: Uint8Array,
+  bits: number | undefined,
+  at: number,
+): void {
+  let n = 0;
+  for (let i = 0; i < count; i++) {
+    const tier = tiers[from + i]!;
+    if (tier === held[from + i]) continue;
+    if (bits !== undefined) out[bits + (i >> 3)]! |= 1 << (i & 7);
+    out[at + (n >> 1)]! |= tier << ((n & 1) * 4);
+    n++;
+  }
 }
 
 /** Tokens that a plan moves, as indices of [kvHeads][tokens], and their new tiers; room that is used again for every block. */
@@ -254,7 +273,7 @@ export class Replay {
           tiers[token] = moves.tiers[i]!;
         }
         if (tiers.includes(FRESH)) throw new CorruptDataError(`the plan of position ${epoch} does not parse`);
-        return { position: epoch, segment, tiers, from: 0 };
+        return { position: epoch, segment, tiers, from: 0, moved: moves.count };
       });
     });
   }

@@ -68,8 +68,22 @@ export function averagePool(x: Float32Array, width: number): void {
 
 /** Relevance over the head's mean, plus a floor, scaled to a mean of 1. The floor keeps tokens that nobody has asked for yet. */
 export function overMean(x: Float32Array, floor: number): void {
+  const mean = Math.max(sumOf(x) / Math.max(x.length, 1), 1e-30);
+  for (let from = 0; from < x.length; from += PIECE)
+    scaleBy(x, from, Math.min(from + PIECE, x.length), mean, floor);
+}
+/** Elements that a loop goes over at a time: an engine takes long to compile a long loop while it runs, and a function that is called often just once. */
+const PIECE = 128;
+function sumOf(x: Float32Array): number {
   let sum = 0;
-  for (let i = 0; i < x.length; i++) sum += x[i]!;
-  const mean = Math.max(sum / Math.max(x.length, 1), 1e-30);
-  for (let i = 0; i < x.length; i++) x[i] = (x[i]! / mean + floor) / (1 + floor);
+  for (let from = 0; from < x.length; from += PIECE)
+    sum = addUp(x, from, Math.min(from + PIECE, x.length), sum);
+  return sum;
+}
+function addUp(x: Float32Array, from: number, to: number, sum: number): number {
+  for (let i = from; i < to; i++) sum += x[i]!;
+  return sum;
+}
+function scaleBy(x: Float32Array, from: number, to: number, mean: number, floor: number): void {
+  for (let i = from; i < to; i++) x[i] = (x[i]! / mean + floor) / (1 + floor);
 }

@@ -9,6 +9,7 @@ import {
   TIERS,
 } from '../kernels/layout.ts';
 import type { CacheReport, Policy } from './policy.ts';
+import type { SegmentBlock, SegmentReader } from './segments.ts';
 import type { Snapped } from './snapshot.ts';
 
 /** What of a cache its report looks at. */
@@ -22,7 +23,7 @@ export interface Reported extends Pick<Snapped, 'context' | 'position' | 'tracks
   readonly recodes: number;
   exactCount(layer: number): number;
   compressedEnd(layer: number): number;
-  reader: Snapped['reader'];
+  reader(block: SegmentBlock): SegmentReader;
 }
 
 /** What a cache holds now, from the sizes of its blocks. Every turn asks for it: the records are counted, and what tiers take is multiplied once. */

@@ -3,13 +3,10 @@ import {
   countTiers,
   DROP,
   massBytes,
-  nibble,
-  onlyTier,
   pad4,
   recordBytes,
   recordCells,
   recordCounts,
-  recordParts,
   recordTiers,
   SEGMENT_HEADER_BYTES,
   segmentHeaderBytes,
@@ -73,23 +70,6 @@ export class SegmentReader {
     const record = this.recordAt(kvHead);
     if (record === 0) out.fill(DROP, at, at + this.tokens);
     else recordTiers(this.#bytes, record, this.tokens, this.headDim, out, at);
-  }
-  /** Tokens that are to move to another tier: [kvHeads][tokens] ids at `from`. */
-  moves(tiers: Uint8Array, from: number): number {
-    const { tokens } = this;
-    let moved = 0;
-    for (let h = 0, to = from; h < this.kvHeads; h++, to += tokens) {
-      const record = this.recordAt(h);
-      const counts = this.counts(h);
-      const map = record === 0 ? 0 : recordParts(tokens, counts, this.headDim).map;
-      // One tier for all, or none.
-      const only = record === 0 ? DROP : onlyTier(counts);
-      for (let i = 0; i < tokens; i++) {
-        const held = map === 0 ? only : nibble(this.#bytes, record + map, i);
-        if (held !== tiers[to + i]) moved++;
-      }
-    }
-    return moved;
   }
   /** Where the kvHead's mass section begins, from the block's start. */
   massAt(kvHead: number): number {

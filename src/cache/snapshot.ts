@@ -1,10 +1,20 @@
 import type { ModelConfig } from '../core/config.ts';
 import type { Kernels } from '../kernels/kernels.ts';
-import { massBytes, pad4, TIER_IDS, TIERS } from '../kernels/layout.ts';
+import {
+  DROP,
+  massBytes,
+  pad4,
+  readTiers,
+  recordCounts,
+  recordMap,
+  SEGMENT_HEADER_BYTES,
+  TIER_IDS,
+  TIERS,
+} from '../kernels/layout.ts';
 import type { ExactPart } from './exact-part.ts';
 import type { MessageSpan } from './messages.ts';
 import { type CacheConfig, type CacheView, FRESH } from './policy.ts';
-import type { SegmentBlock, SegmentReader, SegmentSpan } from './segments.ts';
+import type { SegmentBlock, SegmentSpan } from './segments.ts';
 
 /** What of a cache a plan looks at. */
 export interface Snapped {
@@ -19,7 +29,6 @@ export interface Snapped {
   readonly gaps: { has(segment: number): boolean };
   /** Where messages begin; undefined: no policy asks. */
   readonly messages: { spans(end: number): readonly MessageSpan[] } | undefined;
-  reader(block: SegmentBlock): SegmentReader;
 }
 
 /** Copies what a plan is made from: tiers and mass of all segments, and of `fresh`, which still lies in the exact part. */
@@ -27,7 +36,11 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
   const { layers, kvHeads, headDim } = cache.context.model;
   const { arena } = cache.context.kernels;
   const heads = layers * kvHeads;
-  const halves = new Uint16Array(arena.memory.buffer, 0, arena.memory.buffer.byteLength >> 1);
+  const { buffer } = arena.memory;
+  const bytes = new Uint8Array(buffer);
+  const halves = new Uint16Array(buffer, 0, buffer.byteLength >> 1);
+  const words = new Uint32Array(buffer, 0, buffer.byteLength >> 2);
+  const counts = new Uint8Array(TIER_IDS);
   const next = new Int32Array(TIER_IDS);
   const held = fresh ? cache.spans.slice(0, -1) : cache.spans;
   const segments = held.flatMap((span, index) => {
@@ -35,14 +48,20 @@ export function snapshot(cache: Snapped, fresh: SegmentSpan | null): CacheView {
     const tiers = new Uint8Array(heads * span.tokens);
     const mass = cache.tracksMass ? new Uint16Array(tiers.length) : undefined;
     for (let layer = 0; layer < layers; layer++) {
-      const block = cache.blocks[layer]![index]!;
-      const reader = cache.reader(block);
-      // Masses follow what is stored of a block, in the order of heads.
-      let massAt = (arena.ptr(block.id) + reader.storedBytes) / 2;
+      const block = arena.ptr(cache.blocks[layer]![index]!.id);
+      // As SegmentReader reads. Masses follow what is stored of a block, in the order of heads.
+      let massAt = (block + words[(block >> 2) + 2]!) / 2;
       for (let h = 0; h < kvHeads; h++) {
-        const at = (layer * kvHeads + h) * span.tokens;
-        reader.tiers(h, tiers, at);
-        if (mass) massAt += readMass(halves, massAt, reader.counts(h), next, tiers, mass, at, span.tokens);
+        const to = (layer * kvHeads + h) * span.tokens;
+        const at = words[(block + SEGMENT_HEADER_BYTES) / 4 + h]!;
+        if (at === 0) {
+          tiers.fill(DROP, to, to + span.tokens);
+          continue;
+        }
+        const record = block + at;
+        const map = recordMap(span.tokens, recordCounts(bytes, record, counts), headDim);
+        readTiers(bytes, record, map, counts, tiers, to, span.tokens);
+        if (mass) massAt += readMass(halves, massAt, counts, next, tiers, mass, to, span.tokens);
       }
     }
     return { index, ...span, tiers, mass };

@@ -276,13 +276,31 @@ export class RecordSizes {
   }
 }
 
-/** Tokens by tier id of a record in memory. */
-export function recordCounts(bytes: Uint8Array, record: number): Uint8Array {
-  const counts = new Uint8Array(TIER_IDS);
+/** Tokens by tier id of a record in memory. @param counts takes them: room of TIER_IDS, whose last ones stay */
+export function recordCounts(
+  bytes: Uint8Array,
+  record: number,
+  counts = new Uint8Array(TIER_IDS),
+): Uint8Array {
   const present = bytes[record]! | (bytes[record + 1]! << 8);
   let at = record + RECORD_HEADER_BYTES;
-  for (let id = 0; id < TIERS.length; id++) if ((present >> id) & 1) counts[id] = bytes[at++]!;
+  for (let id = 0; id < TIERS.length; id++) counts[id] = (present >> id) & 1 ? bytes[at++]! : 0;
   return counts;
+}
+
+/** Where the tier map of a record with these counts lies, from its start; 0: all its tokens share a tier. */
+export function recordMap(tokens: number, counts: Uint8Array, headDim: number): number {
+  let present = 0;
+  let kept = 0;
+  let plain = false;
+  for (let id = 0; id < TIERS.length; id++) {
+    const n = counts[id]!;
+    if (n === 0) continue;
+    present++;
+    kept += n;
+    plain ||= TIERS[id]!.plain;
+  }
+  return isMapped(present, kept, tokens) ? pad4(RECORD_HEADER_BYTES + present) + (plain ? 0 : headDim) : 0;
 }
 
 /** Tier ids of a record in memory, in position order, into out[at ...]. */
@@ -295,7 +313,7 @@ export function recordTiers(
   at = 0,
 ): void {
   const counts = recordCounts(bytes, record);
-  readTiers(bytes, record, recordParts(tokens, counts, headDim).map, counts, out, at, tokens);
+  readTiers(bytes, record, recordMap(tokens, counts, headDim), counts, out, at, tokens);
 }
 
 /** The tier of a record that has no map. */
@@ -323,8 +341,14 @@ export function readTiers(
     out.fill(onlyTier(counts), at, at + tokens);
     return;
   }
-  const from = record + map;
-  for (let t = 0; t < tokens; t++) out[at + t] = nibble(bytes, from, t);
+  let from = record + map;
+  const even = at + (tokens & ~1);
+  for (let to = at; to < even; to += 2) {
+    const two = bytes[from++]!;
+    out[to] = two & 15;
+    out[to + 1] = two >> 4;
+  }
+  if (tokens & 1) out[even] = bytes[from]! & 15;
 }
 
 /** Tokens by tier id, of `tokens` from `from` on; what is no tier (dropped) is not counted. */

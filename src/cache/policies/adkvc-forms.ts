@@ -5,7 +5,7 @@ import { allocate } from '../allocate.ts';
 import { keepBest } from '../evict.ts';
 import { type CacheConfig, FRESH, type Policy } from '../policy.ts';
 import type { HeadProfile } from '../profile.ts';
-import { adkvcOptions, profiledPolicy, relativeRelevance } from './adkvc.ts';
+import { adkvcOptions, profiledPolicy, relativeLines, relativeRelevance } from './adkvc.ts';
 
 /** Eviction alone: the tokens of the highest relevance stay as they are, equally many for each head; the others go. */
 export function adkvcEvict(config: CacheConfig): Policy {
@@ -76,9 +76,9 @@ export function adkvcAdapted(config: CacheConfig, model: ModelConfig): Policy {
     plan: (view, budget) =>
       allocate({
         view,
-        relevance: relativeRelevance(view, own),
+        relevance: relativeLines(view, own),
         options,
-        distortions,
+        distortions: () => distortions,
         budgetBytes: budget.recordBytes,
         mass: true,
       }),

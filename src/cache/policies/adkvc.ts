@@ -13,7 +13,7 @@ import {
   TRACKER_NAMES,
 } from '../policy.ts';
 import type { HeadProfile } from '../profile.ts';
-import { blockMean, byHead, headSteps, maxPool, overMean } from '../relevance.ts';
+import { blockMean, byHead, maxPool, overMean } from '../relevance.ts';
 import { TRACKERS } from '../trackers/registry.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
@@ -155,14 +155,23 @@ export function relativeRelevance(
   return relevance;
 }
 
+/** The same head by head, as Tracker's `lines`. */
+export function relativeLines(
+  view: CacheView,
+  o: Pick<AdkvcOptions, 'tracker' | 'pool' | 'block' | 'floor'>,
+): (line: Float32Array, head: number) => void {
+  const read = o.tracker.lines(view);
+  return (line, head) => {
+    read(line, head);
+    prepare(line, o);
+  };
+}
+
 function prepare(tokens: Float32Array, o: Pick<AdkvcOptions, 'pool' | 'block' | 'floor'>): void {
   if (o.pool > 1) maxPool(tokens, o.pool);
   if (o.block > 1) blockMean(tokens, o.block);
   overMean(tokens, o.floor);
 }
-
-/** How much of a plan is the reading of relevance. */
-const READING = 0.3;
 
 /** One allocation over all layers and heads under the byte budget: relevance times what the head's errors cost. */
 export function profiledPolicy(
@@ -191,30 +200,20 @@ export function profiledPolicy(
   }
 
   function* planSteps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
-    const relevance = o.tracker.read(view);
-    yield READING / 4;
-    const heads = view.layers * view.kvHeads;
-    const sensitivity = profile || !o.estimate ? undefined : new Float64Array(heads);
-    const read = (tokens: Float32Array, head: number): void => {
-      if (sensitivity) sensitivity[head] = concentration(tokens);
-      prepare(tokens, o);
-    };
-    for (const done of headSteps(view, relevance, read)) yield READING * (0.25 + (0.75 * done) / heads);
-    const input = {
+    const sensitivity = profile || !o.estimate ? undefined : new Float64Array(view.layers * view.kvHeads);
+    const read = o.tracker.lines(view);
+    return yield* allocateSteps({
       view,
-      relevance,
+      relevance: (line, head) => {
+        read(line, head);
+        if (sensitivity) sensitivity[head] = concentration(line);
+        prepare(line, o);
+      },
       options,
-      distortions: sensitivity ? relativeTo(sensitivity) : harm,
+      distortions: () => (sensitivity ? relativeTo(sensitivity) : harm),
       budgetBytes: budget.recordBytes,
       mass: true,
-      overwrite: true,
-    };
-    const steps = allocateSteps(input);
-    for (;;) {
-      const step = steps.next();
-      if (step.done) return step.value;
-      yield READING + (1 - READING) * step.value;
-    }
+    });
   }
 }
 

@@ -1,7 +1,4 @@
 import { scaledMass, type Tracker } from './tracker.ts';
 
 /** The largest probability that any query of any head of the group has given the token so far; it does not age. */
-export const maxTracker = (): Tracker => ({
-  mass: { mode: 'max', decay: 1, unit: 65535 },
-  read: (view) => scaledMass(view, () => 1),
-});
+export const maxTracker = (): Tracker => scaledMass({ mode: 'max', decay: 1, unit: 65535 }, () => () => 1);
