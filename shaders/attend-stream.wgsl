@@ -167,14 +167,61 @@ fn floats32(at: u32) -> Floats { return Floats(bitcast<vec4<f32>>(cache[at]), bi
 
 @compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let split = splits[id.x];
-  let item = items[split.item];
+  // What is far away is sent for at once, in the order in which it will be there.
   let kvHead = id.y;
   let row = id.z;
+  let tableAt = (id.x * KV_HEADS + kvHead) * TABLE;
+  let split = splits[id.x];
+  let head = table[tableAt];
+  let ofRecord = lane / VECS;
+  let record = table[tableAt + 1u + min(ofRecord, SEGMENTS - 1u)];
+  let item = items[split.item];
   let warp = lane / 32u;
   let own = lane & 31u;
   let replica = lane & (REPLICAS - 1u);
   let exact = split.count == 0u;
+  // A piece of the exact part reads as one group of floats.
+  let seen = min(split.to, max(item.visible + row, split.first) - split.first);
+  let hidden = select(0u, split.from_, exact);
+  let mostCells = select(SEGMENTS * MAX_CELLS, split.to, exact);
+  let count = select(head.x, (seen + 3u) / 4u, exact);
+  let firstCoded = select(head.y, count, exact);
+  // A lane without a block repeats the last one, unheard.
+  let lastBlock = max(count, 1u) - 1u;
+  let blocksAt = tableAt + 1u + SEGMENTS;
+  let scoreRow = (row * HEADS + kvHead * GROUP) * params.scoreStride + split.scores;
+
+  let sub = lane % LANES;
+  let pair = sub * PAIRS;
+  let team = lane / LANES;
+  let upper = (sub & (LANES / 2u)) != 0u;
+  let odd = (sub & (LANES / 4u)) != 0u;
+  let token = select(0u, 2u, upper) + select(0u, 1u, odd);
+  let keeps = (sub & (LANES / 4u - 1u)) == 0u;
+  let valuePair = (lane % VALUE_LANES) * VALUE_PAIRS;
+  let valueTeam = lane / VALUE_LANES;
+  var next = vec4<u32>();
+  var after = vec4<u32>();
+  var next0 = vec4<u32>();
+  var next1 = vec4<u32>();
+  var nextK = 0u;
+  var nextV = 0u;
+  var firstValues = 0u;
+  var mean = vec2<u32>();
+  if (ofRecord < split.count) {
+    let at = record.x + (lane % VECS) * 2u;
+    mean = vec2(words[at], words[at + 1u]);
+  }
+  if (firstCoded < count) {
+    next = table[blocksAt + min(firstCoded + team, lastBlock)];
+    after = table[blocksAt + min(firstCoded + team + TEAMS, lastBlock)];
+    firstValues = table[blocksAt + min(firstCoded + valueTeam, lastBlock)].y;
+    let at = firstVector(next.x, pair);
+    next0 = cache[at];
+    next1 = cache[secondVector(next.x, pair, at, PAIRS)];
+    nextK = words[next.z + select(0u, token / 2u, (next.x >> 27u) == 8u)];
+    nextV = words[next.z + (next.w & 255u)];
+  }
 
   // A warp makes a head's integers, a lane a vector's.
   for (var turn = 0u; turn < (GROUP + WARPS - 1u) / WARPS; turn++) {
@@ -202,37 +249,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   if (!exact) { fillLut(lane); }
   workgroupBarrier();
 
-  let tableAt = (id.x * KV_HEADS + kvHead) * TABLE;
-  // A piece of the exact part reads as one group of floats.
-  let seen = min(split.to, max(item.visible + row, split.first) - split.first);
-  let hidden = select(0u, split.from_, exact);
-  let mostCells = select(SEGMENTS * MAX_CELLS, split.to, exact);
-  let head = table[tableAt];
-  let count = select(head.x, (seen + 3u) / 4u, exact);
-  let firstCoded = select(head.y, count, exact);
-  // A lane without a block repeats the last one, unheard.
-  let lastBlock = max(count, 1u) - 1u;
-  let blocksAt = tableAt + 1u + SEGMENTS;
-  let scoreRow = (row * HEADS + kvHead * GROUP) * params.scoreStride + split.scores;
   // The queries times the means, a lane 8 channels.
-  for (var first = 0u; first < SEGMENTS; first += WIDTH / VECS) {
-    let r = first + lane / VECS;
+  {
     let v = lane % VECS;
-    let heard = r < split.count;
-    var x = vec2<u32>();
-    var step = 0.0;
-    if (heard) {
-      let record = table[tableAt + 1u + r];
-      x = inPairs(words[record.x + v * 2u], words[record.x + v * 2u + 1u]);
-      step = unpack2x16float(record.z).x;
-      if (v == 0u) { bases[r] = log2(max(unpack2x16float(record.y), vec2(1e-30))); }
-    }
+    let heard = ofRecord < split.count;
+    let x = inPairs(mean.x, mean.y);
+    let step = unpack2x16float(record.z).x;
+    if (heard && v == 0u) { bases[ofRecord] = log2(max(unpack2x16float(record.y), vec2(1e-30))); }
     // each $h
     {
       let q = qInteger[$hu * VECS + v];
       var sum = f32((dot4I8Packed(x.x, q.x) + dot4I8Packed(x.y, q.z)) * 256 + dot4I8Packed(x.x, q.y) + dot4I8Packed(x.y, q.w));
       for (var mask = VECS / 2u; mask > 0u; mask /= 2u) { sum += swap1(sum, lane, mask); }
-      if (heard && v == 0u) { qMean[r * GROUP + $hu] = sum * (step * qStep[$hu]); }
+      if (heard && v == 0u) { qMean[ofRecord * GROUP + $hu] = sum * (step * qStep[$hu]); }
     }
     // end $h
   }
@@ -245,26 +274,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var total$h = 0.0;
     // end $h
     {
-      let sub = lane % LANES;
-      let pair = sub * PAIRS;
-      let team = lane / LANES;
-      let upper = (sub & (LANES / 2u)) != 0u;
-      let odd = (sub & (LANES / 4u)) != 0u;
-      let token = select(0u, 2u, upper) + select(0u, 1u, odd);
-      let keeps = (sub & (LANES / 4u - 1u)) == 0u;
       // each $h
       // each $p
       let q$h_$p = qInteger[$hu * VECS + pair + $pu].xz;
       // end $p
       let step$h = qStep[$hu];
       // end $h
-      var next = table[blocksAt + min(firstCoded + team, lastBlock)];
-      var after = table[blocksAt + min(firstCoded + team + TEAMS, lastBlock)];
-      var at = firstVector(next.x, pair);
-      var next0 = cache[at];
-      var next1 = cache[secondVector(next.x, pair, at, PAIRS)];
-      var nextK = words[next.z + select(0u, token / 2u, (next.x >> 27u) == 8u)];
-      var nextV = words[next.z + (next.w & 255u)];
       let warpFirst = warp * (32u / LANES);
       let limit = stepsOf(blocks - min(blocks, warpFirst), blocks);
       for (var first = 0u; first < limit; first += TEAMS) {
@@ -277,7 +292,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let nibble = d.x >> 27u;
         next = after;
         after = table[blocksAt + min(block + 2u * TEAMS, lastBlock)];
-        at = firstVector(next.x, pair);
+        let at = firstVector(next.x, pair);
         next0 = cache[at];
         next1 = cache[secondVector(next.x, pair, at, PAIRS)];
         nextK = words[next.z + select(0u, token / 2u, (next.x >> 27u) == 8u)];
@@ -455,6 +470,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
       }
     }
+    var place = firstValues;
+    var at = firstVector(place, valuePair);
+    next0 = cache[at];
+    next1 = cache[secondVector(place, valuePair, at, VALUE_PAIRS)];
     // each $h
     {
       let most = maximumOf(e$h, lane);
@@ -471,21 +490,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var sum$h_$v_1 = vec4<i32>();
     // end $v
     // end $h
-    let sub = lane % VALUE_LANES;
-    let pair = sub * VALUE_PAIRS;
-    let team = lane / VALUE_LANES;
-    var next = places[min(team, blocks - 1u)];
-    var at = firstVector(next, pair);
-    var next0 = cache[at];
-    var next1 = cache[secondVector(next, pair, at, VALUE_PAIRS)];
-    for (var i = team; i < blocks; i += VALUE_TEAMS) {
-      let vNibble = next >> 27u;
+    for (var i = valueTeam; i < blocks; i += VALUE_TEAMS) {
+      let vNibble = place >> 27u;
       let value0 = next0;
       let value1 = next1;
-      next = places[min(i + VALUE_TEAMS, blocks - 1u)];
-      at = firstVector(next, pair);
+      place = places[min(i + VALUE_TEAMS, blocks - 1u)];
+      at = firstVector(place, valuePair);
       next0 = cache[at];
-      next1 = cache[secondVector(next, pair, at, VALUE_PAIRS)];
+      next1 = cache[secondVector(place, valuePair, at, VALUE_PAIRS)];
       // each $h
       var w$h = shared_[i * GROUP + $hu];
       var fit$h: u32;
@@ -527,10 +539,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
               t2 = levels4(value$v.z, replica);
               t3 = levels4(value$v.w, replica);
             } else {
-              t0 = levels3(threes(value0.x, value1.x, pair + $vu), replica);
-              t1 = levels3(threes(value0.y, value1.y, pair + $vu), replica);
-              t2 = levels3(threes(value0.z, value1.z, pair + $vu), replica);
-              t3 = levels3(threes(value0.w, value1.w, pair + $vu), replica);
+              t0 = levels3(threes(value0.x, value1.x, valuePair + $vu), replica);
+              t1 = levels3(threes(value0.y, value1.y, valuePair + $vu), replica);
+              t2 = levels3(threes(value0.z, value1.z, valuePair + $vu), replica);
+              t3 = levels3(threes(value0.w, value1.w, valuePair + $vu), replica);
             }
             let r0 = inPairs(t0.x, t0.y);
             let r1 = inPairs(t1.x, t1.y);
@@ -545,7 +557,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
           lift = 2u;
           // each $v
           {
-            let s = value0 >> vec4(((pair + $vu) & 1u) * 4u);
+            let s = value0 >> vec4(((valuePair + $vu) & 1u) * 4u);
             c$v_0 = vec4(two(s.x), two(s.y), two(s.z), two(s.w));
             c$v_1 = vec4(twoFold(s.x), twoFold(s.y), twoFold(s.z), twoFold(s.w));
           }
@@ -554,7 +566,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
           offset = -40;
           // each $v
           {
-            let s = value0 >> vec4(((pair + $vu) & 3u) * 2u);
+            let s = value0 >> vec4(((valuePair + $vu) & 3u) * 2u);
             c$v_0 = vec4(one(s.x), one(s.y), one(s.z), one(s.w));
             c$v_1 = vec4(one(s.x >> 1u), one(s.y >> 1u), one(s.z >> 1u), one(s.w >> 1u));
           }
@@ -600,7 +612,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         if (VALUE_LANES <= 8u) { z += swap4(z, lane, 8u); }
       }
       if ((own & select(15u, 7u, VALUE_PAIRS == 2u)) < VALUE_LANES) {
-        let to = (warp * GROUP + $hu) * HEAD_DIM + (pair * 2u + chunk) * 4u;
+        let to = (warp * GROUP + $hu) * HEAD_DIM + (valuePair * 2u + chunk) * 4u;
         for (var c = 0u; c < 4u; c++) { shared_[to + c] = bitcast<u32>(z[c]); }
       }
       // The warp's sum is relative to its own reference, its values are relative to that of all.

@@ -181,6 +181,10 @@ export function createWebGpuAttention({
   const lanes = device.limits.maxComputeInvocationsPerWorkgroup;
   if (stream && stream.warps * 32 > lanes)
     throw new UnsupportedModelError(`${stream.warps} warps are more than this GPU's ${lanes} lanes`);
+  if (stream && (stream.segments * headDim) / 8 > stream.warps * 32)
+    throw new UnsupportedModelError(
+      `${stream.warps} warps are too few for the means of ${stream.segments} segments`,
+    );
   const own = stream
     ? [
         streamPrelude(stream),
