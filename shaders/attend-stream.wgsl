@@ -51,9 +51,8 @@ const LEAST_SCALE = -40.0;
 var<workgroup> lut: array<u32, 320u * REPLICAS>;
 /// [block][head]: weights of 4 tokens as bytes. Then values as [warp][head][channel], relative to the warp's reference.
 var<workgroup> shared_: array<u32, max(MAX_BLOCKS * GROUP, WARPS * GROUP * HEAD_DIM)>;
-/// [block]: exponents that the weights of 2 heads are relative to, signed; where the values lie.
+/// [block]: exponents that the weights of 2 heads are relative to, signed.
 var<workgroup> exponents: array<u32, MAX_BLOCKS * EXPONENTS>;
-var<workgroup> places: array<u32, MAX_BLOCKS>;
 /// The queries, scaled: floats, and integers (high and low bytes of channels 0, 1, 4, 5 and of 2, 3, 6, 7 of a vector).
 var<workgroup> qFloat: array<vec4<f32>, GROUP * VECS * 2u>;
 var<workgroup> qInteger: array<vec4<u32>, GROUP * VECS>;
@@ -184,8 +183,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   let seen = min(split.to, max(item.visible + row, split.first) - split.first);
   let hidden = select(0u, split.from_, exact);
   let mostCells = select(SEGMENTS * MAX_CELLS, split.to, exact);
-  let count = select(head.x, (seen + 3u) / 4u, exact);
-  let firstCoded = select(head.y, count, exact);
+  let count = select(select(0u, head.x, BLOCKS), (seen + 3u) / 4u, exact);
+  let firstCoded = select(min(head.y, count), count, exact);
   // A lane without a block repeats the last one, unheard.
   let lastBlock = max(count, 1u) - 1u;
   let blocksAt = tableAt + 1u + SEGMENTS;
@@ -206,7 +205,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   var next1 = vec4<u32>();
   var nextK = 0u;
   var nextV = 0u;
-  var firstValues = 0u;
+  var place = 0u;
+  var placeAfter = 0u;
   var mean = vec2<u32>();
   if (ofRecord < split.count) {
     let at = record.x + (lane % VECS) * 2u;
@@ -215,7 +215,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
   if (firstCoded < count) {
     next = table[blocksAt + min(firstCoded + team, lastBlock)];
     after = table[blocksAt + min(firstCoded + team + TEAMS, lastBlock)];
-    firstValues = table[blocksAt + min(firstCoded + valueTeam, lastBlock)].y;
+    place = table[blocksAt + min(firstCoded + valueTeam, lastBlock)].y;
+    placeAfter = table[blocksAt + min(firstCoded + valueTeam + VALUE_TEAMS, lastBlock)].y;
     let at = firstVector(next.x, pair);
     next0 = cache[at];
     next1 = cache[secondVector(next.x, pair, at, PAIRS)];
@@ -454,7 +455,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         // end $h
         if (sub == 0u && block < count) {
           let i = first + team;
-          places[i] = d.y;
           var powers = array<u32, 2u * EXPONENTS>();
           // each $h
           shared_[i * GROUP + $hu] = w$h;
@@ -470,7 +470,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
       }
     }
-    var place = firstValues;
     var at = firstVector(place, valuePair);
     next0 = cache[at];
     next1 = cache[secondVector(place, valuePair, at, VALUE_PAIRS)];
@@ -494,7 +493,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
       let vNibble = place >> 27u;
       let value0 = next0;
       let value1 = next1;
-      place = places[min(i + VALUE_TEAMS, blocks - 1u)];
+      place = placeAfter;
+      placeAfter = table[blocksAt + min(firstCoded + i + 2u * VALUE_TEAMS, lastBlock)].y;
       at = firstVector(place, valuePair);
       next0 = cache[at];
       next1 = cache[secondVector(place, valuePair, at, VALUE_PAIRS)];

@@ -12,16 +12,14 @@ export interface AttentionVariant {
 
 /** What is worth knowing of a device that nothing was measured on: divisions, replicas, and what each part takes. */
 export const SWEEP: readonly string[] = [
-  'float@4',
-  ...['4-8-1-22', '4-8-1-21', '4-8-1-12', '4-8-1-11', '2-4-1-22', '2-4-1-21', '4-4-1-22', '4-4-1-21'],
-  ...['8-16-1-22', '8-8-1-21', '8-16-1-11', '4-8-4-22', '2-8-1-22', '2-8-1-21', '4-16-1-22'],
-  ...['4-8-1-22-describes', '4-8-1-22-nolookups', '4-8-1-22-nokeys', '4-8-1-22-novalues'],
-  '4-8-1-22-nokeys-novalues',
-].map((name) => (name.includes('@') ? name : `stream-${name}`));
+  ...['4-8-1-22', '4-8-1-21', '5-8-1-22', '6-8-1-22', '6-8-1-21', '7-8-1-22', '7-8-1-21', '3-8-1-22'],
+  ...['8-8-1-22', '8-16-1-22', '8-16-1-21', '10-16-1-22', '10-16-1-21', '12-16-1-22', '12-16-1-21'],
+  ...['4-8-1-22-describes', '4-8-1-22-noblocks', '4-8-1-22-nolookups', '4-8-1-22-nokeys-novalues'],
+].map((name) => `stream-${name}`);
 
-const PARTS = ['keys', 'values', 'lookups'] as const;
+const PARTS = ['keys', 'values', 'lookups', 'blocks'] as const;
 const STREAM =
-  /^stream-(1|2|4|8|16)-(2|4|8|16|32)-(1|2|4|8|16|32)-(1|2)(1|2)(-describes)?((?:-no(?:keys|values|lookups))*)$/;
+  /^stream-(\d{1,2})-(2|4|8|16|32)-(1|2|4|8|16|32)-(1|2)(1|2)(-describes)?((?:-no(?:keys|values|lookups|blocks))*)$/;
 const NAME = /^(?:float@(\d+)|split-(2|4|8)-(2|4|8)-(1|2|4|8|16|32)((?:-(?:fine|nokeys|novalues))*))$/;
 
 /**

@@ -26,7 +26,7 @@ export interface StreamDivision {
   readonly pairs: 1 | 2;
   readonly valuePairs: 1 | 2;
   /** What a measurement leaves out. */
-  readonly without?: readonly ('keys' | 'values' | 'lookups')[];
+  readonly without?: readonly ('keys' | 'values' | 'lookups' | 'blocks')[];
 }
 
 /** What a measurement leaves out, to learn what the rest takes; the results are wrong then. */
@@ -102,7 +102,7 @@ export const streamPrelude = ({
     `const TABLE = ${tableVectors(segments)}u;`,
     `const REPLICAS = ${replicas}u;`,
     `const LOG_REPLICAS = ${Math.log2(replicas)}u;`,
-    ...(['keys', 'values', 'lookups'] as const).map(
+    ...(['keys', 'values', 'lookups', 'blocks'] as const).map(
       (part) => `const ${part.toUpperCase()} = ${!without.includes(part)};`,
     ),
     ...([3, 4] as const).map(levelWords),

@@ -26,7 +26,7 @@ import { compileRows, type RowOp } from './rows.ts';
 import { GpuTop } from './top.ts';
 import type { GpuWeights } from './weights.ts';
 
-const USES_STREAM: boolean = true;
+const USES_STREAM: boolean = false;
 const MAX_ROWS = EPOCH;
 /** Layers that are recorded before they are handed over. */
 const LAYERS_A_SUBMIT = 5;
