@@ -39,6 +39,8 @@ export interface AttendPlan {
 const ITEM_WORDS = 8;
 const SPLIT_WORDS = 7;
 export const SPLIT_BYTES = SPLIT_WORDS * 4;
+/** Where an item's splits begin among all of a plan's. */
+export const firstSplitOf = (plan: AttendPlan, item: number): number => plan.items[item * ITEM_WORDS + 5]!;
 /** Workgroups that a dimension of a dispatch may have: WebGPU's default limit, which devices do not exceed. */
 const MAX_WORKGROUPS = 65535;
 const unit = (bytes: number, what: string): number => {

@@ -32,7 +32,7 @@ export interface WebGpuRecordsOptions {
 
 /** Names the arithmetic: a state is only continued bit for bit on the same kind of device. */
 export const webGpuNumerics = ({ adapterInfo: a }: GPUDevice): string =>
-  ['webgpu/3', a.vendor, a.architecture].filter((part) => part !== '').join(' ');
+  ['webgpu/4', a.vendor, a.architecture].filter((part) => part !== '').join(' ');
 
 /**
  * What a cache needs of its kernels, on a GPU: each call records what is to be done. Maps and counts of records, which the caller determines, are written

@@ -142,17 +142,23 @@ export interface WebGpuAttention {
   readonly subgroups: boolean;
   /** Of a split at most; undefined: as many as whoever plans likes. */
   readonly segments: number | undefined;
+  /** Whether a table of blocks is made before, and read from then on. */
+  readonly describes: boolean;
   /** Bytes of a plan's scratch. */
   scratchBytes(plan: AttendPlan, mass: boolean): Record<'partials' | 'scores' | 'softmax' | 'blocks', number>;
   prepare(options: DevicePlanOptions): DevicePlan;
   bind(bindings: AttendBindings): AttendGroups;
-  /** `pass` opens the pass of the kernel that it is given the name of. */
+  /**
+   * `pass` opens the pass of the kernel that it is given the name of.
+   * @param described `blocks` holds the table of these segments already
+   */
   dispatch(
     pass: (label: string) => GPUComputePassEncoder,
     groups: AttendGroups,
     at: AttendTables,
     plan: AttendPlan,
     mass: boolean,
+    described: boolean,
   ): void;
 }
 
@@ -287,9 +293,10 @@ export function createWebGpuAttention({
     device,
     subgroups,
     segments: stream?.segments ?? split?.segments,
+    describes: describe !== undefined,
     scratchBytes,
-    dispatch(pass, groups, at, plan, mass) {
-      if (describe) describes(pass('attend-describe'), groups, at, plan);
+    dispatch(pass, groups, at, plan, mass, described) {
+      if (describe && !described) describes(pass('attend-describe'), groups, at, plan);
       attends(pass, groups, at, plan, mass);
     },
     bind({ tables: buffer, ...others }) {

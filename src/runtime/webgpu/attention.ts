@@ -9,7 +9,7 @@ import {
 } from '../../kernels/webgpu-cache.ts';
 import {
   type AttendItem,
-  type AttendPlan,
+  firstSplitOf,
   planAttend,
   SPLIT_BYTES,
   splitsOf,
@@ -67,7 +67,13 @@ const turnsOf = (offsets: GapOffsets | undefined): Set<number> => {
   return distinct;
 };
 
-type Scratch<T> = Record<'partials' | 'scores' | 'softmax' | 'blocks', T>;
+type Scratch<T> = Record<'partials' | 'scores' | 'softmax', T>;
+
+/** Where a layer's blocks lie, as the device found it for these segments: a list of them is another one as soon as one of them changed or moved. */
+interface Described {
+  readonly blocks: GPUBuffer;
+  of: readonly { readonly segments: readonly number[]; readonly firstSplit: number }[];
+}
 
 /** Attention of one layer for a chunk: rotates, appends, attends over the packed cache, adds up the mass. */
 export class GpuAttention {
@@ -76,11 +82,14 @@ export class GpuAttention {
   readonly #width: number;
   #queries: GPUBuffer;
   #scratch: Scratch<GPUBuffer>;
+  /** By layer. */
+  readonly #described = new Map<number, Described>();
   #groups:
     | {
         readonly cache: GPUBuffer;
         readonly cosines: GPUBuffer;
-        readonly attend: Map<AttentionKind, AttendGroups>;
+        /** By kind and layer. */
+        readonly attend: Map<string, AttendGroups>;
         readonly append: Map<string, GPUBindGroup>;
       }
     | undefined;
@@ -94,7 +103,6 @@ export class GpuAttention {
       partials: this.#buffer('partials', 16),
       scores: this.#buffer('scores', 16),
       softmax: this.#buffer('softmax', 16),
-      blocks: this.#buffer('blocks', 16),
     };
   }
 
@@ -127,7 +135,7 @@ export class GpuAttention {
           ...{ ...place, segments, visible: slot + 1 + done, position: cache.position + from },
           ...{ q: from * width, out: places.out.at / 4 + from * width, gaps: turned?.gaps },
         };
-        this.#attend(gpu, planAttend([item], count, this.#segments(kind)), mass, kind);
+        this.#attend(gpu, layer, [item], count, mass, kind);
       }
     }
   }
@@ -178,7 +186,7 @@ export class GpuAttention {
           splits += splitsOf(items[end]!, 1, segments);
           if (end > from && splits > MOST_SPLITS) break;
         }
-        this.#attend(gpu, planAttend(items.slice(from, end), 1, segments), mass, kind);
+        this.#attend(gpu, layer, items.slice(from, end), 1, mass, kind);
         from = end;
       }
     }
@@ -236,20 +244,50 @@ export class GpuAttention {
   #segments(kind: AttentionKind): number {
     return this.#o.attend(kind).segments ?? SEGMENTS_PER_SPLIT;
   }
-  #attend(gpu: GPUBuffer, plan: AttendPlan, mass: number, kind: AttentionKind): void {
+  #attend(
+    gpu: GPUBuffer,
+    layer: number,
+    items: readonly AttendItem[],
+    rows: number,
+    mass: number,
+    kind: AttentionKind,
+  ): void {
     const { stream, config } = this.#o;
     const attention = this.#o.attend(kind);
-    this.#grow(attention.scratchBytes(plan, mass !== 0));
+    const plan = planAttend(items, rows, this.#segments(kind));
+    const { blocks, ...scratch } = attention.scratchBytes(plan, mass !== 0);
+    this.#grow(scratch);
     const tables = [planParams(plan, config.attentionScale, mass), plan.items, plan.splits, plan.segments];
     stream.reserve(tables.reduce((sum, { byteLength }) => sum + byteLength + TABLE_ALIGNMENT, 0));
-    const [params, items, splits, segments] = tables.map((data) => stream.table(data)) as [
+    const [params, itemsAt, splits, segments] = tables.map((data) => stream.table(data)) as [
       number,
       number,
       number,
       number,
     ];
-    const at = { params, items, splits, segments };
-    attention.dispatch((label) => stream.pass(label), this.#attendGroups(gpu, kind), at, plan, mass !== 0);
+    const at = { params, items: itemsAt, splits, segments };
+    const table = this.#describedFor(layer, blocks);
+    const of = items.map(({ segments }, i) => ({ segments, firstSplit: firstSplitOf(plan, i) }));
+    const known =
+      of.length === table.of.length &&
+      of.every(
+        ({ segments, firstSplit }, i) =>
+          segments === table.of[i]!.segments && firstSplit === table.of[i]!.firstSplit,
+      );
+    table.of = of;
+    const groups = this.#attendGroups(gpu, kind, layer, table.blocks);
+    attention.dispatch((label) => stream.pass(label), groups, at, plan, mass !== 0, known);
+  }
+  /** A layer's table, with room for so many bytes. */
+  #describedFor(layer: number, bytes: number): Described {
+    const held = this.#described.get(layer);
+    if (held && held.blocks.size >= bytes) return held;
+    if (held) this.#o.stream.retire(held.blocks);
+    const made = { blocks: this.#buffer('blocks', Math.ceil((bytes * 1.5) / 256) * 256), of: [] };
+    this.#described.set(layer, made);
+    for (const key of [...(this.#groups?.attend.keys() ?? [])])
+      if (key.endsWith(` ${layer}`)) this.#groups!.attend.delete(key);
+    return made;
   }
 
   /** The groups that bind this cache buffer; a new one has taken its place after a growth or a compaction. */
@@ -259,15 +297,17 @@ export class GpuAttention {
       this.#groups = { cache, cosines, attend: new Map(), append: new Map() };
     return this.#groups;
   }
-  #attendGroups(cache: GPUBuffer, kind: AttentionKind): AttendGroups {
+  #attendGroups(cache: GPUBuffer, kind: AttentionKind, layer: number, blocks: GPUBuffer): AttendGroups {
     const { attend } = this.#bound(cache);
-    const found = attend.get(kind);
+    // Kernels that want no table share their groups.
+    const key = this.#o.attend(kind).describes ? `${kind} ${layer}` : kind;
+    const found = attend.get(key);
     if (found) return found;
     const { stream, workspace: out } = this.#o;
     const made = this.#o.attend(kind).bind({
-      ...{ tables: stream.tables, cache, queries: this.#queries, out, ...this.#scratch },
+      ...{ tables: stream.tables, cache, queries: this.#queries, out, ...this.#scratch, blocks },
     });
-    attend.set(kind, made);
+    attend.set(key, made);
     return made;
   }
   #appendGroup(cache: GPUBuffer, q: Place, k: Place, v: Place): GPUBindGroup {
@@ -304,10 +344,7 @@ export class GpuAttention {
       this.#o.stream.retire(held);
       return this.#buffer(name, Math.ceil((needed[name] * 1.5) / 256) * 256);
     };
-    this.#scratch = {
-      ...{ partials: atLeast('partials'), scores: atLeast('scores') },
-      ...{ softmax: atLeast('softmax'), blocks: atLeast('blocks') },
-    };
+    this.#scratch = { partials: atLeast('partials'), scores: atLeast('scores'), softmax: atLeast('softmax') };
     if (grown) this.#groups = undefined;
   }
   #buffer(label: string, size: number): GPUBuffer {

@@ -26,7 +26,6 @@ import { compileRows, type RowOp } from './rows.ts';
 import { GpuTop } from './top.ts';
 import type { GpuWeights } from './weights.ts';
 
-const USES_STREAM: boolean = false;
 const MAX_ROWS = EPOCH;
 /** Layers that are recorded before they are handed over. */
 const LAYERS_A_SUBMIT = 5;
@@ -91,8 +90,8 @@ export class GpuForward implements ForwardPass {
     const attentions = new Map<AttentionKind, WebGpuAttention>();
     // Few kinds ever come: they are compiled when one does.
     const attend = (kind: AttentionKind): WebGpuAttention => {
-      // Narrow heads have no kernel that multiplies integers; the one for others is not yet in use.
-      const key = kind === 'integer' && !(USES_STREAM && isSplittable(config)) ? 'float' : kind;
+      // Narrow heads have no kernel that multiplies integers.
+      const key = kind === 'integer' && !isSplittable(config) ? 'float' : kind;
       const found = attentions.get(key);
       if (found) return found;
       const made = createWebGpuAttention({
