@@ -129,20 +129,64 @@ export const isPlain = (c: CacheCase): boolean =>
     Array.from({ length: tokens }, (_, t) => tier(0, t)).some((id) => TIERS[id]?.plain),
   );
 
-/** Depth 4,096 in one tier beside a window of 64 and four sinks: what a token, and a prefill chunk of 128, attend to. */
-export const BENCH_CASES: readonly CacheCase[] = [1, 128].flatMap((rows) =>
-  [...TIER_NAMES.filter((name) => name !== 'f32'), 'mixed'].map((name) => ({
-    name,
-    ...smol,
-    segments: Array.from({ length: 32 }, () => ({
-      tokens: 128,
-      tier: name === 'mixed' ? mixed(2) : all(name),
+/**
+ * Records of a cache of 7,168 tokens at a ratio of 8: sixteen that have the mean tokens by tier, tiers a record and empty records of the 5,040 that
+ * `adkvc bench --policy adkvc --ratio 8 --context 7168` leaves. What a record does not keep is dropped.
+ */
+const DEEP_TIERS = ['8,8', '8,4', '4,4', '4,2', '3,2', '2,2', '2,1'].map(tierNamed);
+const DEEP_RECORDS: readonly (readonly number[])[] = [
+  [0, 0, 0, 0, 4],
+  [0, 0, 0, 0, 16],
+  [0, 0, 0, 0, 84, 44],
+  [0, 12, 28, 16, 72],
+  [],
+  [],
+  [0, 4, 124],
+  [4, 0, 8, 0, 116],
+  [0, 0, 0, 0, 108, 20],
+  [0, 0, 0, 0, 128],
+  [],
+  [0, 4, 20, 20, 84],
+  [],
+  [0, 0, 0, 0, 0, 4, 60],
+  [0, 0, 0, 0, 0, 128],
+  [0, 0, 8, 0, 8, 36, 76],
+];
+const DEEP_SEGMENTS: readonly SegmentCase[] = Array.from({ length: 56 }, (_, segment) => {
+  const tiers = Array.from({ length: smol.kvHeads }, (_, kvHead) => {
+    const counts = DEEP_RECORDS[((segment * smol.kvHeads + kvHead) * 5) % DEEP_RECORDS.length]!;
+    return counts.flatMap((n, i) => Array.from({ length: n }, () => DEEP_TIERS[i]!));
+  });
+  return { tokens: 128, tier: (kvHead, t) => tiers[kvHead]![t] ?? DROP };
+});
+
+/**
+ * What a token, a short message and a prefill chunk attend to: depth 4,096 in one tier beside a window of 64 and four sinks, and 7,168 tokens as
+ * they really lie.
+ */
+export const BENCH_CASES: readonly CacheCase[] = [
+  ...[1, 128].flatMap((rows) =>
+    [...TIER_NAMES.filter((name) => name !== 'f32'), 'mixed'].map((name) => ({
+      name,
+      ...smol,
+      segments: Array.from({ length: 32 }, () => ({
+        tokens: 128,
+        tier: name === 'mixed' ? mixed(2) : all(name),
+      })),
+      visible: 69,
+      rows,
+      bits: 16 as const,
     })),
-    visible: 69,
+  ),
+  ...[1, 15, 128].map((rows) => ({
+    name: 'deep',
+    ...smol,
+    segments: DEEP_SEGMENTS,
+    visible: 132,
     rows,
     bits: 16 as const,
   })),
-);
+];
 
 /** mulberry32: uniform in [0, 1). */
 export function seeded(seed: number): () => number {
