@@ -127,12 +127,11 @@ export async function benchWebGpuAttention(options: AttentionBenchOptions): Prom
 /** A variant's kernels, or why the device cannot have them. */
 function attentionOf(
   { device, shaders, shape }: AttentionBenchOptions,
-  { split, stream }: AttentionVariant,
+  { stream }: AttentionVariant,
 ): WebGpuAttention | string {
   try {
     return createWebGpuAttention({
       ...{ device, shaders, shape, subgroups: subgroupsOf(device) },
-      ...(split && { split }),
       ...(stream && { stream }),
     });
   } catch (error) {
@@ -166,7 +165,7 @@ async function attendMix(
   { device, shape, conversations, context }: AttentionBenchOptions,
   attention: WebGpuAttention,
   { data, caches, queries, out, checked, expected }: ReturnType<typeof placed>,
-  { segmentsPerSplit, split, stream }: AttentionVariant,
+  { segmentsPerSplit, stream }: AttentionVariant,
   copy: number,
 ): Promise<MixResult> {
   const { heads, kvHeads, headDim } = shape;
@@ -174,7 +173,7 @@ async function attendMix(
   const scale = 1 / Math.sqrt(headDim);
   const plans = caches.map((cache) => attention.prepare({ plan, scale, mass: 0, cache, queries, out }));
   const milliseconds = await timed(device, (pass, i) => plans[i % plans.length]!.attend(pass));
-  const whole = split?.keys !== false && split?.values !== false && !stream?.without?.length;
+  const whole = !stream?.without?.length;
   const width = heads * headDim;
   const result = new Float32Array(await bytesOf(device, out));
   let largestDifference = 0;

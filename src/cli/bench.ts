@@ -142,7 +142,7 @@ export function benchCommand(program: Command): void {
     )
     .option(
       '--variant <name...>',
-      'with --webgpu-attention: what attends, as float@4, split-4-4-8, or sweep for all that are worth knowing',
+      'with --webgpu-attention: what attends, as float@4, stream-4-8-1-22, or sweep for all that are worth knowing',
     )
     .option(
       '--unclamped',

@@ -1,17 +1,7 @@
 import { UnsupportedModelError } from '../core/errors.ts';
+import { isSplittable, type StreamDivision, streamPrelude, tableVectors } from './webgpu-attend-stream.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
 import { attendPrelude, fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
-import {
-  checkSplit,
-  isSplittable,
-  ownBlocks,
-  type SplitDivision,
-  type SplitParts,
-  type StreamDivision,
-  splitPrelude,
-  streamPrelude,
-  tableVectors,
-} from './webgpu-split.ts';
 import { TABLE_WINDOW } from './webgpu-stream.ts';
 import { COMPUTE, COPY_DST, STORAGE, UNIFORM } from './webgpu-usage.ts';
 
@@ -20,9 +10,7 @@ export const SHADER_FILES = [
   'lanes',
   'lanes-subgroup',
   'lanes-workgroup',
-  'attend-bindings',
   'attend',
-  'attend-split',
   'attend-describe',
   'attend-stream',
   'attend-combine',
@@ -52,9 +40,7 @@ export interface WebGpuAttentionOptions {
   readonly shape: HeadShape;
   /** Exchange between lanes by subgroup operations. Only where the device has them in subgroups of exactly 32: see `subgroupsOf`. */
   readonly subgroups: boolean;
-  /** attend-split.wgsl instead of attend.wgsl, divided so: not yet measured on a real GPU. */
-  readonly split?: SplitDivision & Partial<SplitParts>;
-  /** attend-stream.wgsl, divided so: not yet measured on a real GPU. With `describes` the table of blocks is made by each dispatch, else when a plan is prepared. */
+  /** attend-stream.wgsl instead of attend.wgsl, divided so: codes are multiplied as integers. With `describes` the table of blocks is made by each dispatch, else when a plan is prepared. */
   readonly stream?: StreamDivision & { readonly describes?: boolean };
   /** The output leaves the Hadamard rotation, as whoever reads it next wants. */
   readonly unrotated?: boolean;
@@ -162,13 +148,12 @@ export interface WebGpuAttention {
   ): void;
 }
 
-/** Attention over the packed cache on a GPU: shaders/attend*.wgsl. The bytes are those of layout.ts; arithmetic is float32 throughout. */
+/** Attention over the packed cache on a GPU: shaders/attend*.wgsl. The bytes are those of layout.ts. */
 export function createWebGpuAttention({
   device,
   shaders,
   shape,
   subgroups,
-  split,
   stream,
   unrotated = false,
   plain = false,
@@ -179,8 +164,6 @@ export function createWebGpuAttention({
       `${heads} heads over ${kvHeads} of ${headDim} channels: the WebGPU kernels want a multiple of 4 channels, at most 256`,
     );
   const prelude = shaderPrelude(shape, plain);
-  if (split && plain) throw new UnsupportedModelError('attention of whole splits reads no plain tiers');
-  if (split) checkSplit(device.limits, shape, split);
   const group = heads / kvHeads;
   if (stream && (plain || !isSplittable(shape)))
     throw new UnsupportedModelError('attention of streams wants 64 or 128 channels and no plain tiers');
@@ -196,15 +179,12 @@ export function createWebGpuAttention({
         streamPrelude(stream),
         unroll(shaders['attend-stream'], { h: group, p: stream.pairs, v: stream.valuePairs, t: 4 }),
       ]
-    : split
-      ? [splitPrelude(split), unroll(shaders['attend-split'], { h: group, p: 2, c: 4, j: ownBlocks(split) })]
-      : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
+    : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
   const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
     ...(subgroups ? ['enable subgroups;', shaders['lanes-subgroup']] : [shaders['lanes-workgroup']]),
     shaders.lanes,
     prelude,
     shaders.common,
-    ...(stream ? [] : [shaders['attend-bindings']]),
     ...own,
   ]);
   const describe =
@@ -292,7 +272,7 @@ export function createWebGpuAttention({
   return {
     device,
     subgroups,
-    segments: stream?.segments ?? split?.segments,
+    segments: stream?.segments,
     describes: describe !== undefined,
     scratchBytes,
     dispatch(pass, groups, at, plan, mass, described) {

@@ -1,7 +1,7 @@
 import type { Arena } from '../../src/core/arena.ts';
 import { createWebGpuAttention, type WebGpuAttention } from '../../src/kernels/webgpu.ts';
+import type { StreamDivision } from '../../src/kernels/webgpu-attend-stream.ts';
 import { planAttend } from '../../src/kernels/webgpu-plan.ts';
-import type { SplitDivision, StreamDivision } from '../../src/kernels/webgpu-split.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { readBack, shaders, uploaded } from '../helpers/webgpu.ts';
 import { MASS_UNIT } from './attend-truth.ts';
@@ -13,11 +13,10 @@ export function attentionOf(
   device: GPUDevice,
   c: CacheCase,
   subgroups: boolean,
-  split?: SplitDivision,
   stream?: StreamDivision,
 ): WebGpuAttention {
   const plain = isPlain(c);
-  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, split, stream, plain]);
+  const key = JSON.stringify([c.heads, c.kvHeads, c.headDim, subgroups, stream, plain]);
   const found =
     made.get(key) ??
     createWebGpuAttention({
@@ -26,7 +25,6 @@ export function attentionOf(
       shape: c,
       subgroups,
       plain,
-      ...(split && { split }),
       ...(stream && { stream }),
     });
   made.set(key, found);
@@ -47,7 +45,6 @@ export async function attendOnDevice(
   built: BuiltCache,
   options: {
     subgroups: boolean;
-    split?: SplitDivision;
     stream?: StreamDivision;
     mass?: boolean;
     massMode?: 'sum' | 'max';
@@ -61,7 +58,7 @@ export async function attendOnDevice(
   const { from = 0, rows = c.rows, segmentsPerSplit = 2, subgroups, mass = false } = options;
   const width = c.heads * c.headDim;
   device.pushErrorScope('validation');
-  const attention = attentionOf(device, c, subgroups, options.split, options.stream);
+  const attention = attentionOf(device, c, subgroups, options.stream);
   const cache = uploaded(device, new Uint8Array(arena.memory.buffer));
   const out = uploaded(device, new Uint8Array(rows * width * 4).fill(0xff));
   const plan = planAttend(

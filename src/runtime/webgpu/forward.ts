@@ -8,10 +8,10 @@ import {
   subgroupsOf,
   type WebGpuAttention,
 } from '../../kernels/webgpu.ts';
+import { isSplittable, STREAM } from '../../kernels/webgpu-attend-stream.ts';
 import { createWebGpuCacheKernels, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
 import { WebGpuDense } from '../../kernels/webgpu-dense.ts';
 import { createWebGpuRecords, type WebGpuRecords } from '../../kernels/webgpu-records.ts';
-import { isSplittable, STREAM } from '../../kernels/webgpu-split.ts';
 import { CommandStream } from '../../kernels/webgpu-stream.ts';
 import { COPY_DST, COPY_SRC, STORAGE } from '../../kernels/webgpu-usage.ts';
 import { type ForwardOptions, type LogitSink, openChunk, type StepJob } from '../chunk.ts';

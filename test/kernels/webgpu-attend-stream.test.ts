@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { exactMassAt } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { subgroupsOf } from '../../src/kernels/webgpu.ts';
-import { isSplittable, type StreamDivision } from '../../src/kernels/webgpu-split.ts';
+import { isSplittable, type StreamDivision } from '../../src/kernels/webgpu-attend-stream.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { testDevice } from '../helpers/webgpu.ts';
 import { attendTruth, largestDifference, MASS_UNIT, massesOf } from './attend-truth.ts';
