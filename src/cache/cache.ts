@@ -171,7 +171,7 @@ export class KvCache {
 
   /** Readies a layer for a run, `from` rows of the chunk having been appended. @returns the slot of the run's first row */
   begin(layer: number, run: { from: number; rows: number; settle: boolean }): number {
-    if (run.settle) this.#settle(layer, run.from);
+    if (run.settle) this.#settle(layer, run.from, run.rows);
     const slot = this.exactCount(layer) + run.from;
     this.exact.resize(layer, slot, stepped(slot + run.rows));
     return slot;
@@ -348,7 +348,7 @@ export class KvCache {
   applyNow(): void {
     this.#advancePlan(1);
     for (let layer = 0; layer < this.layers; layer++)
-      if (this.#pending?.isWaiting(layer)) this.#settle(layer, 0);
+      if (this.#pending?.isWaiting(layer)) this.#settle(layer, 0, 0);
     this.#dropPlan();
   }
 
@@ -357,8 +357,8 @@ export class KvCache {
     this.#pending = undefined;
   }
 
-  /** Gives a layer the newest plan: changed segments are rewritten, the newest one is made. `appended`: rows beyond the position. */
-  #settle(layer: number, appended: number): void {
+  /** Gives a layer the newest plan: changed segments are rewritten, the newest one is made. `appended`: rows beyond the position; `coming`: rows that are next. */
+  #settle(layer: number, appended: number, coming: number): void {
     const { kernels } = this.context;
     const pending = this.#pending!;
     const version = shownFrom(pending.epoch, layer, this.layers);
@@ -375,7 +375,8 @@ export class KvCache {
       this.packed.encode(layer, span, { tiers, from }, version, () => this.exactRef(layer), sinks);
       const left = sinks + span.tokens;
       if (used > left) kernels.moveExact(this.exactRef(layer), left, sinks, used - left);
-      this.exact.resize(layer, used - span.tokens, stepped(used - span.tokens), true);
+      const kept = used - span.tokens;
+      this.exact.resize(layer, kept, stepped(kept + coming), true);
     }
   }
 

@@ -9,7 +9,7 @@ export const stepped = (slots: number): number => Math.ceil(slots / EXACT_STEP) 
 /** Sinks, window and current epoch of every layer: one arena block a layer, as layout.ts says. */
 export class ExactPart {
   readonly #arena: Arena;
-  readonly #kernels: Pick<RecordKernels, 'copyBytes'>;
+  readonly #kernels: Pick<RecordKernels, 'copyBytes' | 'fetch'>;
   readonly #shape: Omit<ExactLayout, 'capacity'>;
   readonly #blocks: (BlockId | undefined)[];
   readonly #capacity: Int32Array;
@@ -17,7 +17,7 @@ export class ExactPart {
   bytes = 0;
 
   constructor(
-    kernels: Pick<RecordKernels, 'arena' | 'copyBytes'>,
+    kernels: Pick<RecordKernels, 'arena' | 'copyBytes' | 'fetch'>,
     layers: number,
     shape: Omit<ExactLayout, 'capacity'>,
   ) {
@@ -50,12 +50,17 @@ export class ExactPart {
     return this.#blocks[layer] !== undefined;
   }
 
-  /** Gives a layer at least `capacity` slots, or exactly that many where it may shrink, keeping the first `used`. */
+  /** Gives a layer at least `capacity` slots, or exactly that many where it may shrink, keeping the first `used`; then the others are zero. */
   resize(layer: number, used: number, capacity: number, shrink = false): void {
     const before = this.#capacity[layer]!;
-    if (capacity === before || (capacity < before && !shrink)) return;
+    if (shrink ? capacity === before && used === before : capacity <= before) return;
     const from = this.#layout(before);
     const to = this.#layout(capacity);
+    // Not where memory is a GPU's, as in PackedPart.
+    if (capacity <= before && !this.#kernels.fetch) {
+      this.#shrink(layer, Math.min(used, capacity), from, to);
+      return;
+    }
     const id = this.#arena.alloc(exactBytes(to), 'the exact part of a cache');
     this.bytes += this.#arena.size(id);
     const old = this.#blocks[layer];
@@ -76,6 +81,30 @@ export class ExactPart {
     }
     this.#blocks[layer] = id;
     this.#capacity[layer] = capacity;
+  }
+
+  /** Moves what is kept down within the layer's block, and gives back its end: no copy that stands beside it, and less that compaction must move. */
+  #shrink(layer: number, kept: number, from: ExactLayout, to: ExactLayout): void {
+    const id = this.#blocks[layer]!;
+    const at = this.#arena.ptr(id);
+    const bytes = this.#arena.bytes(id);
+    // Parts lie in the same order, each not above where it lay, so that none is overwritten before it has moved. What is behind the kept ones is zero again.
+    const move = (source: number, target: number, count: number, end: number): void => {
+      if (source !== target) this.#kernels.copyBytes(at + source, at + target, count);
+      bytes.fill(0, target + count, end);
+    };
+    const row = (to.headDim * to.bits) / 8;
+    for (let h = 0; h < to.kvHeads; h++) {
+      move(exactKAt(from, h), exactKAt(to, h), kept * row, exactVAt(to, h));
+      move(exactVAt(from, h), exactVAt(to, h), kept * row, exactKAt(to, h + 1));
+    }
+    if (to.mass)
+      for (let h = 0; h < to.kvHeads; h++)
+        move(exactMassAt(from, h), exactMassAt(to, h), kept * 2, exactMassAt(to, h + 1));
+    const held = this.#arena.size(id);
+    this.#arena.shrink(id, exactBytes(to));
+    this.bytes -= held - this.#arena.size(id);
+    this.#capacity[layer] = to.capacity;
   }
 
   /** Views of the first `used` slots: per kvHead keys and values, then per kvHead their mass. */
