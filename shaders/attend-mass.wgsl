@@ -1,6 +1,6 @@
 // Adds round(p * massUnit + dither) of every row and head to each cell's u16 mass, saturating; dither of the query as layout and kernels say. A negative
 // massUnit: a cell keeps the largest round(p * -massUnit) instead, without dither.
-// One thread a pair of cells, so that no order matters. Dispatch [splits, KV_HEADS], 128 threads.
+// One thread a pair of cells, so that no order matters. Dispatch [splits, KV_HEADS, most segments of a split], 128 threads.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> words: array<u32>;     // the cache
@@ -50,6 +50,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let split = splits[id.x];
   let item = items[split.item];
   let kvHead = id.y;
+  // A workgroup a segment; a piece of the exact part counts as one.
+  if (id.z >= max(split.count, 1u)) { return; }
   if (split.count == 0u) {
     // Sinks with queries of their own: the rest of their piece has them, too.
     if (thread >= 64u || split.to < SEGMENT_TOKENS) { return; }
@@ -66,14 +68,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     return;
   }
-  for (var i = 0u; i < split.count; i++) {
-    let block = segments[split.first + i];
-    var mass = block * 4u + words[block * 4u + 2u] / 4u;
-    for (var h = 0u; h < kvHead; h++) { mass += cellsOf(block, h) / 2u; }
-    let pairs = cellsOf(block, kvHead) / 2u;
-    for (var pair = thread; pair < pairs; pair += 128u) {
-      let score = split.scores + i * MAX_CELLS + pair * 2u;
-      add(mass + pair, massOf(split.item, kvHead, score, 0u), massOf(split.item, kvHead, score + 1u, 0u));
-    }
+  let block = segments[split.first + id.z];
+  var mass = block * 4u + words[block * 4u + 2u] / 4u;
+  for (var h = 0u; h < kvHead; h++) { mass += cellsOf(block, h) / 2u; }
+  let pairs = cellsOf(block, kvHead) / 2u;
+  for (var pair = thread; pair < pairs; pair += 128u) {
+    let score = split.scores + id.z * MAX_CELLS + pair * 2u;
+    add(mass + pair, massOf(split.item, kvHead, score, 0u), massOf(split.item, kvHead, score + 1u, 0u));
   }
 }

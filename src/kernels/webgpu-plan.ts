@@ -28,6 +28,8 @@ export interface AttendPlan {
   readonly rows: number;
   readonly itemCount: number;
   readonly splitCount: number;
+  /** Of a split; 1 at least. */
+  readonly mostSegments: number;
   readonly items: Uint32Array<ArrayBuffer>;
   readonly splits: Uint32Array<ArrayBuffer>;
   readonly segments: Uint32Array<ArrayBuffer>;
@@ -84,7 +86,7 @@ export function planAttend(items: readonly AttendItem[], rows: number, segmentsP
   const itemWords = new Uint32Array(items.length * ITEM_WORDS);
   const splitWords = new Uint32Array(splitCount * SPLIT_WORDS);
   const segments = new Uint32Array(Math.max(1, segmentCount));
-  let [itemAt, splitAt, segmentAt, cells] = [0, 0, 0, 0];
+  let [itemAt, splitAt, segmentAt, cells, mostSegments] = [0, 0, 0, 0, 1];
   const split = (
     item: number,
     first: number,
@@ -96,6 +98,7 @@ export function planAttend(items: readonly AttendItem[], rows: number, segmentsP
     splitWords[splitAt++] = item;
     splitWords[splitAt++] = first;
     splitWords[splitAt++] = count;
+    mostSegments = Math.max(mostSegments, count);
     splitWords[splitAt++] = cells;
     splitWords[splitAt++] = q;
     splitWords[splitAt++] = from;
@@ -128,7 +131,7 @@ export function planAttend(items: readonly AttendItem[], rows: number, segmentsP
     itemWords[itemAt++] = a.position;
   });
   return {
-    ...{ rows, itemCount: items.length, splitCount, segments, scoreCells: cells },
+    ...{ rows, itemCount: items.length, splitCount, mostSegments, segments, scoreCells: cells },
     ...{ items: itemWords, splits: splitWords },
   };
 }

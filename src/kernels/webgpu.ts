@@ -225,7 +225,7 @@ export function createWebGpuAttention({
     plan: AttendPlan,
     mass: boolean,
   ) => {
-    const { rows, splitCount, itemCount } = plan;
+    const { rows, splitCount, itemCount, mostSegments } = plan;
     const { params, items, splits, segments } = at;
     let open = pass('attend');
     open.setPipeline(attend.pipeline);
@@ -239,7 +239,7 @@ export function createWebGpuAttention({
     open = pass('attend-mass');
     open.setPipeline(addMass.pipeline);
     open.setBindGroup(0, groups.mass, [params, items, splits, segments]);
-    open.dispatchWorkgroups(splitCount, kvHeads);
+    open.dispatchWorkgroups(splitCount, kvHeads, mostSegments);
   };
   const scratchBytes: WebGpuAttention['scratchBytes'] = (
     { rows, itemCount, splitCount, scoreCells },
