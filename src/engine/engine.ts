@@ -8,7 +8,7 @@ import { worstCaseBytes } from '../cache/worst-case.ts';
 import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
 import type { RecordKernels } from '../kernels/kernels.ts';
-import type { ForwardPass } from '../runtime/forward.ts';
+import { type ForwardPass, SLICE_MACS } from '../runtime/forward.ts';
 import type { LoadedModel } from '../runtime/model.ts';
 import { messageMarks } from './message-marks.ts';
 import type { ChatTemplate, Engine, EngineCache, RunOptions, Tokenizer, TopLogits } from './types.ts';
@@ -31,6 +31,12 @@ export interface EngineParts {
 
 /** Rows a chunk has while other turns wait: results do not depend on it (kernels are row-invariant), waiting does. */
 export const SHARED_CHUNK = 32;
+
+/**
+ * Decoding steps between two yields, at most: a macrotask of workerd's that lets others in takes more than a millisecond (its timers count in them), a tenth of a
+ * step. Who waits for the workspace is not kept waiting by it: the next step queues behind them.
+ */
+const STEPS_BETWEEN_YIELDS = 4;
 
 /** Makes a value when it is first asked for. */
 function once<T>(make: () => T): () => T {
@@ -70,6 +76,19 @@ export function createEngine(parts: EngineParts): ModelEngine {
   };
   const limitOf = (config: KvCache['config']): number => positionLimit(model, config);
   const workspace = new Workspace(forward);
+  /** Multiply-adds of a decoding step: a weight is half a byte or more. */
+  const stepMacs = (position: number): number =>
+    2 * loaded.weightBytes + position * model.headDim * 2 * model.heads * model.layers;
+  let steps = 0;
+  let macs = 0;
+  /** After a decoding step: whether as much was computed since others were last let in as a slice of a prefill takes. */
+  const sliceIsFull = (position: number): boolean => {
+    macs += stepMacs(position);
+    if (++steps < STEPS_BETWEEN_YIELDS && macs < SLICE_MACS) return false;
+    steps = 0;
+    macs = 0;
+    return true;
+  };
 
   async function feedEach(
     engineCache: EngineCache,
@@ -119,7 +138,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
         });
         at += rows;
       });
-      await options.yield?.();
+      if (ids.length > 1 || sliceIsFull(cache.position)) await options.yield?.();
     }
   }
 

@@ -18,7 +18,7 @@ export const MAX_ROWS = EPOCH;
 /** Rows of logits computed at a time: 16 x 49,152 x 4 = 3.1 MB. A host that only ever wants the last row needs one. */
 const LOGIT_ROWS = 16;
 /** Multiply-adds between two yields: about 50 ms at the speed of a slow core. A Worker's clock stands still while it computes, so work is counted instead of time. */
-const SLICE_MACS = 5e8;
+export const SLICE_MACS = 5e8;
 /** Segments that the table of addresses holds: far past any trained length. */
 const MAX_SEGMENTS = 4096;
 

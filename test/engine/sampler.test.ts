@@ -22,6 +22,18 @@ describe('sample', () => {
     });
   });
 
+  it('draws from a whole vocabulary what exact exponentials summed in order give', () => {
+    const values = Array.from({ length: 5000 }, (_, i) => 6 * Math.sin(i * i) - (i % 7));
+    const max = Math.max(...values);
+    for (let position = 0; position < 200; position++) {
+      const total = values.reduce((sum, l) => sum + Math.exp(l - max), 0);
+      let left = uniform01(5, position) * total;
+      const expected = values.findIndex((l) => (left -= Math.exp(l - max)) < 0);
+      const options = { ...GREEDY, temperature: 1, seed: 5 };
+      expect(sample(logits(...values), options, position, [], []).id).toBe(expected);
+    }
+  });
+
   it('is a pure function of seed and position', () => {
     const draw = (seed: number, position: number): number =>
       sample(logits(0, 0, 0, 0, 0, 0, 0, 0), { ...GREEDY, temperature: 1, seed }, position, [], []).id;
