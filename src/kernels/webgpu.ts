@@ -10,6 +10,7 @@ export const SHADER_FILES = [
   'lanes',
   'lanes-subgroup',
   'lanes-workgroup',
+  'attend-bindings',
   'attend',
   'attend-describe',
   'attend-stream',
@@ -185,6 +186,7 @@ export function createWebGpuAttention({
     shaders.lanes,
     prelude,
     shaders.common,
+    shaders['attend-bindings'],
     ...own,
   ]);
   const describe =

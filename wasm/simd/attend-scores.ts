@@ -1,12 +1,11 @@
 import {
-  chunks, FLOAT_PIECE, GROUPS, headDim, integer, ldBytes, ldInteger, ldScores, mean, panel, params, qBytes, qFloat,
-  qInteger, readsPacked, scales, scores, tile,
+  chunks, FLOAT_PIECE, floatRows, GROUPS, headDim, integer, ldBytes, ldInteger, ldScores, mean, panel, params, qBytes,
+  qFloat, qInteger, readsPacked, scales, scores, tile,
 } from './attend-tile';
 import { SPREAD, SPREAD_FINE } from './attend-queries';
 import { scoresF32, scoresI16 } from './dots';
 import { scoresI8 } from './dots-i8';
 import { Group, groupAt, halfBlockBytes, isPlain, kBitsOf, recordCells } from './groups';
-import { halvesToFloats } from './half';
 import { scoresBytes3, scoresPacked } from './packed-keys';
 import { loadScales } from './scales';
 import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
@@ -14,14 +13,9 @@ import { unpackBytes } from './unpack-i8';
 
 /** Scores of n cells held as f32 or f16 rows. */
 export function scoreFloats(bits: i32, rows: usize, n: i32, cell: i32): void {
-  const bytes = <usize>(headDim * bits) >> 3;
   for (let first = 0; first < n; first += FLOAT_PIECE) {
     const count = min(FLOAT_PIECE, n - first);
-    let from = rows + <usize>first * bytes;
-    if (bits == 16) {
-      halvesToFloats(from, count * headDim, panel);
-      from = panel;
-    }
+    const from = floatRows(bits, rows, first, count);
     scoresF32(tile, from, count, headDim, qFloat, scores + (<usize>(cell + first) << 2), ldScores);
   }
 }

@@ -1,3 +1,5 @@
+import { halvesToFloats } from './half';
+
 /** A call of attend and its tile of queries: set here, so that the steps of attention need not pass twenty arguments on. */
 
 /** The most cells of a record (each tier's are padded to 4) and of a part of the exact slots: their weights are made at once. */
@@ -88,4 +90,12 @@ export function queryOffset(query: i32, group: i32, ld: i32): usize {
 @inline
 export function readsPacked(): bool {
   return (tile == 3 || tile == 4) && (chunks & 3) == 0;
+}
+
+/** Where `count` cells of f32 or f16 rows, from the `first` on, stand as f32: in place, or widened into `panel` (FLOAT_PIECE at most). */
+export function floatRows(bits: i32, rows: usize, first: i32, count: i32): usize {
+  const from = rows + ((<usize>first * <usize>(headDim * bits)) >> 3);
+  if (bits != 16) return from;
+  halvesToFloats(from, count * headDim, panel);
+  return panel;
 }

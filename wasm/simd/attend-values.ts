@@ -1,13 +1,13 @@
 import {
-  chunks, FLOAT_PIECE, GROUPS, headDim, integer, largestMass, ldScores, ldSums, panel, params, PIECE, readsPacked,
-  scales, scores, sums, tile, weights,
+  chunks, FLOAT_PIECE, floatRows, GROUPS, headDim, integer, largestMass, ldScores, ldSums, panel, params, PIECE,
+  readsPacked, scales, scores, sums, tile, weights,
 } from './attend-tile';
 import { addMass, floatWeights, integerWeights } from './attend-weights';
 import { weighF32, weighI16 } from './dots';
 import { weighI8 } from './dots-i8';
 import { spreadWeightsOf3, spreadWeightsOf4, weightsOf } from './few-weights';
 import { Group, groupAt, halfBlockBytes, isPlain, recordCells, vBitsOf } from './groups';
-import { halvesToFloats, pad4 } from './half';
+import { pad4 } from './half';
 import { clearPacked, finishPacked, touch, weighPacked, weighsPacked } from './packed-values';
 import { loadScales } from './scales';
 import { decodePlainRows, decodeRows, unpackLevels } from './unpack';
@@ -22,14 +22,9 @@ export function weighExact(bits: i32, rows: usize, n: i32, cell: i32, massAt: us
 
 /** Adds n cells held as f32 or f16 rows, weighed by `weights`. */
 function weighFloats(bits: i32, rows: usize, n: i32): void {
-  const bytes = <usize>(headDim * bits) >> 3;
   for (let first = 0; first < n; first += FLOAT_PIECE) {
     const count = min(FLOAT_PIECE, n - first);
-    let from = rows + <usize>first * bytes;
-    if (bits == 16) {
-      halvesToFloats(from, count * headDim, panel);
-      from = panel;
-    }
+    const from = floatRows(bits, rows, first, count);
     weighF32(tile, from, count, headDim, weights + (<usize>first << 4), PIECE * 16, sums, ldSums);
   }
 }

@@ -155,14 +155,16 @@ export function relativeRelevance(
   return relevance;
 }
 
-/** The same head by head, as Tracker's `lines`. */
+/** The same head by head, as Tracker's `lines`. @param seen is shown the tracker's own relevance */
 export function relativeLines(
   view: CacheView,
   o: Pick<AdkvcOptions, 'tracker' | 'pool' | 'block' | 'floor'>,
+  seen?: (line: Float32Array, head: number) => void,
 ): (line: Float32Array, head: number) => void {
   const read = o.tracker.lines(view);
   return (line, head) => {
     read(line, head);
+    seen?.(line, head);
     prepare(line, o);
   };
 }
@@ -201,14 +203,11 @@ export function profiledPolicy(
 
   function* planSteps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
     const sensitivity = profile || !o.estimate ? undefined : new Float64Array(view.layers * view.kvHeads);
-    const read = o.tracker.lines(view);
     return yield* allocateSteps({
       view,
-      relevance: (line, head) => {
-        read(line, head);
+      relevance: relativeLines(view, o, (line, head) => {
         if (sensitivity) sensitivity[head] = concentration(line);
-        prepare(line, o);
-      },
+      }),
       options,
       distortions: () => (sensitivity ? relativeTo(sensitivity) : harm),
       budgetBytes: budget.recordBytes,
