@@ -19,8 +19,14 @@ import { AdkvcError, CorruptDataError, InvalidInputError } from '../core/errors.
 import type { CacheFigures } from './meter.ts';
 import type { Protocol, Speed } from './task.ts';
 
-/** Raised when rows of an older program must not be taken for finished. */
-export const ROW_VERSION = 1;
+/** Raised when rows of an older program must not be taken for finished, whatever their policy. */
+const ROW_VERSION = 1;
+
+/** The same for one policy: other constants than before complete its configurations. */
+const PLAN_VERSIONS: Readonly<Record<string, number>> = { adkvc: 2, 'adkvc-quantize': 2 };
+
+/** What a row's key says of the program that made it. */
+export const rowVersion = (policy: string): number => PLAN_VERSIONS[policy] ?? ROW_VERSION;
 
 /** What decides a row's scores: the same spec gives the same scores. */
 export interface RowSpec {
@@ -80,7 +86,7 @@ const canonical = (value: unknown): string =>
 /** 128 bits of sha256 over the spec, in hex. */
 export const rowKey = (spec: RowSpec): string =>
   createHash('sha256')
-    .update(canonical({ rowVersion: ROW_VERSION, ...spec }))
+    .update(canonical({ rowVersion: rowVersion(spec.config.policy), ...spec }))
     .digest('hex')
     .slice(0, 32);
 

@@ -18,7 +18,7 @@ import { TRACKERS } from '../trackers/registry.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
 /** Few tiers do as well as ten (docs/evaluation.md, "Constants"), and each costs padding in every record that uses it. */
-const LADDER = ['8,8', '8,4', '4,4', '4,2', '3,2', '2,2', '2,1', 'drop'].map(tierNamed);
+const LADDER = ['8,8', '8,4', '4,4', '4,2', '3,2', '2,1', 'drop'].map(tierNamed);
 
 /**
  * Divergence of a uniform run at b bits relative to 2 bits, measured on SmolLM2-135M (KL of the last half of 8k tokens; keys centred,
