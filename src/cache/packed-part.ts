@@ -1,6 +1,7 @@
 import { type Arena, align, type BlockId, type Ptr } from '../core/arena.ts';
 import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
 import { countTiers, segmentHeaderBytes } from '../kernels/layout.ts';
+import type { Pieces } from './persist.ts';
 import { layOut, type SegmentBlock, SegmentReader, type SegmentSpan, writeHeader } from './segments.ts';
 
 export interface PackedShape {
@@ -53,15 +54,18 @@ export class PackedPart {
     return this.#ptrs[layer];
   }
   /** The masses of a layer's blocks, each behind what is stored of it. */
-  masses(layer: number): Uint8Array[] {
+  masses(layer: number): Pieces {
     const { buffer } = this.#arena.memory;
     const words = new Uint32Array(buffer, 0, buffer.byteLength >> 2);
-    return this.blocks[layer]!.map(({ id }) => {
-      const at = this.#arena.ptr(id);
+    const blocks = this.blocks[layer]!;
+    const at = this.ptrs(layer);
+    const ranges = new Int32Array(2 * blocks.length);
+    for (let s = 0; s < blocks.length; s++) {
       // As SegmentReader's storedBytes.
-      const stored = words[(at >> 2) + 2]!;
-      return new Uint8Array(buffer, at + stored, this.#arena.size(id) - stored);
-    });
+      ranges[2 * s] = at[s]! + words[(at[s]! >> 2) + 2]!;
+      ranges[2 * s + 1] = at[s]! + this.#arena.size(blocks[s]!.id);
+    }
+    return { memory: new Uint8Array(buffer), ranges };
   }
   bytesOf(layer: number, segment: number): number {
     const block = this.blocks[layer]![segment];

@@ -49,11 +49,28 @@ export interface HotViews {
   readonly planes: readonly Uint8Array[];
   /** What changes with every token. */
   readonly rest: readonly Uint8Array[];
+  /** More of it, in many small pieces. */
+  readonly scattered?: Pieces;
+}
+
+/** Pieces of one memory, in order: no object each, since a long cache has thousands. */
+export interface Pieces {
+  readonly memory: Uint8Array;
+  /** Where the first one begins and ends, the second one, ... */
+  readonly ranges: Int32Array;
+}
+export function piecesBytes({ ranges }: Pieces): number {
+  let bytes = 0;
+  for (let i = 0; i < ranges.length; i += 2) bytes += ranges[i + 1]! - ranges[i]!;
+  return bytes;
 }
 
 /** One copy of all of it. */
-export function joined({ header, planes, rest }: HotViews): Uint8Array {
+export function joined({ header, planes, rest, scattered }: HotViews): Uint8Array {
   const parts = [header, ...planes, ...rest];
+  if (scattered)
+    for (let i = 0; i < scattered.ranges.length; i += 2)
+      parts.push(scattered.memory.subarray(scattered.ranges[i]!, scattered.ranges[i + 1]!));
   const out = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
   let at = 0;
   for (const part of parts) {

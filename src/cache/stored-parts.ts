@@ -53,6 +53,5 @@ export function hotViewsOf(cache: Stored, layer: number): HotViews {
   const parts = cache.exact.parts(layer, slots);
   const planes = parts.slice(0, 2 * cache.context.model.kvHeads);
   const rest = parts.slice(planes.length);
-  if (cache.tracksMass) rest.push(...cache.packed.masses(layer));
-  return { header, planes, rest };
+  return { header, planes, rest, ...(cache.tracksMass && { scattered: cache.packed.masses(layer) }) };
 }

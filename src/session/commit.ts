@@ -1,4 +1,4 @@
-import type { HotViews, PlanJournalEntry } from '../cache/persist.ts';
+import { type HotViews, type PlanJournalEntry, piecesBytes } from '../cache/persist.ts';
 import { EPOCH } from '../core/config.ts';
 import type { EngineCache } from '../engine/types.ts';
 import { writeExact } from './exact-pieces.ts';
@@ -140,11 +140,15 @@ function writeHot(
 ): StateRecord['hot'] {
   const stream = new RowStream(store, rows, RowKind.hot, buffer);
   const sizes: number[] = [];
-  for (const { header, rest } of views) {
+  for (const { header, rest, scattered } of views) {
     let size = 0;
     for (const part of [header, ...rest]) {
       stream.push(part);
       size += part.byteLength;
+    }
+    if (scattered) {
+      stream.pushAll(scattered);
+      size += piecesBytes(scattered);
     }
     sizes.push(size);
   }

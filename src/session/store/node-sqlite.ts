@@ -119,9 +119,11 @@ export class NodeSqliteStore implements SessionStore {
   #open(create: boolean): Opened | undefined {
     if (this.#opened || (!create && !existsSync(this.path))) return this.#opened;
     const database = new DatabaseSync(this.path);
-    // Rows are large: the largest pages but one write them about three times as fast as the default's 4 KiB. A commit leaves the file whole whatever happens,
+    // Rows are large: the largest pages write them about four times as fast as the default's 4 KiB. A commit leaves the file whole whatever happens,
     // and `sync` makes it last: https://sqlite.org/pragma.html#pragma_synchronous
-    database.exec('PRAGMA page_size = 32768; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL');
+    database.exec('PRAGMA page_size = 65536; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL');
+    // 32 MB, as the default of 1,000 is with smaller pages: about eight turns.
+    database.exec('PRAGMA wal_autocheckpoint = 512');
     database.exec('CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, data BLOB NOT NULL)');
     this.#opened = {
       database,
