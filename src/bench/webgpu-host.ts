@@ -3,6 +3,7 @@ import type { CacheConfig } from '../cache/policy.ts';
 import { EPOCH } from '../core/config.ts';
 import { hash32 } from '../core/random.ts';
 import { loadWebGpuEngine, type WebGpuEngine } from '../engine/load-webgpu.ts';
+import type { PlanInstances } from '../kernels/wasm-plan.ts';
 import type { ShaderSources } from '../kernels/webgpu.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
 import { type DeviceCalls, nullDevice } from './null-device.ts';
@@ -30,6 +31,7 @@ export interface HostCost {
 export interface HostBenchOptions {
   readonly source: BundleSource;
   readonly shaders: ShaderSources;
+  readonly plans: PlanInstances;
   readonly config: CacheConfig;
   readonly context: number;
   readonly conversations: readonly number[];
@@ -41,9 +43,9 @@ const MAX_BYTES = 4e9;
 
 /** What the host does for a GPU, beside a device that does nothing: calls, bytes and its own time. A real device's driver takes time for each call on top. */
 export async function measureHost(options: HostBenchOptions): Promise<HostResult> {
-  const { source, shaders, config, context, conversations } = options;
+  const { source, shaders, plans, config, context, conversations } = options;
   const { device, take } = nullDevice();
-  const engine = await loadWebGpuEngine({ source, shaders, device, maxBytes: MAX_BYTES });
+  const engine = await loadWebGpuEngine({ source, shaders, device, plans, maxBytes: MAX_BYTES });
   const token = (a: number, b: number): number => hash32(a, b) % engine.model.vocab;
   const one = async (run: () => Promise<unknown>): Promise<{ ms: number; calls: DeviceCalls }> => {
     take();

@@ -3,6 +3,7 @@ import type { ModelEngine } from '../engine/engine.ts';
 import { loadEngine } from '../engine/load.ts';
 import { loadWebGpuEngine } from '../engine/load-webgpu.ts';
 import { selectKernels } from '../kernels/select.ts';
+import { PlanInstances } from '../kernels/wasm-plan.ts';
 import { deviceDescriptor, SHADER_FILES, type ShaderSources } from '../kernels/webgpu.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
 import type { BackendChoice, BrowserReport } from './protocol.ts';
@@ -88,9 +89,15 @@ async function webGpuBackend(
         source,
         shaders: await readShaders(asset),
         maxBytes: KERNEL_BYTES,
+        plans: await plansFrom(asset),
         onProgress,
       }),
   };
+}
+
+async function plansFrom(asset: BackendOptions['asset']): Promise<PlanInstances> {
+  const bytes = await (await read(asset('adkvc-plain.wasm'))).arrayBuffer();
+  return new PlanInstances(await WebAssembly.compile(bytes));
 }
 
 async function readShaders(asset: BackendOptions['asset']): Promise<ShaderSources> {

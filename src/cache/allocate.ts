@@ -1,7 +1,9 @@
 import { align } from '../core/arena.ts';
 import { countTiers, massBytes, recordBytes, recordCells, segmentHeaderBytes } from '../kernels/layout.ts';
-import { Allocation, type AllocationInput, BRACKET, LIMIT } from './allocation.ts';
+import type { PlanInstances } from '../kernels/wasm-plan.ts';
+import { type Allocating, Allocation, type AllocationInput, BRACKET, LIMIT } from './allocation.ts';
 import type { CacheView, Plan } from './policy.ts';
+import { WasmAllocation } from './wasm-allocation.ts';
 
 /** Bytes that all segment blocks hold under a plan, every header, map, mean, scale, padding and mass counted. */
 export function planBytes(view: CacheView, plan: Plan, mass: boolean): number {
@@ -32,7 +34,8 @@ export function lastOf<T>(steps: Generator<unknown, T>): T {
 }
 
 /** All steps of `allocateSteps` at once. */
-export const allocate = (input: AllocationInput): Plan => lastOf(allocateSteps(input));
+export const allocate = (input: AllocationInput, instances?: PlanInstances): Plan =>
+  lastOf(allocateSteps(input, instances));
 
 /** Work in passes over all tokens, as measured: what comes before the search, a probe of the guess, and making the plan. */
 const KEYS_WORK = 1.5;
@@ -48,9 +51,19 @@ const WORK = KEYS_WORK + PROBES * PROBE_WORK + PASSES + PLAN_WORK;
  * the smallest lambda, to half a percent, whose exact bytes fit; as many of the first layers as fit beside it take the next smaller one, since many
  * tokens may lie at the same threshold. Never promotes. When even the largest lambda does not fit, that plan is returned.
  * Yields the share of its work that is done, 0 to 1, in steps of a few hundredths.
+ * @param instances where WebAssembly counts: the plan is the same
  */
-export function* allocateSteps(input: AllocationInput): Generator<number, Plan> {
-  const allocation = new Allocation(input);
+export function* allocateSteps(input: AllocationInput, instances?: PlanInstances): Generator<number, Plan> {
+  const allocation = instances ? new WasmAllocation(input, instances) : new Allocation(input);
+  try {
+    return yield* search(input, allocation);
+  } finally {
+    // Made, or not wanted any more.
+    allocation.release();
+  }
+}
+
+function* search(input: AllocationInput, allocation: Allocating): Generator<number, Plan> {
   const { layers, kvHeads } = input.view;
   const heads = layers * kvHeads;
   let done = 0;
@@ -88,7 +101,6 @@ export function* allocateSteps(input: AllocationInput): Generator<number, Plan> 
       done += PLAN_WORK / layers;
       yield Math.min(done / WORK, 1);
     }
-    allocation.release();
     return made;
   }
   const guess = allocation.guessSteps(input.budgetBytes);

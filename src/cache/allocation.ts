@@ -27,7 +27,7 @@ export const LIMIT = 100 * STEPS_PER_OCTAVE;
 /** Keys of a head that are told apart, 64 octaves below its highest; what lies further below counts as the lowest of them, no relevance as 0. */
 const KEYS = 65536 / MAX_OPTIONS;
 /** The first guess looks at one token of so many. */
-const SAMPLE = 8;
+export const SAMPLE = 8;
 /** Half the width of the bracket that is first tried around the guess. */
 export const BRACKET = 8;
 /** Half the width of the bracket outside of which tokens are counted once for all. */
@@ -46,11 +46,76 @@ const PATTERNS = new BigUint64Array(
   }).buffer,
 );
 
+/** The tokens of a view, as a search for a plan asks about them. Head by head `addHead`, then `weigh`, then the others. */
+export interface Allocating {
+  /** Of a head in all segments. */
+  readonly tokens: number;
+  /** Bytes of each layer as countLayer found them. */
+  readonly byLayer: Float64Array;
+  /** Takes a head's relevance, as AllocationInput's `relevance` gave it. */
+  addHead(head: number, line: Float32Array): void;
+  /** Takes what each option costs a head, as AllocationInput's `distortions` says. */
+  weigh(distortions: readonly ArrayLike<number>[]): void;
+  /** Lambdas that are asked for from now on lie from `low` to `high`. */
+  narrow(low: number, high: number): void;
+  /** Puts a layer's bytes at lambda into byLayer. */
+  countLayer(layer: number, lambda: number): void;
+  /** About the lambda that meets the budget, from a sample of the tokens. Yields once a probe. */
+  guessSteps(budget: number): Generator<void, number>;
+  /** For planLayer to fill. */
+  emptyPlan(): Plan;
+  /** Puts a layer's tiers at lambda into the plan. No counting of this layer afterwards. */
+  planLayer(layer: number, lambda: number, plan: Plan): void;
+  /** No counting or planning afterwards. */
+  release(): void;
+}
+
+/** Keys that words count from, and how many there are, by the least key above 0 (or any above the largest: there is none) and the largest. Key 0 is that of no relevance. */
+export function shownKeys(low: number, most: number): { least: number; keys: number } {
+  const least = Math.max(Math.min(low, most), most - KEYS + 2) - 1;
+  return { least, keys: most - least + 1 };
+}
+/** The first of a head's keys that gets an option at a lambda rather than a later one. */
+export function keyLimit(threshold: number, lambda: number, least: number, keys: number): number {
+  const key = keyAt(threshold + (lambda * Math.LN2) / STEPS_PER_OCTAVE);
+  return Math.min(Math.max(key - least, 1), keys);
+}
+/** First option allowed by tier held. */
+export function firstOptions(tiers: readonly number[]): Uint8Array {
+  const first = new Uint8Array(256);
+  for (let old = 0; old < FRESH; old++) {
+    const index = tiers.findIndex((tier) => tier >= old);
+    first[old] = index < 0 ? tiers.length - 1 : index;
+  }
+  return first;
+}
+/** Allocating's. @param guessLayer puts a layer's bytes into `byLayer` */
+export function* guessSteps(
+  byLayer: Float64Array,
+  budget: number,
+  guessLayer: (layer: number, lambda: number) => void,
+): Generator<void, number> {
+  let low = -LIMIT;
+  let high = LIMIT;
+  while (high - low > BRACKET) {
+    const middle = Math.round((low + high) / 2);
+    let bytes = 0;
+    for (let layer = 0; layer < byLayer.length && bytes <= budget; layer++) {
+      guessLayer(layer, middle);
+      bytes += byLayer[layer]!;
+    }
+    if (bytes <= budget) high = middle;
+    else low = middle;
+    yield;
+  }
+  return high;
+}
+
 /**
  * The tokens of a view as an allocation sees them: what they take, and which options they get, at a lambda. Lambdas are asked for within a bracket that
  * narrows; tokens whose option is the same in all of it are counted once, the others are kept in lists.
  */
-export class Allocation {
+export class Allocation implements Allocating {
   readonly #input: Omit<AllocationInput, 'relevance' | 'distortions' | 'budgetBytes'>;
   readonly #heads: number;
   /** Tokens of a head, and where each segment's begin among them. */
@@ -85,7 +150,6 @@ export class Allocation {
   readonly #classes = this.#places.subarray(0, CLASSES);
   readonly #counts = new Int32Array(MAX_OPTIONS);
   readonly #lists = new Lists();
-  /** Bytes of each layer as countLayer found them. */
   readonly byLayer: Float64Array;
 
   constructor(input: Omit<AllocationInput, 'relevance' | 'distortions' | 'budgetBytes'>) {
@@ -114,21 +178,17 @@ export class Allocation {
     this.#closedFours = new Int32Array(this.#closed.buffer);
   }
 
-  /** Of a head in all segments. */
   get tokens(): number {
     return this.#tokens;
   }
 
-  /** Takes a head's relevance, as AllocationInput's `relevance` gave it. */
   addHead(head: number, line: Float32Array): void {
     const { segments } = this.#input.view;
     const bits = new Uint32Array(line.buffer, line.byteOffset, line.length);
-    const [low, most] = keyRange(bits);
-    // Key 0 is that of no relevance.
-    const least = Math.max(Math.min(low, most), most - KEYS + 2) - 1;
+    const { least, keys } = shownKeys(...keyRange(bits));
     this.#least[head] = least;
-    this.#keys[head] = most - least + 1;
-    const first = this.#firstOf();
+    this.#keys[head] = keys;
+    const first = (this.#first ??= firstOptions([...this.#tierOf]));
     const begin = head * this.#tokens;
     for (let s = 0; s < segments.length; s++) {
       const { tiers, tokens } = segments[s]!;
@@ -136,25 +196,12 @@ export class Allocation {
       putWords(bits, start, tokens, least, tiers, head * tokens, first, this.#words, begin + start);
     }
   }
-  /** First option allowed by tier held. */
-  #firstOf(): Uint8Array {
-    if (this.#first) return this.#first;
-    const first = new Uint8Array(256);
-    for (let old = 0; old < FRESH; old++) {
-      const index = this.#tierOf.findIndex((tier) => tier >= old);
-      first[old] = index < 0 ? this.#tierOf.length - 1 : index;
-    }
-    this.#first = first;
-    return first;
-  }
   #first: Uint8Array | undefined;
 
-  /** Takes what each option costs a head, as AllocationInput's `distortions` says. */
   weigh(distortions: readonly ArrayLike<number>[]): void {
     this.#thresholds = distortions.map((d) => hullThresholds(this.#input.options, d));
   }
 
-  /** No counting or planning afterwards. */
   release(): void {
     for (const array of [this.#words, this.#open, this.#opened, this.#closed, this.#classOf, this.#places])
       release(array);
@@ -162,8 +209,7 @@ export class Allocation {
 
   /** The first of the head's keys that gets option `i` at a lambda rather than a later one. */
   #keyOf(head: number, i: number, lambda: number): number {
-    const key = keyAt(this.#thresholds[head]![i]! + (lambda * Math.LN2) / STEPS_PER_OCTAVE);
-    return Math.min(Math.max(key - this.#least[head]!, 1), this.#keys[head]!);
+    return keyLimit(this.#thresholds[head]![i]!, lambda, this.#least[head]!, this.#keys[head]!);
   }
 
   /** Classes at lambda, for a head: lower keys get later options. */
@@ -191,13 +237,11 @@ export class Allocation {
     }
   }
 
-  /** Lambdas that are asked for from now on lie from `low` to `high`. */
   narrow(low: number, high: number): void {
     this.#low = Math.max(this.#low, low);
     this.#high = Math.min(this.#high, high);
   }
 
-  /** Puts a layer's bytes at lambda into byLayer. */
   countLayer(layer: number, lambda: number): void {
     const { kvHeads, segments } = this.#input.view;
     this.#enter(lambda);
@@ -329,30 +373,14 @@ export class Allocation {
     this.#opened[record] = kept - from;
   }
 
-  /** About the lambda that meets the budget, from a sample of the tokens. Yields once a probe. */
   *guessSteps(budget: number): Generator<void, number> {
-    let low = -LIMIT;
-    let high = LIMIT;
-    while (high - low > BRACKET) {
-      const middle = Math.round((low + high) / 2);
-      let bytes = 0;
-      for (let layer = 0; layer < this.byLayer.length && bytes <= budget; layer++) {
-        this.#guessLayer(layer, middle);
-        bytes += this.byLayer[layer]!;
-      }
-      if (bytes <= budget) high = middle;
-      else low = middle;
-      yield;
-    }
-    return high;
+    return yield* guessSteps(this.byLayer, budget, (layer, lambda) => this.#guessLayer(layer, lambda));
   }
 
-  /** For planLayer to fill. */
   emptyPlan(): Plan {
     return { tiers: this.#input.view.segments.map(({ tiers }) => new Uint8Array(tiers.length)) };
   }
 
-  /** Puts a layer's tiers at lambda into the plan. */
   planLayer(layer: number, lambda: number, plan: Plan): void {
     const { kvHeads, segments } = this.#input.view;
     const options = this.#tierOf.length;

@@ -3,6 +3,7 @@ import { EPOCH, type ModelConfig } from '../core/config.ts';
 import { InvalidInputError, MemoryLimitError } from '../core/errors.ts';
 import type { ExactRef, RecordKernels } from '../kernels/kernels.ts';
 import { SEGMENT_TOKENS, segmentHeaderBytes } from '../kernels/layout.ts';
+import type { PlanInstances } from '../kernels/wasm-plan.ts';
 import { byteBudget } from './byte-budget.ts';
 import { ExactPart, stepped } from './exact-part.ts';
 import { fetchMass, fetchState } from './fetched.ts';
@@ -31,6 +32,8 @@ export interface CacheContext {
   readonly tierScratch: Ptr;
   /** Of the model; undefined if it was never calibrated. */
   readonly profile?: HeadProfile | undefined;
+  /** Makes plans faster, to the same bits. */
+  readonly plans?: PlanInstances | undefined;
   /** What messages begin with under the model's chat template: asked for by caches with quotas. */
   readonly marks?: () => readonly MessageMark[];
 }
@@ -66,7 +69,7 @@ export class KvCache {
   constructor(context: CacheContext, config: CacheConfig) {
     this.context = context;
     this.config = config;
-    this.policy = createPolicy(config, context.model, context.profile);
+    this.policy = createPolicy(config, context.model, context.profile, context.plans);
     if (config.exactBits === 32 && config.policy !== 'full' && config.policy !== 'window')
       throw new InvalidInputError('a float32 exact part serves the policies full and window only', 'policy');
     if (config.quotas !== undefined) {

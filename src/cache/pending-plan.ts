@@ -3,6 +3,8 @@ import { type Change, changesOf, encodePlan } from './journal.ts';
 import type { PlanJournalEntry } from './persist.ts';
 import type { CacheView, Plan } from './policy.ts';
 
+const NO_PLAN: Plan = { tiers: [] };
+
 /** The plan of the newest epoch until every layer has it: first being made, in steps, then being applied. */
 export class PendingPlan {
   readonly epoch: number;
@@ -78,6 +80,9 @@ export class PendingPlan {
   }
   /** Every layer has it, or nobody wants it any more: what it holds is given back. */
   end(): void {
+    // One that was never made gives back what it holds.
+    this.#making?.steps.return(NO_PLAN);
+    this.#making = undefined;
     for (const tiers of this.#tiers) release(tiers);
     this.#tiers = [];
     this.#changes = [];

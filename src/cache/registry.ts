@@ -1,5 +1,6 @@
 import type { ModelConfig } from '../core/config.ts';
 import { InvalidInputError } from '../core/errors.ts';
+import type { PlanInstances } from '../kernels/wasm-plan.ts';
 import { adkvc } from './policies/adkvc.ts';
 import { adkvcAdapted, adkvcEvict, adkvcFixed, adkvcQuantize } from './policies/adkvc-forms.ts';
 import { dynamickv } from './policies/dynamickv.ts';
@@ -17,7 +18,13 @@ import { window } from './policies/window.ts';
 import type { CacheConfig, Policy } from './policy.ts';
 import type { HeadProfile } from './profile.ts';
 
-export type PolicyFactory = (config: CacheConfig, model: ModelConfig, profile?: HeadProfile) => Policy;
+/** @param instances where WebAssembly may make plans, to the same bits */
+export type PolicyFactory = (
+  config: CacheConfig,
+  model: ModelConfig,
+  profile?: HeadProfile,
+  instances?: PlanInstances,
+) => Policy;
 
 /** Factories, not instances. To add a policy: one file in policies/, one line here. */
 export const POLICIES: Readonly<Record<string, PolicyFactory>> = {
@@ -51,7 +58,12 @@ export const MIN_RATIO = 1;
 export const MAX_RATIO = 64;
 
 /** @throws InvalidInputError naming the field and what would be right. */
-export function createPolicy(config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
+export function createPolicy(
+  config: CacheConfig,
+  model: ModelConfig,
+  profile?: HeadProfile,
+  instances?: PlanInstances,
+): Policy {
   const factory = POLICIES[config.policy];
   if (!factory)
     throw new InvalidInputError(
@@ -77,7 +89,7 @@ export function createPolicy(config: CacheConfig, model: ModelConfig, profile?: 
     throw new InvalidInputError('window and sinks cannot both be 0', 'window');
   if (!Number.isInteger(config.seed) || config.seed < 0 || config.seed > 0xffff_ffff)
     throw new InvalidInputError('seed must be an integer from 0 to 4294967295', 'seed');
-  const own = factory(config, model, config.useProfile === false ? undefined : profile);
+  const own = factory(config, model, config.useProfile === false ? undefined : profile, instances);
   const policy = config.quotas === undefined ? own : withQuotas(own, config.quotas);
   return config.oneShot === undefined ? policy : oneShot(policy, config);
 }

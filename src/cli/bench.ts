@@ -20,7 +20,13 @@ import { folderSource } from '../prepare/folder-source.ts';
 import { benchTokenBytes, benchTrackers } from './bench-methods.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import { addEngineOptions, cacheConfig, count, type EngineOptions } from './engine-options.ts';
-import { loadCliEngineParts, loadWasmKernels, loadWebGpuCliEngine, wasmFolder } from './load-engine.ts';
+import {
+  loadCliEngineParts,
+  loadWasmKernels,
+  loadWebGpuCliEngine,
+  wasmFolder,
+  wasmPlans,
+} from './load-engine.ts';
 
 interface BenchOptions extends EngineOptions {
   context?: number[];
@@ -176,9 +182,10 @@ export function benchCommand(program: Command): void {
       if (options.backend === 'webgpu' && options.host) {
         const source = folderSource(await bundleFolder('compact'));
         const shaders = shadersFrom(join(PROJECT_ROOT, 'shaders'));
+        const plans = await wasmPlans();
         for (const context of options.context ?? [1024]) {
           const conversations = options.conversations ?? [1];
-          const result = await measureHost({ source, shaders, config, context, conversations });
+          const result = await measureHost({ source, shaders, plans, config, context, conversations });
           process.stdout.write(`${JSON.stringify(result)}\n`);
         }
         return;

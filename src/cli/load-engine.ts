@@ -9,6 +9,7 @@ import type { Kernels } from '../kernels/kernels.ts';
 import { createReferenceKernels } from '../kernels/reference.ts';
 import { selectKernels } from '../kernels/select.ts';
 import type { WasmKernels } from '../kernels/wasm.ts';
+import { PlanInstances } from '../kernels/wasm-plan.ts';
 import { shadersFrom } from '../kernels/webgpu-files.ts';
 import { openWebGpuInNode } from '../kernels/webgpu-node.ts';
 import { folderSource } from '../prepare/folder-source.ts';
@@ -49,6 +50,12 @@ export async function loadWasmKernels(maxBytes = CLI_KERNEL_BYTES): Promise<Wasm
     new WebAssembly.Module(readFileSync(join(folder, `adkvc-${variant}.wasm`)));
   return selectKernels({ modules: { relaxed: compile('relaxed'), plain: compile('plain') }, maxBytes })
     .kernels;
+}
+
+/** What makes plans where the kernels are a GPU's: either variant does, and the plain one runs everywhere. */
+export async function wasmPlans(): Promise<PlanInstances> {
+  const file = join(await wasmFolder(), 'adkvc-plain.wasm');
+  return new PlanInstances(new WebAssembly.Module(readFileSync(file)));
 }
 
 /** Any bundle, on this machine's processor. */
@@ -117,6 +124,7 @@ export async function loadWebGpuInNode(source: BundleSource, maxBytes: number): 
     source,
     shaders: shadersFrom(join(PROJECT_ROOT, 'shaders')),
     maxBytes,
+    plans: await wasmPlans(),
   });
 }
 

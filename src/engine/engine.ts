@@ -8,6 +8,7 @@ import { worstCaseBytes } from '../cache/worst-case.ts';
 import { EPOCH } from '../core/config.ts';
 import { AbortedError, ContextLengthError, InvalidInputError } from '../core/errors.ts';
 import type { RecordKernels } from '../kernels/kernels.ts';
+import type { PlanInstances } from '../kernels/wasm-plan.ts';
 import { type ForwardPass, SLICE_MACS } from '../runtime/forward.ts';
 import type { LoadedModel } from '../runtime/model.ts';
 import { messageMarks } from './message-marks.ts';
@@ -25,6 +26,8 @@ export interface EngineParts {
   readonly profile?: HeadProfile | undefined;
   /** The kernels' unless something else computes a part. */
   readonly numerics?: string;
+  /** Makes plans faster. */
+  readonly plans?: PlanInstances | undefined;
   /** Bytes of onnxruntime's heap: 0 unless a node was left to it. */
   readonly ortHeapBytes?: (() => number) | undefined;
 }
@@ -72,6 +75,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
     fingerprint: manifest.fingerprint,
     tierScratch: loaded.tierScratch,
     profile: parts.profile,
+    plans: parts.plans,
     marks: once(() => messageMarks(template)),
   };
   const limitOf = (config: KvCache['config']): number => positionLimit(model, config);

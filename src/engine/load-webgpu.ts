@@ -4,6 +4,7 @@ import type { CacheConfig } from '../cache/policy.ts';
 import { parseProfile } from '../cache/profile.ts';
 import { ONE_SHOT_ONLY } from '../cache/registry.ts';
 import { UnsupportedModelError } from '../core/errors.ts';
+import type { PlanInstances } from '../kernels/wasm-plan.ts';
 import type { ShaderSources } from '../kernels/webgpu.ts';
 import type { BundleSource } from '../runtime/manifest.ts';
 import { readManifest } from '../runtime/model.ts';
@@ -20,6 +21,8 @@ export interface LoadWebGpuEngineOptions {
   readonly shaders: ShaderSources;
   /** Of caches. */
   readonly maxBytes: number;
+  /** Makes plans faster: prefill waits for the host. */
+  readonly plans?: PlanInstances;
   readonly onProgress?: (done: number, total: number) => void;
 }
 
@@ -42,7 +45,7 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
     : undefined;
   const engine = createEngine({
     loaded: { manifest, config: manifest.model, kernels, weightBytes: weights.bytes, tierScratch },
-    ...{ forward, tokenizer, template, profile },
+    ...{ forward, tokenizer, template, profile, plans: options.plans },
   });
   // What no shader reads is refused when a cache is made, not at its first epoch.
   const readable = (cache: KvCache): KvCache => {

@@ -42,6 +42,7 @@ export async function loadEngine(options: LoadEngineOptions): Promise<ModelEngin
     : undefined;
   return createEngine({
     ...{ loaded, forward, tokenizer, template, profile, ortHeapBytes: options.ortHeapBytes },
+    plans: kernels.plans,
     // Whoever computes a node decides its bits: a state is not continued under another onnxruntime.
     numerics: foreign ? `${kernels.numerics}+${ORT_NUMERICS}` : kernels.numerics,
   });

@@ -1,4 +1,5 @@
 import type { Arena, Ptr } from '../core/arena.ts';
+import type { PlanInstances } from './wasm-plan.ts';
 
 /**
  * The one interface of all kernels. Implementations: `reference.ts` (plain TypeScript; defines the truth) and `wasm.ts`
@@ -20,6 +21,8 @@ export interface Kernels {
   /** 'relaxed', 'simd' or 'scalar'. */
   readonly variant: string;
   readonly arena: Arena;
+  /** Makes plans of a cache's policy faster, to the same bits; absent: they are made in TypeScript. */
+  readonly plans?: PlanInstances;
 
   // ---- products -----------------------------------------------------------------------------------------------
   /** Bytes that `prepareActivation` writes for `rows` rows of k elements. 0 for 'f32': the operand is x itself. */

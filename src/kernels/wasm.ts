@@ -3,6 +3,7 @@ import type { Kernels } from './kernels.ts';
 import { wasmMemory } from './memory.ts';
 import { type CacheExports, cacheWasm } from './wasm-cache.ts';
 import { type DenseExports, denseWasm } from './wasm-dense.ts';
+import { PlanInstances } from './wasm-plan.ts';
 
 export type WasmVariant = 'relaxed' | 'plain';
 
@@ -45,6 +46,7 @@ export function createWasmKernels({ module, variant, maxBytes }: WasmKernelsOpti
     numerics: 'wasm/3',
     variant: variant === 'relaxed' ? 'relaxed' : 'simd',
     arena,
+    plans: new PlanInstances(module),
     calibration: { dotPeak: exports.dotPeak, q4Stream: exports.q4Stream },
     ...denseWasm(exports),
     ...cacheWasm(exports, arena),

@@ -1,6 +1,7 @@
 import { EPOCH, type ModelConfig } from '../../core/config.ts';
 import { InvalidInputError } from '../../core/errors.ts';
 import { cellBytes, DROP, TIERS, tierNamed } from '../../kernels/layout.ts';
+import type { PlanInstances } from '../../kernels/wasm-plan.ts';
 import { allocateSteps, lastOf } from '../allocate.ts';
 import { MAX_OPTIONS } from '../fill-groups.ts';
 import type { TierOption } from '../hull.ts';
@@ -180,6 +181,7 @@ export function profiledPolicy(
   o: AdkvcOptions,
   model: ModelConfig,
   profile: HeadProfile | undefined,
+  instances?: PlanInstances,
 ): Policy {
   const options: TierOption[] = o.tiers.map((tier) => ({
     tier,
@@ -203,7 +205,7 @@ export function profiledPolicy(
 
   function* planSteps(view: CacheView, budget: ByteBudget): Generator<number, Plan> {
     const sensitivity = profile || !o.estimate ? undefined : new Float64Array(view.layers * view.kvHeads);
-    return yield* allocateSteps({
+    const input = {
       view,
       relevance: relativeLines(view, o, (line, head) => {
         if (sensitivity) sensitivity[head] = concentration(line);
@@ -212,7 +214,8 @@ export function profiledPolicy(
       distortions: () => (sensitivity ? relativeTo(sensitivity) : harm),
       budgetBytes: budget.recordBytes,
       mass: true,
-    });
+    };
+    return yield* allocateSteps(input, instances);
   }
 }
 
@@ -220,6 +223,11 @@ export function profiledPolicy(
  * Attention-guided dynamic compression: decayed attention mass and the heads' measured sensitivity decide, over all layers and heads at once,
  * who keeps how many bits and who is dropped (quantisation and eviction combined).
  */
-export function adkvc(config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
-  return profiledPolicy({ name: 'adkvc', ...adkvcOptions(config) }, model, profile);
+export function adkvc(
+  config: CacheConfig,
+  model: ModelConfig,
+  profile?: HeadProfile,
+  instances?: PlanInstances,
+): Policy {
+  return profiledPolicy({ name: 'adkvc', ...adkvcOptions(config) }, model, profile, instances);
 }
