@@ -11,10 +11,12 @@ import { KEY_OFFSET } from './unpack-i8';
 /** Bytes of queries, spread, and 15-bit integers of 3; headDim <= 512. */
 export const SPREAD: usize = memory.data(8192, 16);
 export const SPREAD_FINE: usize = memory.data(12288, 16);
+/** [4 queries] what packed scores' sums start from, their step, the mean's score: spread, 16 bytes each. */
+export const FINISH: usize = memory.data(192, 16);
 
 /**
  * Scaled queries: f32 [query][headDim]; 15-bit integers [4 queries][chunk][query][0, 2, 1, 3]; bytes [4 queries][chunk][query][4].
- * params: [0] and [16] the integers' steps, [20] the sum of the latter times the offset of unpacked keys.
+ * params: [0] and [16] the integers' steps, [20] less the sum of the latter times the offset of unpacked keys.
  */
 export function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f32): void {
   const by = f32x4.splat(scale);
@@ -53,9 +55,17 @@ export function loadQueries(q: usize, ldQ: i32, group: i32, first: i32, scale: f
     if (chunks & 1) store<i32>(b, 0);
     const total =
       i32x4.extract_lane(sum, 0) + i32x4.extract_lane(sum, 1) + i32x4.extract_lane(sum, 2) + i32x4.extract_lane(sum, 3);
-    store<i32>(at, (total - headDim * MAGIC_BITS) * KEY_OFFSET, 20);
+    store<i32>(at, (headDim * MAGIC_BITS - total) * KEY_OFFSET, 20);
   }
-  if (integer && readsPacked()) spread(qBytes, chunks, SPREAD);
+  if (integer && readsPacked()) {
+    spread(qBytes, chunks, SPREAD);
+    for (let i = 0; i < tile; i++) {
+      const at = params + (<usize>i << 5);
+      const to = FINISH + <usize>i * 48;
+      v128.store(to, v128.load32_splat(at, 20));
+      v128.store(to, v128.load32_splat(at, 16), 16);
+    }
+  }
   if (integer && tile == 3) spreadFine(qInteger, chunks, SPREAD_FINE);
 }
 
@@ -73,6 +83,8 @@ export function queryMeans(): void {
     let sum = f32x4.splat(0);
     for (let c: usize = 0; c < ldSums; c += 16)
       sum = f32x4.add(sum, f32x4.mul(v128.load(q + c), v128.load(mean + c)));
-    store<f32>(params + (<usize>i << 5), lanes(sum), 4);
+    const score = lanes(sum);
+    store<f32>(params + (<usize>i << 5), score, 4);
+    if (readsPacked()) v128.store(FINISH + <usize>i * 48, f32x4.splat(score), 32);
   }
 }

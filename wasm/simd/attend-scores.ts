@@ -2,7 +2,7 @@ import {
   chunks, FLOAT_PIECE, floatRows, GROUPS, headDim, integer, ldBytes, ldInteger, ldScores, mean, panel, params, qBytes,
   qFloat, qInteger, readsPacked, scales, scores, tile,
 } from './attend-tile';
-import { SPREAD, SPREAD_FINE } from './attend-queries';
+import { FINISH, SPREAD, SPREAD_FINE } from './attend-queries';
 import { scoresF32, scoresI16 } from './dots';
 import { scoresI8 } from './dots-i8';
 import { Group, groupAt, halfBlockBytes, isPlain, kBitsOf, recordCells } from './groups';
@@ -34,7 +34,7 @@ export function scoreRecord(found: i32, kBase: f32, cell: i32): void {
       const part = groupAt(GROUPS, g);
       const to = scores + (<usize>(cell + part.cell) << 2);
       loadScales(kBitsOf(part.id), part.kScale, part.n4, kBase, scales);
-      scoresPacked(tile, kBitsOf(part.id), part.k, part.n4 >> 2, chunks, SPREAD, to, ldScores, scales, params);
+      scoresPacked(tile, kBitsOf(part.id), part.k, part.n4 >> 2, chunks, SPREAD, to, ldScores, scales, FINISH);
       hidePadding(part, cell + part.cell);
     }
     return;

@@ -42,15 +42,15 @@ export function twice(mode: i32, sum: v128, a: v128, b: v128, a2: v128, b2: v128
 }
 
 /**
- * Parameters of a query, 32 bytes: f32 [4] score of the mean, [8] step of its weights, [16] of its integers; i32 [20] the sum of its
- * integers times the levels' offset.
- *   scores   out = ((sum - [20]) * keyScale) * [16] + [4]
+ * Parameters of a query, 32 bytes: f32 [4] score of the mean, [8] step of its weights, [16] of its integers; i32 [20] what its scores' sums
+ * start from: less the sum of its integers times the levels' offset.
+ *   scores   out = (([20] + sum) * keyScale) * [16] + [4]
  *   values   out += sum * [8]
  */
 // @ts-ignore: decorator
 @inline
-export function finishScore(sum: v128, out: usize, scales: v128, offset: v128, step: v128, mean: v128): void {
-  const x = f32x4.convert_i32x4_s(i32x4.sub(sum, offset));
+export function finishScore(sum: v128, out: usize, scales: v128, step: v128, mean: v128): void {
+  const x = f32x4.convert_i32x4_s(sum);
   v128.store(out, f32x4.add(f32x4.mul(f32x4.mul(x, scales), step), mean));
 }
 // @ts-ignore: decorator
@@ -84,23 +84,23 @@ function dotsI8(
   const mean1 = mode == SCORE && nq > 1 ? v128.load32_splat(queries, 36) : step0;
   const mean2 = mode == SCORE && nq > 2 ? v128.load32_splat(queries, 68) : step0;
   const mean3 = mode == SCORE && nq > 3 ? v128.load32_splat(queries, 100) : step0;
-  const offset0 = mode == SCORE ? v128.load32_splat(queries, 20) : step0;
-  const offset1 = mode == SCORE && nq > 1 ? v128.load32_splat(queries, 52) : step0;
-  const offset2 = mode == SCORE && nq > 2 ? v128.load32_splat(queries, 84) : step0;
-  const offset3 = mode == SCORE && nq > 3 ? v128.load32_splat(queries, 116) : step0;
+  const start0 = mode == SCORE ? v128.load32_splat(queries, 20) : i32x4.splat(0);
+  const start1 = mode == SCORE && nq > 1 ? v128.load32_splat(queries, 52) : i32x4.splat(0);
+  const start2 = mode == SCORE && nq > 2 ? v128.load32_splat(queries, 84) : i32x4.splat(0);
+  const start3 = mode == SCORE && nq > 3 ? v128.load32_splat(queries, 116) : i32x4.splat(0);
   for (let o = 0; o < outer; o += 2) {
     const two = o + 1 < outer;
     let p0 = a;
     let p1 = two ? a + row : a;
     let x = b;
-    let s00 = i32x4.splat(0);
-    let s01 = i32x4.splat(0);
-    let s10 = i32x4.splat(0);
-    let s11 = i32x4.splat(0);
-    let s20 = i32x4.splat(0);
-    let s21 = i32x4.splat(0);
-    let s30 = i32x4.splat(0);
-    let s31 = i32x4.splat(0);
+    let s00 = start0;
+    let s01 = start0;
+    let s10 = start1;
+    let s11 = start1;
+    let s20 = start2;
+    let s21 = start2;
+    let s30 = start3;
+    let s31 = start3;
     for (let i = 0; i < inner; i += 2) {
       const a0 = v128.load(p0);
       const a1 = v128.load(p1);
@@ -136,16 +136,16 @@ function dotsI8(
     }
     if (mode == SCORE) {
       let scales = v128.load(keyScales);
-      finishScore(s00, out, scales, offset0, step0, mean0);
-      if (nq > 1) finishScore(s10, out + ldOut, scales, offset1, step1, mean1);
-      if (nq > 2) finishScore(s20, out + ldOut * 2, scales, offset2, step2, mean2);
-      if (nq > 3) finishScore(s30, out + ldOut * 3, scales, offset3, step3, mean3);
+      finishScore(s00, out, scales, step0, mean0);
+      if (nq > 1) finishScore(s10, out + ldOut, scales, step1, mean1);
+      if (nq > 2) finishScore(s20, out + ldOut * 2, scales, step2, mean2);
+      if (nq > 3) finishScore(s30, out + ldOut * 3, scales, step3, mean3);
       if (two) {
         scales = v128.load(keyScales, 16);
-        finishScore(s01, out + 16, scales, offset0, step0, mean0);
-        if (nq > 1) finishScore(s11, out + ldOut + 16, scales, offset1, step1, mean1);
-        if (nq > 2) finishScore(s21, out + ldOut * 2 + 16, scales, offset2, step2, mean2);
-        if (nq > 3) finishScore(s31, out + ldOut * 3 + 16, scales, offset3, step3, mean3);
+        finishScore(s01, out + 16, scales, step0, mean0);
+        if (nq > 1) finishScore(s11, out + ldOut + 16, scales, step1, mean1);
+        if (nq > 2) finishScore(s21, out + ldOut * 2 + 16, scales, step2, mean2);
+        if (nq > 3) finishScore(s31, out + ldOut * 3 + 16, scales, step3, mean3);
       }
       keyScales += 32;
     } else {

@@ -43,6 +43,130 @@ function levels(bits: i32, c: i32, x: v128, x2: v128, h: v128, first: v128, seco
   return lookUp(table, v128.or(low, v128.and(c > 1 ? h : i16x8.shl(h, 2), high)));
 }
 
+/** Scores of one block or of two, `row` bytes apart. finish [queries]: what sums start from, step, score of the mean, spread (FINISH of attend-queries.ts). */
+// @ts-ignore: decorator
+@inline
+function scoreBlocks(
+  nq: i32,
+  bits: i32,
+  two: bool,
+  from: usize,
+  row: usize,
+  behind: usize,
+  b: usize,
+  end: usize,
+  first: v128,
+  second: v128,
+  mask: v128,
+  high: v128,
+  ones: v128,
+  out: usize,
+  ldOut: usize,
+  keyScales: usize,
+  finish: usize,
+): void {
+  let p0 = from;
+  let p1 = two ? from + row : from;
+  let h0 = first;
+  let h1 = first;
+  let s00 = v128.load(finish);
+  let s10 = v128.load(finish, 48);
+  let s20 = v128.load(finish, 96);
+  let s30 = nq > 3 ? v128.load(finish, 144) : s00;
+  let s01 = s00;
+  let s11 = s10;
+  let s21 = s20;
+  let s31 = s30;
+  for (let x = b; x < end; x += 256) {
+    const w0 = v128.load(p0);
+    const w1 = two ? v128.load(p1) : w0;
+    if (bits == 3) {
+      // A vector of high bits serves 8 chunks.
+      const c = x - b;
+      if (c & 256) {
+        h0 = i16x8.shr_u(h0, 4);
+        if (two) h1 = i16x8.shr_u(h1, 4);
+      } else {
+        const at = behind - (c >> 5);
+        h0 = v128.load(p0 + at);
+        if (two) h1 = v128.load(p1 + at);
+      }
+    }
+    let a0 = levels(bits, 0, w0, w0, h0, first, second, mask, high);
+    let a1 = two ? levels(bits, 0, w1, w1, h1, first, second, mask, high) : a0;
+    let c0 = levels(bits, 1, w0, w0, h0, first, second, mask, high);
+    let c1 = two ? levels(bits, 1, w1, w1, h1, first, second, mask, high) : c0;
+    let y = v128.load(x);
+    let z = v128.load(x, 64);
+    s00 = twice(SCORE, s00, a0, y, c0, z, ones);
+    if (two) s01 = twice(SCORE, s01, a1, y, c1, z, ones);
+    y = v128.load(x, 16);
+    z = v128.load(x, 80);
+    s10 = twice(SCORE, s10, a0, y, c0, z, ones);
+    if (two) s11 = twice(SCORE, s11, a1, y, c1, z, ones);
+    y = v128.load(x, 32);
+    z = v128.load(x, 96);
+    s20 = twice(SCORE, s20, a0, y, c0, z, ones);
+    if (two) s21 = twice(SCORE, s21, a1, y, c1, z, ones);
+    if (nq > 3) {
+      y = v128.load(x, 48);
+      z = v128.load(x, 112);
+      s30 = twice(SCORE, s30, a0, y, c0, z, ones);
+      if (two) s31 = twice(SCORE, s31, a1, y, c1, z, ones);
+    }
+    // Never so: a branch keeps the compiler from joining these sums with the next, whose levels it would hold beside these, on the stack.
+    if (x == end) break;
+    const v0 = bits == 4 ? v128.load(p0, 16) : w0;
+    const v1 = bits == 4 && two ? v128.load(p1, 16) : w1;
+    a0 = levels(bits, 2, w0, v0, h0, first, second, mask, high);
+    a1 = two ? levels(bits, 2, w1, v1, h1, first, second, mask, high) : a0;
+    c0 = levels(bits, 3, w0, v0, h0, first, second, mask, high);
+    c1 = two ? levels(bits, 3, w1, v1, h1, first, second, mask, high) : c0;
+    y = v128.load(x, 128);
+    z = v128.load(x, 192);
+    s00 = twice(SCORE, s00, a0, y, c0, z, ones);
+    if (two) s01 = twice(SCORE, s01, a1, y, c1, z, ones);
+    y = v128.load(x, 144);
+    z = v128.load(x, 208);
+    s10 = twice(SCORE, s10, a0, y, c0, z, ones);
+    if (two) s11 = twice(SCORE, s11, a1, y, c1, z, ones);
+    y = v128.load(x, 160);
+    z = v128.load(x, 224);
+    s20 = twice(SCORE, s20, a0, y, c0, z, ones);
+    if (two) s21 = twice(SCORE, s21, a1, y, c1, z, ones);
+    if (nq > 3) {
+      y = v128.load(x, 176);
+      z = v128.load(x, 240);
+      s30 = twice(SCORE, s30, a0, y, c0, z, ones);
+      if (two) s31 = twice(SCORE, s31, a1, y, c1, z, ones);
+    }
+    p0 += bits == 4 ? 32 : 16;
+    p1 += bits == 4 ? 32 : 16;
+  }
+  const scales0 = v128.load(keyScales);
+  const scales1 = two ? v128.load(keyScales, 16) : scales0;
+  let step = v128.load(finish, 16);
+  let mean = v128.load(finish, 32);
+  store2(two, s00, s01, out, scales0, scales1, step, mean);
+  step = v128.load(finish, 64);
+  mean = v128.load(finish, 80);
+  store2(two, s10, s11, out + ldOut, scales0, scales1, step, mean);
+  step = v128.load(finish, 112);
+  mean = v128.load(finish, 128);
+  store2(two, s20, s21, out + ldOut * 2, scales0, scales1, step, mean);
+  if (nq > 3) {
+    step = v128.load(finish, 160);
+    mean = v128.load(finish, 176);
+    store2(two, s30, s31, out + ldOut * 3, scales0, scales1, step, mean);
+  }
+}
+// @ts-ignore: decorator
+@inline
+function store2(two: bool, s0: v128, s1: v128, out: usize, scales0: v128, scales1: v128, step: v128, mean: v128): void {
+  finishScore(s0, out, scales0, step, mean);
+  if (two) finishScore(s1, out + 16, scales1, step, mean);
+}
+
 // @ts-ignore: decorator
 @inline
 function scorePacked(
@@ -55,7 +179,7 @@ function scorePacked(
   out: usize,
   ldOut: usize,
   keyScales: usize,
-  queries: usize,
+  finish: usize,
 ): void {
   const row = <usize>halfBlockBytes(bits, chunks << 2);
   const first = v128.load(KEYS + tablesOf(bits));
@@ -65,131 +189,34 @@ function scorePacked(
   const ones = v128.load(ONES);
   const behind = <usize>chunks << 2;
   const end = b + (<usize>chunks << 6);
-  const mean0 = v128.load32_splat(queries, 4);
-  const step0 = v128.load32_splat(queries, 16);
-  const offset0 = v128.load32_splat(queries, 20);
-  const mean1 = v128.load32_splat(queries, 36);
-  const step1 = v128.load32_splat(queries, 48);
-  const offset1 = v128.load32_splat(queries, 52);
-  const mean2 = v128.load32_splat(queries, 68);
-  const step2 = v128.load32_splat(queries, 80);
-  const offset2 = v128.load32_splat(queries, 84);
-  const mean3 = nq > 3 ? v128.load32_splat(queries, 100) : mean2;
-  const step3 = nq > 3 ? v128.load32_splat(queries, 112) : step2;
-  const offset3 = nq > 3 ? v128.load32_splat(queries, 116) : offset2;
-  for (; blocks > 0; blocks -= 2) {
-    let p0 = from;
-    let p1 = blocks > 1 ? from + row : from;
-    let h0 = first;
-    let h1 = first;
-    let s00 = i32x4.splat(0);
-    let s01 = i32x4.splat(0);
-    let s10 = i32x4.splat(0);
-    let s11 = i32x4.splat(0);
-    let s20 = i32x4.splat(0);
-    let s21 = i32x4.splat(0);
-    let s30 = i32x4.splat(0);
-    let s31 = i32x4.splat(0);
-    for (let x = b; x < end; x += 256) {
-      const w0 = v128.load(p0);
-      const w1 = v128.load(p1);
-      if (bits == 3) {
-        // A vector of high bits serves 8 chunks.
-        const c = x - b;
-        if (c & 256) {
-          h0 = i16x8.shr_u(h0, 4);
-          h1 = i16x8.shr_u(h1, 4);
-        } else {
-          const at = behind - (c >> 5);
-          h0 = v128.load(p0 + at);
-          h1 = v128.load(p1 + at);
-        }
-      }
-      let a0 = levels(bits, 0, w0, w0, h0, first, second, mask, high);
-      let a1 = levels(bits, 0, w1, w1, h1, first, second, mask, high);
-      let c0 = levels(bits, 1, w0, w0, h0, first, second, mask, high);
-      let c1 = levels(bits, 1, w1, w1, h1, first, second, mask, high);
-      let y = v128.load(x);
-      let z = v128.load(x, 64);
-      s00 = twice(SCORE, s00, a0, y, c0, z, ones);
-      s01 = twice(SCORE, s01, a1, y, c1, z, ones);
-      y = v128.load(x, 16);
-      z = v128.load(x, 80);
-      s10 = twice(SCORE, s10, a0, y, c0, z, ones);
-      s11 = twice(SCORE, s11, a1, y, c1, z, ones);
-      y = v128.load(x, 32);
-      z = v128.load(x, 96);
-      s20 = twice(SCORE, s20, a0, y, c0, z, ones);
-      s21 = twice(SCORE, s21, a1, y, c1, z, ones);
-      if (nq > 3) {
-        y = v128.load(x, 48);
-        z = v128.load(x, 112);
-        s30 = twice(SCORE, s30, a0, y, c0, z, ones);
-        s31 = twice(SCORE, s31, a1, y, c1, z, ones);
-      }
-      const v0 = bits == 4 ? v128.load(p0, 16) : w0;
-      const v1 = bits == 4 ? v128.load(p1, 16) : w1;
-      a0 = levels(bits, 2, w0, v0, h0, first, second, mask, high);
-      a1 = levels(bits, 2, w1, v1, h1, first, second, mask, high);
-      c0 = levels(bits, 3, w0, v0, h0, first, second, mask, high);
-      c1 = levels(bits, 3, w1, v1, h1, first, second, mask, high);
-      y = v128.load(x, 128);
-      z = v128.load(x, 192);
-      s00 = twice(SCORE, s00, a0, y, c0, z, ones);
-      s01 = twice(SCORE, s01, a1, y, c1, z, ones);
-      y = v128.load(x, 144);
-      z = v128.load(x, 208);
-      s10 = twice(SCORE, s10, a0, y, c0, z, ones);
-      s11 = twice(SCORE, s11, a1, y, c1, z, ones);
-      y = v128.load(x, 160);
-      z = v128.load(x, 224);
-      s20 = twice(SCORE, s20, a0, y, c0, z, ones);
-      s21 = twice(SCORE, s21, a1, y, c1, z, ones);
-      if (nq > 3) {
-        y = v128.load(x, 176);
-        z = v128.load(x, 240);
-        s30 = twice(SCORE, s30, a0, y, c0, z, ones);
-        s31 = twice(SCORE, s31, a1, y, c1, z, ones);
-      }
-      p0 += bits == 4 ? 32 : 16;
-      p1 += bits == 4 ? 32 : 16;
-    }
-    let scales = v128.load(keyScales);
-    finishScore(s00, out, scales, offset0, step0, mean0);
-    finishScore(s10, out + ldOut, scales, offset1, step1, mean1);
-    finishScore(s20, out + ldOut * 2, scales, offset2, step2, mean2);
-    if (nq > 3) finishScore(s30, out + ldOut * 3, scales, offset3, step3, mean3);
-    if (blocks > 1) {
-      scales = v128.load(keyScales, 16);
-      finishScore(s01, out + 16, scales, offset0, step0, mean0);
-      finishScore(s11, out + ldOut + 16, scales, offset1, step1, mean1);
-      finishScore(s21, out + ldOut * 2 + 16, scales, offset2, step2, mean2);
-      if (nq > 3) finishScore(s31, out + ldOut * 3 + 16, scales, offset3, step3, mean3);
-    }
+  for (; blocks > 1; blocks -= 2) {
+    scoreBlocks(nq, bits, true, from, row, behind, b, end, first, second, mask, high, ones, out, ldOut, keyScales, finish);
     from += row << 1;
     out += 32;
     keyScales += 32;
   }
+  if (blocks > 0)
+    scoreBlocks(nq, bits, false, from, row, behind, b, end, first, second, mask, high, ones, out, ldOut, keyScales, finish);
 }
 
 // Functions of their own: where calls stand in the arms of one condition, the compiler joins kernels that differ in constants alone, and asks for them in the loop.
-function threeOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
-  scorePacked(3, 4, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+function threeOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  scorePacked(3, 4, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
-function threeOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
-  scorePacked(3, 3, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+function threeOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  scorePacked(3, 3, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
-function threeOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
-  scorePacked(3, 2, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+function threeOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  scorePacked(3, 2, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
-function fourOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
-  scorePacked(4, 4, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+function fourOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  scorePacked(4, 4, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
-function fourOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
-  scorePacked(4, 3, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+function fourOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  scorePacked(4, 3, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
-function fourOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, queries: usize): void {
-  scorePacked(4, 2, from, blocks, chunks, b, out, ldOut, keyScales, queries);
+function fourOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  scorePacked(4, 2, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
 
 /** Scores of 3 or 4 queries, spread at b, with packed keys of 2 to 4 bits. */
@@ -203,16 +230,16 @@ export function scoresPacked(
   out: usize,
   ldOut: usize,
   keyScales: usize,
-  queries: usize,
+  finish: usize,
 ): void {
   if (nq == 3) {
-    if (bits == 4) threeOf4(from, blocks, chunks, b, out, ldOut, keyScales, queries);
-    else if (bits == 3) threeOf3(from, blocks, chunks, b, out, ldOut, keyScales, queries);
-    else threeOf2(from, blocks, chunks, b, out, ldOut, keyScales, queries);
+    if (bits == 4) threeOf4(from, blocks, chunks, b, out, ldOut, keyScales, finish);
+    else if (bits == 3) threeOf3(from, blocks, chunks, b, out, ldOut, keyScales, finish);
+    else threeOf2(from, blocks, chunks, b, out, ldOut, keyScales, finish);
   } else {
-    if (bits == 4) fourOf4(from, blocks, chunks, b, out, ldOut, keyScales, queries);
-    else if (bits == 3) fourOf3(from, blocks, chunks, b, out, ldOut, keyScales, queries);
-    else fourOf2(from, blocks, chunks, b, out, ldOut, keyScales, queries);
+    if (bits == 4) fourOf4(from, blocks, chunks, b, out, ldOut, keyScales, finish);
+    else if (bits == 3) fourOf3(from, blocks, chunks, b, out, ldOut, keyScales, finish);
+    else fourOf2(from, blocks, chunks, b, out, ldOut, keyScales, finish);
   }
 }
 
