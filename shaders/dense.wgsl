@@ -11,7 +11,8 @@ struct Step {
   epsilon: f32,
   quads: u32,       // groups of 4 outputs
   gate: u32,        // a second weight's start
-  unused: vec2<u32>,
+  norm: u32,        // where the channels' factors start by which the operand is normalised
+  unused: u32,
 }
 /// Products of the same rows go together.
 @group(0) @binding(0) var<uniform> steps: array<Step, MOST_STEPS>;

@@ -35,6 +35,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     step = steps[i];
   }
   let first = id.y * ROWS;
+  prepare(lane);
   // each $h
   var sum$h = vec4<f32>();
   var gate$h = vec4<f32>();
@@ -45,9 +46,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     if (GATED) { g = unitAt(step.gate, quad, unit); }
     // each $h
     {
-      let at = step.x + (first + $hu) * step.ldX + unit * 2u;
-      let a = values[at];
-      let b = select(vec4<f32>(), values[at + 1u], unit * 8u + 4u < step.k);
+      let a = operand(first + $hu, unit * 2u);
+      let b = select(vec4<f32>(), operand(first + $hu, unit * 2u + 1u), unit * 8u + 4u < step.k);
       let total = (a.x + a.y) + (a.z + a.w) + ((b.x + b.y) + (b.z + b.w));
       sum$h = fma(w.minimum, vec4(total), fma(w.scale, w.low * a + w.high * b, sum$h));
       if (GATED) { gate$h = fma(g.minimum, vec4(total), fma(g.scale, g.low * a + g.high * b, gate$h)); }

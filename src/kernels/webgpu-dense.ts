@@ -22,6 +22,8 @@ export interface DenseStep {
   readonly quads: number;
   /** As `weight`. */
   readonly gate: number;
+  /** In units of 4 floats. */
+  readonly norm: number;
 }
 /** Steps that a dispatch may do one after the other. */
 export const MOST_STEPS = 3;
@@ -47,10 +49,12 @@ export class WebGpuDense {
     this.#shaders = shaders;
   }
 
-  matmul(form: GpuForm, rows: 1 | typeof MANY_ROWS, end: 'plain' | 'adds' | 'gated'): Kernel {
-    return this.#get(`matmul ${form} ${rows} ${end}`, 'Urw', () => [
+  /** @param normed channels of the operand, which is one row and normalised first; its factors are the fourth binding */
+  matmul(form: GpuForm, rows: 1 | typeof MANY_ROWS, end: 'plain' | 'adds' | 'gated', normed = 0): Kernel {
+    return this.#get(`matmul ${form} ${rows} ${end} ${normed}`, normed ? 'Urwr' : 'Urw', () => [
       this.#shaders.dense,
-      `const ROWS = ${rows}u;\nconst ADDS = ${end === 'adds'};\nconst GATED = ${end === 'gated'};`,
+      `const ROWS = ${rows}u;\nconst ADDS = ${end === 'adds'};\nconst GATED = ${end === 'gated'};\nconst K = ${normed}u;`,
+      ...(normed ? [this.#shaders.rms, this.#shaders['operand-normed']] : [this.#shaders['operand-rows']]),
       this.#shaders[`weights-${form}`],
       unroll(this.#shaders.matmul, { h: rows }),
     ]);
@@ -64,7 +68,11 @@ export class WebGpuDense {
     ]);
   }
   rmsNorm(): Kernel {
-    return this.#get('rms-norm', 'Urw', () => [this.#shaders.dense, this.#shaders['rms-norm']]);
+    return this.#get('rms-norm', 'Urw', () => [
+      this.#shaders.dense,
+      this.#shaders.rms,
+      this.#shaders['rms-norm'],
+    ]);
   }
   elementwise(op: Elementwise): Kernel {
     return this.#get(op, 'Urw', () => [
@@ -83,7 +91,7 @@ export class WebGpuDense {
         const at = (i * TABLE_ALIGNMENT) / 4 + j * STEP_STRIDE;
         words.set([s.x, s.ldX, s.out, s.ldOut, s.weight / unit(i), s.k, s.other], at);
         floats[at + 7] = s.epsilon;
-        words.set([s.quads, s.gate / unit(i)], at + 8);
+        words.set([s.quads, s.gate / unit(i), s.norm], at + 8);
       });
     });
     const buffer = this.#device.createBuffer({ size: words.byteLength, usage: UNIFORM | COPY_DST });
@@ -96,13 +104,13 @@ export class WebGpuDense {
     steps: GPUBuffer,
     weights: GPUBuffer,
     workspace: GPUBuffer,
-    ids?: GPUBufferBinding,
+    fourth?: GPUBufferBinding,
   ): GPUBindGroup {
     const resources: GPUBufferBinding[] = [
       { buffer: steps, size: MOST_STEPS * STEP_STRIDE * 4 },
       { buffer: weights },
       { buffer: workspace },
-      ...(ids ? [ids] : []),
+      ...(fourth ? [fourth] : []),
     ];
     return this.#device.createBindGroup({
       layout,

@@ -1,7 +1,25 @@
-import type { Step } from '../program.ts';
+import type { Program, Step } from '../program.ts';
 
 const isProduct = (step: Step | undefined): step is Step =>
   step?.op === 'MatMul' || step?.op === 'MatMulNBits';
+
+/** By output: norms that products alone read, while what they normalise still lies there, because a later step reads it. Products of logits choose their row. */
+export function absorbedNorms({ steps, offset }: Program): ReadonlyMap<string, Step> {
+  const norms = new Map<string, Step>();
+  for (const step of steps) {
+    if (step.op !== 'SimplifiedLayerNormalization') continue;
+    const last = (name: string): number => steps.findLastIndex(({ inputs }) => inputs.includes(name));
+    const readers = steps.filter(({ inputs }) => inputs.includes(step.output));
+    const all = readers.every(
+      (reader) =>
+        (reader.op === 'GatedMatMul' || isProduct(reader)) &&
+        reader.inputs[0] === step.output &&
+        offset.has(reader.output),
+    );
+    if (all && last(step.inputs[0]!) > last(step.output)) norms.set(step.output, step);
+  }
+  return norms;
+}
 
 /**
  * A GPU's time per token goes to the number of kernels rather than to their work. Made here of steps in a row whose values nobody else reads:

@@ -10,6 +10,7 @@ import {
 } from '../../kernels/webgpu-dense.ts';
 import { type CommandStream, TABLE_ALIGNMENT, TABLE_WINDOW } from '../../kernels/webgpu-stream.ts';
 import type { Program, Step } from '../program.ts';
+import { absorbedNorms } from './fuse.ts';
 import type { GpuWeight } from './weights.ts';
 
 /** A step that works row by row, with its bindings made. */
@@ -89,11 +90,25 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
     }
     return company;
   };
+  /** One row alone is normalised by each workgroup that reads it: a kernel less. */
+  const norms = absorbedNorms(program);
   const anyWeight = [...options.weights.values()][0]!;
 
   for (const [index, step] of program.steps.entries()) {
     const { op, inputs, output } = step;
-    const base = { x: 0, ldX: 0, out: 0, ldOut: 0, weight: 0, k: 0, other: 0, epsilon: 0, quads: 0, gate: 0 };
+    const base = {
+      x: 0,
+      ldX: 0,
+      out: 0,
+      ldOut: 0,
+      weight: 0,
+      k: 0,
+      other: 0,
+      epsilon: 0,
+      quads: 0,
+      gate: 0,
+      norm: 0,
+    };
     switch (op) {
       case 'GroupQueryAttention':
         break;
@@ -130,7 +145,9 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
           const group = dense.bind(kernel, stepBuffer, weight.buffer, workspace);
           ops.set(index, {
             kind: 'rows',
-            record: (stream, rows) => put(stream, 'rms-norm', kernel, group, [offset], rows, 1),
+            record: (stream, rows) => {
+              if (rows > 1 || !norms.has(output)) put(stream, 'rms-norm', kernel, group, [offset], rows, 1);
+            },
           });
         });
         break;
@@ -151,6 +168,17 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
         const quads = Math.ceil(n / 4);
         const common = { ...base, x, ldX, ldOut: quads, weight: weight.at, k, quads };
         const isLogits = !program.offset.has(output);
+        const company = end === 'plain' && !isLogits ? sameRows(index) : [index];
+        const stepOf = (i: number): DenseStep => {
+          const own = program.steps[i]!;
+          const { at: place, shape } = weightOf(own, 1);
+          return {
+            ...{ ...common, out: at(own.output), ldOut: widthOf(own.output), weight: place },
+            quads: Math.ceil(shape[0]! / 4),
+            ...(op === 'MatMulAdd' && { other: at(own.inputs[2]!) }),
+            ...(op === 'GatedMatMul' && { gate: weightOf(own, 2).at }),
+          };
+        };
         let offset: number;
         let allQuads = quads;
         if (isLogits) {
@@ -159,26 +187,35 @@ export function compileRows(options: RowsOptions): ReadonlyMap<number, RowOp> {
           ]);
           offset = add(unit, ...rows);
         } else {
-          const gate = op === 'GatedMatMul' ? weightOf(step, 2) : undefined;
-          const company = end === 'plain' ? sameRows(index) : [index];
           for (const i of company) taken.add(i);
-          const steps = company.map((i): DenseStep => {
-            const own = program.steps[i]!;
-            const { at: place, shape } = weightOf(own, 1);
-            const ldOut = widthOf(own.output);
-            return { ...common, out: at(own.output), ldOut, weight: place, quads: Math.ceil(shape[0]! / 4) };
-          });
-          if (op === 'MatMulAdd') steps[0] = { ...steps[0]!, other: at(inputs[2]!) };
-          if (gate) steps[0] = { ...steps[0]!, gate: gate.at };
+          const steps = company.map(stepOf);
           allQuads = steps.reduce((sum, s) => sum + s.quads, 0);
           offset = add(unit, steps);
         }
+        const norm = isLogits ? undefined : norms.get(inputs[0]!);
+        const alone = norm && {
+          kernel: dense.matmul(weight.form, 1, end, k),
+          factors: weightOf(norm, 1),
+          offset: add(
+            unit,
+            company.map((i) => ({
+              ...stepOf(i),
+              ...{ x: at(norm.inputs[0]!), epsilon: norm.node.attributes.epsilon as number },
+              norm: weightOf(norm, 1).at / 16,
+            })),
+          ),
+        };
         const label = `matmul ${weight.form}${end === 'plain' ? '' : ` ${end}`}`;
         makers.push((stepBuffer) => {
           const group = dense.bind(one, stepBuffer, weight.buffer, workspace);
+          const groupAlone =
+            alone &&
+            dense.bind(alone.kernel, stepBuffer, weight.buffer, workspace, { buffer: alone.factors.buffer });
           const groupMany = dense.bind(many, stepBuffer, weight.buffer, workspace);
           const record = (stream: CommandStream, name: string, place: number, rows: number): void => {
-            if (rows === 1) put(stream, name, one, group, [place], allQuads, 1);
+            if (rows === 1 && alone)
+              put(stream, name, alone.kernel, groupAlone!, [alone.offset], allQuads, 1);
+            else if (rows === 1) put(stream, name, one, group, [place], allQuads, 1);
             else put(stream, name, many, groupMany, [place], allQuads, Math.ceil(rows / MANY_ROWS));
           };
           ops.set(
