@@ -1,11 +1,14 @@
 import { COARSE, largestLane, MAGIC, MAGIC_BITS, TINY } from './half';
+import { lookUp } from './unpack';
 
 /**
  * Weights of values of 1 to 4 bits, and their mass, of 3 or 4 queries in two passes over the cells. Parameters of a query, 32 bytes: f32 [4] mass of a weight of 1, [12] dither of its mass; u32 [28] address of
  * its weights' dither; receives f32 [8], the step of its weights.
  */
 
+/** What a weight's integer leaves of its lane, and where it lies: the four of a query, four times. */
 const LOW: usize = memory.data<u32>([255, 255, 255, 255], 16);
+const PICK: usize = memory.data<u8>([0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12], 16);
 
 /** Weights of query i; the first's where there are not so many. */
 // @ts-ignore: decorator
@@ -34,9 +37,9 @@ function inverseOf(top: v128, query: usize): v128 {
 }
 // @ts-ignore: decorator
 @inline
-function integers(from: usize, scale: v128, inverse: v128, dither: usize, magic: v128, low: v128): v128 {
+function integers(from: usize, scale: v128, inverse: v128, dither: usize, magic: v128): v128 {
   const w = f32x4.mul(f32x4.mul(v128.load(from), scale), inverse);
-  return v128.and(f32x4.add(f32x4.add(w, v128.load(dither)), magic), low);
+  return f32x4.add(f32x4.add(w, v128.load(dither)), magic);
 }
 
 /** Adds to the cells' u16 what weights are as mass, saturating, or raises them to it. The largest weights times scale go to TOPS. */
@@ -111,7 +114,7 @@ function weights(
   else if (most) tops(nq, true, true, from, ld, few, scales, params, bytes, massAt);
   else tops(nq, true, false, from, ld, few, scales, params, bytes, massAt);
   const magic = v128.load(MAGIC);
-  const low = v128.load(LOW);
+  const low = v128.load(spread ? PICK : LOW);
   const i0 = inverseOf(v128.load(TOPS), params);
   const i1 = few > 1 ? inverseOf(v128.load(TOPS, 16), params + 32) : i0;
   const i2 = few > 2 ? inverseOf(v128.load(TOPS, 32), params + 64) : i0;
@@ -125,19 +128,20 @@ function weights(
   const from3 = nq > 3 ? rowOf(3, few, from, ld) : from;
   for (let c: usize = 0; c < bytes; c += 16) {
     const s = v128.load(scales + c);
-    const z0 = integers(from + c, s, i0, d0 + c, magic, low);
-    const z1 = integers(from1 + c, s, i1, d1 + c, magic, low);
-    const z2 = integers(from2 + c, s, i2, d2 + c, magic, low);
-    const z3 = nq > 3 ? integers(from3 + c, s, i3, d3 + c, magic, low) : z2;
-    const x = i8x16.narrow_i16x8_u(i16x8.narrow_i32x4_s(z0, z1), i16x8.narrow_i32x4_s(z2, z3));
+    const z0 = integers(from + c, s, i0, d0 + c, magic);
+    const z1 = integers(from1 + c, s, i1, d1 + c, magic);
+    const z2 = integers(from2 + c, s, i2, d2 + c, magic);
+    const z3 = nq > 3 ? integers(from3 + c, s, i3, d3 + c, magic) : z2;
     if (spread) {
-      v128.store(to, v128.shuffle<i32>(x, x, 0, 0, 0, 0));
-      v128.store(to, v128.shuffle<i32>(x, x, 1, 1, 1, 1), 16);
-      v128.store(to, v128.shuffle<i32>(x, x, 2, 2, 2, 2), 32);
-      if (nq > 3) v128.store(to, v128.shuffle<i32>(x, x, 3, 3, 3, 3), 48);
+      v128.store(to, lookUp(z0, low));
+      v128.store(to, lookUp(z1, low), 16);
+      v128.store(to, lookUp(z2, low), 32);
+      if (nq > 3) v128.store(to, lookUp(z3, low), 48);
       to += 64;
     } else {
-      v128.store(to, x);
+      const x01 = i16x8.narrow_i32x4_s(v128.and(z0, low), v128.and(z1, low));
+      const x23 = i16x8.narrow_i32x4_s(v128.and(z2, low), v128.and(z3, low));
+      v128.store(to, i8x16.narrow_i16x8_u(x01, x23));
       to += 16;
     }
   }
