@@ -79,11 +79,11 @@ test('rows of this version are of these plans', () => {
     {
       "layout": 2,
       "plans": [
-        "adkvc 2 8e22ff2e 2b8ece02 8976f586",
+        "adkvc 2 8e22ff2e ea224f07 8976f586",
         "adkvc-adapted 1 ed7fa535 ed7fa535 316d755d",
         "adkvc-evict 1 57eb6e94 57eb6e94 035a8fb5",
         "adkvc-fixed 1 e68abf27 e68abf27 e68abf27",
-        "adkvc-quantize 2 08d64923 2b8ece02 b6d7197e",
+        "adkvc-quantize 2 08d64923 ea224f07 b6d7197e",
         "dynamickv 1 dbfcf4c8 dbfcf4c8 b25020e9",
         "full 1 a7c42a05 a7c42a05 a7c42a05",
         "h2o 1 f73bbdf9 f73bbdf9 2c6f49c1",

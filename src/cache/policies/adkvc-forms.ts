@@ -19,7 +19,7 @@ export function adkvcEvict(config: CacheConfig): Policy {
 
 /** Quantisation alone: the profiled allocation without the tier that drops. Its coarsest tier bounds the ratio it reaches. */
 export function adkvcQuantize(config: CacheConfig, model: ModelConfig, profile?: HeadProfile): Policy {
-  const options = adkvcOptions(config);
+  const options = adkvcOptions(config, profile);
   const tiers = options.tiers.filter((tier) => tier !== DROP);
   return { ...profiledPolicy({ ...options, name: 'adkvc-quantize', tiers }, model, profile), bounded: false };
 }

@@ -18,8 +18,10 @@ import { blockMean, byHead, maxPool, overMean } from '../relevance.ts';
 import { TRACKERS } from '../trackers/registry.ts';
 import type { Tracker } from '../trackers/tracker.ts';
 
-/** Few tiers do as well as ten (docs/evaluation.md, "Constants"), and each costs padding in every record that uses it. */
+/** Few tiers do as well as ten (docs/evaluation.md, "Constants"), and each costs re-encodings, and padding in every record that uses it. */
 const LADDER = ['8,8', '8,4', '4,4', '4,2', '3,2', '2,1', 'drop'].map(tierNamed);
+/** Without a profile all heads take the same steps, and 8,4 wins nothing (there too). */
+const UNPROFILED_LADDER = LADDER.filter((tier) => tier !== tierNamed('8,4'));
 
 /**
  * Divergence of a uniform run at b bits relative to 2 bits, measured on SmolLM2-135M (KL of the last half of 8k tokens; keys centred,
@@ -108,7 +110,7 @@ export interface AdkvcOptions {
 }
 
 /** What the configuration says, completed by the defaults. @throws InvalidInputError naming the field */
-export function adkvcOptions(config: CacheConfig): Omit<AdkvcOptions, 'name'> {
+export function adkvcOptions(config: CacheConfig, profile?: HeadProfile): Omit<AdkvcOptions, 'name'> {
   const { decay = MASS_DECAY, lastQueries = 32, pool = POOL, block = 1, floor = RELEVANCE_FLOOR } = config;
   const check = (name: keyof CacheConfig, right: boolean, what: string): void => {
     if (!right) throw new InvalidInputError(`${name} must be ${what}, not ${config[name]}`, name);
@@ -121,7 +123,8 @@ export function adkvcOptions(config: CacheConfig): Omit<AdkvcOptions, 'name'> {
   check('floor', Number.isFinite(floor) && floor >= 0, 'a number from 0');
   const name = config.tracker ?? 'ema';
   check('tracker', Object.hasOwn(TRACKERS, name), `one of ${TRACKER_NAMES.join(', ')}`);
-  const tiers = config.tiers === undefined ? LADDER : tiersNamed(config.tiers);
+  const ladder = profile ? LADDER : UNPROFILED_LADDER;
+  const tiers = config.tiers === undefined ? ladder : tiersNamed(config.tiers);
   const tracker = TRACKERS[name]({ decay, lastQueries });
   return { tiers, tracker, pool, block, floor, estimate: config.estimate ?? false };
 }
@@ -229,5 +232,5 @@ export function adkvc(
   profile?: HeadProfile,
   instances?: PlanInstances,
 ): Policy {
-  return profiledPolicy({ name: 'adkvc', ...adkvcOptions(config) }, model, profile, instances);
+  return profiledPolicy({ name: 'adkvc', ...adkvcOptions(config, profile) }, model, profile, instances);
 }
