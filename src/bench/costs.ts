@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { KvCache } from '../cache/cache.ts';
+import type { ModelConfig } from '../core/config.ts';
 import { hash32 } from '../core/random.ts';
 import type { ModelEngine } from '../engine/engine.ts';
 import type { Kernels } from '../kernels/kernels.ts';
@@ -16,9 +17,9 @@ import { median } from './steps.ts';
 
 /** What compression costs while it runs. */
 export interface DecodeCosts {
-  /** Multiply-adds a second, 1e9, of attention in decoding steps, counted over the cells that are held. */
+  /** Multiply-adds a second, 1e9, of attention in the fastest window of decoding steps, counted over the cells that are held. */
   readonly attentionGMACs: number;
-  /** Share of a decoding step that attention takes. */
+  /** Share of that window that attention takes. */
   readonly attentionShare: number;
   /** What adding attention up as history adds to a step, as a share of it; 0 where the policy keeps no history. */
   readonly trackingShare: number;
@@ -44,7 +45,7 @@ const TURNS = 3;
 const PAIRS = 12;
 /** Tokens that the measurements feed. */
 export const COMMIT_TOKENS = TURNS * TURN_TOKENS;
-export const COST_TOKENS = 3 * PAIRS;
+export const COST_TOKENS = 2 * PAIRS;
 
 /** Replaces a method while `work` runs. */
 export async function wrapped<T extends object, R>(
@@ -87,13 +88,13 @@ export async function timeOf<T extends object>(
   return ms;
 }
 
-/** Decoding steps at the cache's position. The cache is not the conversation's any more afterwards: some steps left no history. */
-export async function measureDecodeCosts(
+/** DecodeCosts.trackingShare at the cache's position. The cache is not the conversation's any more afterwards: some steps left no history. */
+export async function measureTracking(
   engine: ModelEngine,
   kernels: Kernels,
   cache: KvCache,
-): Promise<DecodeCosts> {
-  const { heads, kvHeads, headDim, vocab } = engine.model;
+): Promise<number> {
+  const { vocab } = engine.model;
   const out = new Float32Array(vocab);
   let fed = 0;
   const step = async (): Promise<number> => {
@@ -101,16 +102,6 @@ export async function measureDecodeCosts(
     await engine.feed(cache, [hash32(fed++, 77) % vocab], 'last', { out });
     return performance.now() - start;
   };
-  const attention: number[] = [];
-  const steps: number[] = [];
-  for (let i = 0; i < PAIRS; i++)
-    attention.push(await timeOf(kernels, ['attend'], async () => void steps.push(await step())));
-  // Each held token of a key/value head is met twice, as a key and as a value, by every query head of its group.
-  const held = Object.entries(cache.report().tiers).reduce(
-    (sum, [name, n]) => sum + (name === 'drop' ? 0 : n),
-    0,
-  );
-  const products = held * 2 * headDim * (heads / kvHeads);
   const withMass: number[] = [];
   const without: number[] = [];
   if (cache.tracksMass)
@@ -123,13 +114,16 @@ export async function measureDecodeCosts(
         async () => void without.push(await step()),
       );
     }
-  return {
-    attentionGMACs: products / median(attention) / 1e6,
-    attentionShare: median(attention) / median(steps),
-    trackingShare: cache.tracksMass
-      ? Math.max(0, (median(withMass) - median(without)) / median(withMass))
-      : 0,
-  };
+  return cache.tracksMass ? Math.max(0, (median(withMass) - median(without)) / median(withMass)) : 0;
+}
+
+/** Multiply-adds of a decoding step's attention over the cells that are held: each is met as a key and as a value by every query head of its group. */
+export function attentionProducts({ heads, kvHeads, headDim }: ModelConfig, cache: KvCache): number {
+  const held = Object.entries(cache.report().tiers).reduce(
+    (sum, [name, n]) => sum + (name === 'drop' ? 0 : n),
+    0,
+  );
+  return held * 2 * headDim * (heads / kvHeads);
 }
 
 /** Stores the cache, feeds TURN_TOKENS, stores it again, restores it. */
