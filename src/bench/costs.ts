@@ -12,6 +12,7 @@ import type { Head } from '../session/head.ts';
 import { EMPTY_LOG } from '../session/log.ts';
 import { restore } from '../session/recover.ts';
 import type { StateRecord } from '../session/state.ts';
+import { Checkpointer } from '../session/store/checkpointer.ts';
 import { NodeSqliteStore } from '../session/store/node-sqlite.ts';
 import { median } from './steps.ts';
 
@@ -129,7 +130,7 @@ export function attentionProducts({ heads, kvHeads, headDim }: ModelConfig, cach
 /** Stores the cache, feeds TURN_TOKENS, stores it again, restores it. */
 export async function measureCommit(engine: ModelEngine, cache: KvCache): Promise<CommitCosts> {
   const folder = mkdtempSync(join(tmpdir(), 'adkvc-bench-'));
-  const store = new NodeSqliteStore(join(folder, 'session.sqlite'));
+  const store = new NodeSqliteStore(join(folder, 'session.sqlite'), new Checkpointer());
   try {
     let head: Head = {
       id: 'bench',
@@ -149,22 +150,24 @@ export async function measureCommit(engine: ModelEngine, cache: KvCache): Promis
       states: [],
     };
     let stored: StateRecord | undefined;
-    const once = () => {
+    const once = async () => {
       const start = performance.now();
       const result = commit(store, head, cache, stored);
       const ms = performance.now() - start;
       ({ head, stored } = result);
+      // As a turn does; other conversations run meanwhile.
+      await store.sync();
       return { ms, rows: result.rows, bytes: result.bytes };
     };
-    const whole = once();
-    const turns: ReturnType<typeof once>[] = [];
+    const whole = await once();
+    const turns: Awaited<ReturnType<typeof once>>[] = [];
     for (let i = 0; i < TURNS; i++) {
       await engine.feed(
         cache,
         Array.from({ length: TURN_TOKENS }, (_, j) => hash32(i, j) % engine.model.vocab),
         'none',
       );
-      turns.push(once());
+      turns.push(await once());
     }
     const turn = turns.sort((a, b) => a.ms - b.ms)[TURNS >> 1]!;
     const start = performance.now();
@@ -172,6 +175,7 @@ export async function measureCommit(engine: ModelEngine, cache: KvCache): Promis
     return { whole, turn: { tokens: TURN_TOKENS, ...turn }, restoreMs: performance.now() - start };
   } finally {
     store.close();
+    await store.settled();
     rmSync(folder, { recursive: true, force: true });
   }
 }

@@ -6,6 +6,7 @@ import { LocalDirectories } from '../session/directory.ts';
 import { LocalHost } from '../session/local-host.ts';
 import { Scheduler } from '../session/scheduler.ts';
 import type { SessionServices } from '../session/services.ts';
+import { Checkpointer } from '../session/store/checkpointer.ts';
 import { MemoryStore } from '../session/store/memory.ts';
 import { NodeSqliteStore } from '../session/store/node-sqlite.ts';
 import { PROJECT_ROOT } from './bundle-folder.ts';
@@ -34,7 +35,11 @@ export async function localSessions(engine: Engine, folder: string | undefined):
   };
   if (folder === undefined) return new LocalHost(services, () => new MemoryStore());
   mkdirSync(folder, { recursive: true });
-  const host = new LocalHost(services, (key) => new NodeSqliteStore(join(folder, key + SUFFIX)));
+  const checkpointer = new Checkpointer();
+  const host = new LocalHost(
+    services,
+    (key) => new NodeSqliteStore(join(folder, key + SUFFIX), checkpointer),
+  );
   const stored = readdirSync(folder).filter((name) => name.endsWith(SUFFIX));
   await host.resume(stored.map((name) => name.slice(0, -SUFFIX.length)));
   return host;

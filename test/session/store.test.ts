@@ -1,7 +1,8 @@
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { Checkpointer } from '../../src/session/store/checkpointer.ts';
 import { MemoryStore } from '../../src/session/store/memory.ts';
 import { NodeSqliteStore } from '../../src/session/store/node-sqlite.ts';
 import { storeConformance } from './store-conformance.ts';
@@ -32,6 +33,31 @@ storeConformance('node:sqlite', (body) =>
     }
   }),
 );
+
+test('node:sqlite: a long log is carried over into the file beside its writer', () =>
+  inFolder(async (folder) => {
+    const path = join(folder, 'session.sqlite');
+    const store = new NodeSqliteStore(path, new Checkpointer());
+    const row = (turn: number, id: number) => new Uint8Array(250_000).fill(turn * 40 + id);
+    for (let turn = 0; turn < 4; turn++) {
+      store.transaction(() => {
+        for (let id = 0; id < 40; id++) store.put(id, row(turn, id));
+      });
+      await store.sync();
+      await store.settled();
+      // The file alone, without its log.
+      const copy = join(folder, `copy${turn}.sqlite`);
+      copyFileSync(path, copy);
+      const other = new NodeSqliteStore(copy);
+      for (let id = 0; id < 40; id++)
+        expect(Buffer.compare(other.get(id) ?? new Uint8Array(0), row(turn, id))).toBe(0);
+      other.close();
+    }
+    // 40 MB were written: the log began anew each time.
+    expect(statSync(`${path}-wal`).size).toBeLessThan(16e6);
+    await store.destroy();
+    expect(readdirSync(folder).filter((name) => name.startsWith('session'))).toEqual([]);
+  }));
 
 test('node:sqlite: reads make no file, destroy leaves none', () =>
   inFolder(async (folder) => {

@@ -2,6 +2,7 @@ import { existsSync, rmSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
+import type { Checkpointer } from './checkpointer.ts';
 import {
   inBatches,
   KnownIds,
@@ -9,6 +10,11 @@ import {
   type StoreCounters,
   TransactionGuard,
 } from './session-store.ts';
+
+/** Bytes after which the log is carried over into the file: about two turns of a long conversation. */
+const CHECKPOINT_BYTES = 8_000_000;
+/** A connection that closes last locks the file for as long as it takes to carry the log over. */
+const BUSY_MS = 10_000;
 
 interface Opened {
   readonly database: DatabaseSync;
@@ -23,15 +29,23 @@ interface Opened {
 export class NodeSqliteStore implements SessionStore {
   readonly counters: StoreCounters = { rowsRead: 0, rowsWritten: 0, bytesWritten: 0 };
   readonly path: string;
+  readonly #checkpointer: Checkpointer | undefined;
   #opened: Opened | undefined;
   #guard = new TransactionGuard();
   readonly #ids = new KnownIds();
   /** The names of the files are on the disk. */
   #named = false;
+  /** Bytes written when the log was carried over last, and the end of what does it. */
+  #carried = 0;
+  #carrying: Promise<void> | undefined;
 
-  /** @param path of the file; its folder must exist. */
-  constructor(path: string) {
+  /**
+   * @param path of the file; its folder must exist
+   * @param checkpointer of the process; without it a transaction now and then takes some tens of milliseconds more
+   */
+  constructor(path: string, checkpointer?: Checkpointer) {
     this.path = path;
+    this.#checkpointer = checkpointer;
   }
 
   transaction<T>(fn: () => T): T {
@@ -102,10 +116,21 @@ export class NodeSqliteStore implements SessionStore {
     // Windows keeps names by itself, and opens no folders.
     if (!this.#named && process.platform !== 'win32') await flush(dirname(this.path), 'r');
     this.#named = true;
+    const { bytesWritten } = this.counters;
+    if (!this.#checkpointer || bytesWritten - this.#carried < CHECKPOINT_BYTES) return;
+    this.#carried = bytesWritten;
+    this.#carrying = this.#checkpointer.run(this.path);
+  }
+
+  /** Nobody carries the log over at this time. */
+  async settled(): Promise<void> {
+    await this.#carrying;
   }
 
   async destroy(): Promise<void> {
     this.close();
+    // Who has a file open that is deleted could delete one that is made anew.
+    await this.settled();
     this.#named = false;
     for (const suffix of ['', '-wal', '-shm']) rmSync(this.path + suffix, { force: true });
   }
@@ -118,7 +143,7 @@ export class NodeSqliteStore implements SessionStore {
 
   #open(create: boolean): Opened | undefined {
     if (this.#opened || (!create && !existsSync(this.path))) return this.#opened;
-    const database = new DatabaseSync(this.path);
+    const database = new DatabaseSync(this.path, { timeout: BUSY_MS });
     // Rows are large: the largest pages write them about four times as fast as the default's 4 KiB. A commit leaves the file whole whatever happens,
     // and `sync` makes it last: https://sqlite.org/pragma.html#pragma_synchronous
     database.exec('PRAGMA page_size = 65536; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL');
