@@ -20,6 +20,8 @@ interface Answer {
 const KILLS = Number(process.env.ADKVC_FAULTS ?? 2);
 const KILL_SEED = 9;
 const LONGEST_MS = 1_500;
+/** Of TURNS: those that are killed in the middle of a stream. */
+const LONG_TURNS = [1, 2];
 const momentOf = (round: number): number =>
   Math.floor((((Math.imul(round + KILL_SEED, 0x9e3779b1) >>> 0) % 10_007) / 10_007) * LONGEST_MS);
 
@@ -45,7 +47,8 @@ async function turn(server: TestServer, n: number, onText?: (text: string) => vo
       messages: [{ role: 'user', content: TURNS[n] }],
       temperature: 0.7,
       seed: 11 + n,
-      max_tokens: 60,
+      // Long enough to be killed in its midst.
+      max_tokens: LONG_TURNS.includes(n) ? 400 : 60,
       stream: true,
       stream_options: { include_usage: true },
     }),
@@ -67,7 +70,7 @@ const start = (name: string): Promise<TestServer> =>
   startServer({ dataDir: join(tiny.folder, name), assetsDir: tiny.assetsDir });
 
 beforeAll(async () => {
-  tiny = await tinyServed({ untied: true, context: 4096 });
+  tiny = await tinyServed({ endless: true, context: 4096 });
   const server = await start('undisturbed');
   undisturbed = [];
   for (const n of TURNS.keys()) undisturbed.push(await turn(server, n));
