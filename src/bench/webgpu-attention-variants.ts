@@ -8,21 +8,14 @@ export interface AttentionVariant {
   readonly stream?: StreamDivision & { readonly describes: boolean };
 }
 
-/** What the runtime uses of each kernel, what comes near it, and what its parts take. */
-export const SWEEP: readonly string[] = [
-  ...['float@4', 'stream-4-8-1-22', 'stream-4-8-1-21', 'stream-8-16-1-22', 'stream-4-8-1-22-describes'],
-  ...['stream-4-8-1-22-noblocks', 'stream-4-8-1-22-nolookups', 'stream-4-8-1-22-nokeys'],
-  ...['stream-4-8-1-22-novalues', 'stream-4-8-1-22-nokeys-novalues'],
-];
+/** What the runtime uses of each kernel, and what comes near it. */
+export const SWEEP: readonly string[] = ['float@4', 'stream-4-8', 'stream-8-16', 'stream-4-8-describes'];
 
-const PARTS = ['keys', 'values', 'lookups', 'blocks'] as const;
 const FLOAT = /^float@([1-9]\d*)$/;
-const STREAM =
-  /^stream-([1-9]\d?)-(2|4|8|16|32)-(1|2|4|8|16|32)-(1|2)(1|2)(-describes)?((?:-no(?:keys|values|lookups|blocks))*)$/;
+const STREAM = /^stream-([1-9]\d?)-(2|4|8|16)(-describes)?$/;
 
 /**
- * `float@SEGMENTS`, segments a split, or `stream-WARPS-SEGMENTS-REPLICAS-PAIRS`, PAIRS two digits: of keys and of values, as StreamDivision says. `-describes`
- * makes the table of blocks with each dispatch; `-nokeys`, `-novalues`, `-nolookups` and `-noblocks` leave out what they name, to learn what the rest takes.
+ * `float@SEGMENTS`, segments a split, or `stream-WARPS-SEGMENTS`, as StreamDivision says. `-describes` makes the table of blocks with each dispatch.
  * @throws InvalidInputError
  */
 export function parseVariant(name: string): AttentionVariant {
@@ -31,15 +24,12 @@ export function parseVariant(name: string): AttentionVariant {
   const stream = STREAM.exec(name);
   if (!stream)
     throw new InvalidInputError(
-      `"${name}" is no variant: float@4, or as in stream-4-8-1-22 (warps, segments, replicas, pairs of keys and of values)`,
+      `"${name}" is no variant: float@4, or as in stream-4-8 (warps, segments)`,
       '--variant',
     );
-  const [warps, segments, replicas] = stream.slice(1, 4).map(Number) as [number, number, number];
-  const [pairs, valuePairs] = stream.slice(4, 6).map(Number) as [1 | 2, 1 | 2];
-  const without = PARTS.filter((part) => stream[7]!.includes(`-no${part}`));
-  const describes = stream[6] !== undefined;
+  const [warps, segments] = stream.slice(1, 3).map(Number) as [number, number];
   return {
     ...{ name, segmentsPerSplit: segments },
-    stream: { warps, segments, replicas, pairs, valuePairs, describes, without },
+    stream: { warps, segments, describes: stream[3] !== undefined },
   };
 }

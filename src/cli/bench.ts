@@ -102,7 +102,7 @@ async function benchAttention(options: BenchOptions): Promise<void> {
           const { milliseconds, gigabytesPerSecond, shareOfCopy, ratio, largestDifference } = one[name];
           process.stdout.write(
             `${one.variant.padEnd(34)} ${name.padEnd(6)} ${milliseconds.toFixed(3)} ms  ${gigabytesPerSecond.toFixed(0)} GB/s (${percentOf(shareOfCopy)} of the copy)  ratio ${ratio.toFixed(2)}` +
-              `${largestDifference === undefined ? '' : `  off by ${largestDifference.toExponential(1)}`}\n`,
+              `  off by ${largestDifference.toExponential(1)}\n`,
           );
         }
         process.stdout.write(
@@ -148,7 +148,7 @@ export function benchCommand(program: Command): void {
     )
     .option(
       '--variant <name...>',
-      'with --webgpu-attention: what attends, as float@4, stream-4-8-1-22, or sweep for all that are worth knowing',
+      'with --webgpu-attention: what attends, as float@4, stream-4-8, or sweep for all that are worth knowing',
     )
     .option(
       '--unclamped',

@@ -1,5 +1,5 @@
 import { UnsupportedModelError } from '../core/errors.ts';
-import { isSplittable, type StreamDivision, streamPrelude, tableVectors } from './webgpu-attend-stream.ts';
+import { isStreamable, type StreamDivision, streamPrelude, tableVectors } from './webgpu-attend-stream.ts';
 import type { AttendPlan } from './webgpu-plan.ts';
 import { attendPrelude, fillLut, type HeadShape, shaderPrelude, unroll } from './webgpu-prelude.ts';
 import { TABLE_WINDOW } from './webgpu-stream.ts';
@@ -13,7 +13,10 @@ export const SHADER_FILES = [
   'attend-bindings',
   'attend',
   'attend-describe',
+  'attend-levels',
   'attend-stream',
+  'attend-codes',
+  'attend-floats',
   'attend-combine',
   'attend-mass',
   'append',
@@ -169,7 +172,7 @@ export function createWebGpuAttention({
     );
   const prelude = shaderPrelude(shape, plain);
   const group = heads / kvHeads;
-  if (stream && (plain || !isSplittable(shape)))
+  if (stream && (plain || !isStreamable(shape)))
     throw new UnsupportedModelError('attention of streams wants 64 or 128 channels and no plain tiers');
   const lanes = device.limits.maxComputeInvocationsPerWorkgroup;
   if (stream && stream.warps * 32 > lanes)
@@ -181,7 +184,8 @@ export function createWebGpuAttention({
   const own = stream
     ? [
         streamPrelude(stream),
-        unroll(shaders['attend-stream'], { h: group, p: stream.pairs, v: stream.valuePairs, t: 4 }),
+        shaders['attend-levels'],
+        unroll(withParts(shaders['attend-stream'], shaders), { h: group, p: 2, t: 4 }),
       ]
     : [attendPrelude(shape), fillLut(), unroll(shaders.attend, { h: group })];
   const attend = kernel(device, 'attend', ATTEND_BINDINGS, [
@@ -335,6 +339,10 @@ export function createWebGpuAttention({
     },
   };
 }
+
+/** Lines `// here: NAME` become the shader of that name. */
+const withParts = (source: string, shaders: ShaderSources): string =>
+  source.replaceAll(/^ *\/\/ here: (\S+)\n/gm, (_, name: string) => shaders[name as keyof ShaderSources]);
 
 /** 'u': uniform, 'r': read, 'w': written; capitals come with dynamic offsets. */
 const ATTEND_BINDINGS = 'UrrrRRRww';

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { exactMassAt } from '../../src/kernels/layout.ts';
 import { cacheReference } from '../../src/kernels/reference-cache.ts';
 import { subgroupsOf } from '../../src/kernels/webgpu.ts';
-import { isSplittable, type StreamDivision } from '../../src/kernels/webgpu-attend-stream.ts';
+import { isStreamable, type StreamDivision } from '../../src/kernels/webgpu-attend-stream.ts';
 import { plainArena } from '../helpers/plain-memory.ts';
 import { testDevice } from '../helpers/webgpu.ts';
 import { attendTruth, largestDifference, MASS_UNIT, massesOf } from './attend-truth.ts';
@@ -29,17 +29,11 @@ const wide: CacheCase = {
   ...{ name: 'mixed tiers, head dimension 128', heads: 4, kvHeads: 2, headDim: 128, rows: 3 },
 };
 /** Plain tiers are for comparisons: this kernel reads none. */
-const CASES = ATTEND_CASES.filter((c) => isSplittable(c) && !isPlain(c));
-const NARROW: StreamDivision = { warps: 2, segments: 4, replicas: 1, pairs: 2, valuePairs: 2 };
+const CASES = ATTEND_CASES.filter((c) => isStreamable(c) && !isPlain(c));
+const NARROW: StreamDivision = { warps: 2, segments: 4 };
 const DIVISIONS: { name: string; stream: StreamDivision; cases: readonly CacheCase[] }[] = [
   { name: '2 warps', stream: NARROW, cases: CASES },
-  { name: '8 channels a lane', stream: { ...NARROW, replicas: 4, pairs: 1, valuePairs: 1 }, cases: CASES },
-  { name: '4 warps', stream: { warps: 4, segments: 2, replicas: 2, pairs: 2, valuePairs: 1 }, cases: [wide] },
-  {
-    name: '4 warps, 8 channels a lane',
-    stream: { warps: 4, segments: 2, replicas: 2, pairs: 1, valuePairs: 2 },
-    cases: [wide],
-  },
+  { name: '4 warps', stream: { warps: 4, segments: 2 }, cases: [wide] },
 ];
 const setUp = (c: CacheCase) => {
   const arena = plainArena(6e6);

@@ -8,7 +8,7 @@ import {
   subgroupsOf,
   type WebGpuAttention,
 } from '../../kernels/webgpu.ts';
-import { isSplittable, STREAM } from '../../kernels/webgpu-attend-stream.ts';
+import { isStreamable, STREAM } from '../../kernels/webgpu-attend-stream.ts';
 import { createWebGpuCacheKernels, type WebGpuCacheKernels } from '../../kernels/webgpu-cache.ts';
 import { WebGpuDense } from '../../kernels/webgpu-dense.ts';
 import { createWebGpuRecords, type WebGpuRecords } from '../../kernels/webgpu-records.ts';
@@ -91,7 +91,7 @@ export class GpuForward implements ForwardPass {
     // Few kinds ever come: they are compiled when one does.
     const attend = (kind: AttentionKind): WebGpuAttention => {
       // Narrow heads have no kernel that multiplies integers.
-      const key = kind === 'integer' && !isSplittable(config) ? 'float' : kind;
+      const key = kind === 'integer' && !isStreamable(config) ? 'float' : kind;
       const found = attentions.get(key);
       if (found) return found;
       const made = createWebGpuAttention({
