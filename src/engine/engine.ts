@@ -196,6 +196,7 @@ export function createEngine(parts: EngineParts): ModelEngine {
       workspace: forward.workspaceBytes,
       kernelStatic: kernels.arena.staticBytes - loaded.weightBytes - forward.workspaceBytes,
       caches: kernels.arena.liveBytes,
+      plans: parts.plans?.bytes ?? 0,
       ortHeap: parts.ortHeapBytes?.() ?? 0,
       kernelMemory: kernels.arena.memory.buffer.byteLength,
     }),

@@ -65,6 +65,7 @@ export async function loadWebGpuEngine(options: LoadWebGpuEngineOptions): Promis
       ...{ weights: weights.bytes, workspace: forward.workspaceBytes, kernelStatic: 0 },
       ...{
         caches: kernels.arena.liveBytes,
+        plans: options.plans?.bytes ?? 0,
         ortHeap: 0,
         kernelMemory: kernels.arena.memory.buffer.byteLength,
       },

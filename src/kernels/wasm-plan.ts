@@ -26,6 +26,7 @@ const MAX_BYTES = 1e9;
 /** Lends instances to plans; a host has mostly one at a time, and keeps that. */
 export class PlanInstances {
   readonly #module: WebAssembly.Module;
+  readonly #lent = new Set<PlanInstance>();
   #idle: PlanInstance | undefined;
 
   /** @param module either variant of wasm/build: these functions are the same in both */
@@ -33,10 +34,21 @@ export class PlanInstances {
     this.#module = module;
   }
 
+  /** That their memories hold. A memory never shrinks. */
+  get bytes(): number {
+    let bytes = this.#idle?.memory.buffer.byteLength ?? 0;
+    for (const { memory } of this.#lent) bytes += memory.buffer.byteLength;
+    return bytes;
+  }
+
   take(): PlanInstance {
-    const idle = this.#idle;
+    const instance = this.#idle ?? this.#make();
     this.#idle = undefined;
-    if (idle) return idle;
+    this.#lent.add(instance);
+    return instance;
+  }
+
+  #make(): PlanInstance {
     const memory = wasmMemory(MAX_BYTES);
     const abort = (): never => {
       throw new Error('the WASM module aborted while it planned');
@@ -47,6 +59,7 @@ export class PlanInstances {
 
   /** Nobody uses it any more. */
   give(instance: PlanInstance): void {
+    this.#lent.delete(instance);
     this.#idle = instance;
   }
 }

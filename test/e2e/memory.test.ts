@@ -51,12 +51,14 @@ describe('the ledger of an isolate: embedded model, one conversation of 2,000 to
     expect(report.largestPieceWhileLoading).toBeLessThanOrEqual(2 ** 20);
     expect(report.javascript.loaded).toBeLessThan(report.javascript.start + 8e6);
 
-    const total = report.kernelMemory + report.ledger.ortHeap + report.javascript.most + SQLITE_CACHE_BYTES;
+    expect(report.ledger.plans).toBeGreaterThan(0);
+    const { ortHeap, plans } = report.ledger;
+    const total = report.kernelMemory + ortHeap + plans + report.javascript.most + SQLITE_CACHE_BYTES;
     console.log(
       `isolate: ${(total / 1e6).toFixed(1)} MB of 128: kernels ${(report.kernelMemory / 1e6).toFixed(1)} ` +
         `(weights ${(report.ledger.weights / 1e6).toFixed(1)}, workspace ${(report.ledger.workspace / 1e6).toFixed(1)}, ` +
         `cache ${(cache.bytes / 1e6).toFixed(1)}, at its peak ${(cache.peakBytes / 1e6).toFixed(1)}), ` +
-        `JavaScript ${(report.javascript.most / 1e6).toFixed(1)}, SQLite ${(SQLITE_CACHE_BYTES / 1e6).toFixed(1)}`,
+        `plans ${(plans / 1e6).toFixed(1)}, JavaScript ${(report.javascript.most / 1e6).toFixed(1)}, SQLite ${(SQLITE_CACHE_BYTES / 1e6).toFixed(1)}`,
     );
     expect(total).toBeLessThan(ISOLATE_BYTES);
   });
