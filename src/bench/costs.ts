@@ -43,7 +43,7 @@ export interface CommitCosts {
 
 const TURN_TOKENS = 100;
 const TURNS = 3;
-const PAIRS = 12;
+const PAIRS = 24;
 /** Tokens that the measurements feed. */
 export const COMMIT_TOKENS = TURNS * TURN_TOKENS;
 export const COST_TOKENS = 2 * PAIRS;
@@ -103,19 +103,19 @@ export async function measureTracking(
     await engine.feed(cache, [hash32(fed++, 77) % vocab], 'last', { out });
     return performance.now() - start;
   };
-  const withMass: number[] = [];
-  const without: number[] = [];
-  if (cache.tracksMass)
-    for (let i = 0; i < PAIRS; i++) {
-      withMass.push(await step());
-      await wrapped(
-        kernels,
-        'attend',
-        (attend) => (run) => attend({ ...(run as object), mass: 0 }),
-        async () => void without.push(await step()),
-      );
-    }
-  return cache.tracksMass ? Math.max(0, (median(withMass) - median(without)) / median(withMass)) : 0;
+  const without = (): Promise<number> =>
+    wrapped(kernels, 'attend', (attend) => (run) => attend({ ...(run as object), mass: 0 }), step);
+  if (!cache.tracksMass) return 0;
+  const whole: number[] = [];
+  const more: number[] = [];
+  // Pairs, each way round in turn: what disturbs a shared core lasts for longer than one.
+  for (let i = 0; i < PAIRS; i++) {
+    const first = i % 2 === 0 ? undefined : await without();
+    const ms = await step();
+    whole.push(ms);
+    more.push(ms - (first ?? (await without())));
+  }
+  return Math.max(0, median(more) / median(whole));
 }
 
 /** Multiply-adds of a decoding step's attention over the cells that are held: each is met as a key and as a value by every query head of its group. */

@@ -85,7 +85,7 @@ test('exported, imported into another folder by another host: the same tokens, n
 });
 
 test('a stored block that lies about itself is refused before a kernel reads it', async () => {
-  const cache = engine.createCache({ ...DEFAULT_CACHE, policy: 'adkvc', ratio: 3 });
+  const cache = engine.createCache({ ...DEFAULT_CACHE, policy: 'adkvc', ratio: 5 });
   await engine.feed(
     cache,
     Array.from({ length: 700 }, (_, i) => (i * 7) % 200),
