@@ -2,7 +2,6 @@ import type { Browser, Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import type { CacheMap } from '../../src/page/api.ts';
 import {
-  answering,
   ask,
   type ChatPage,
   idle,
@@ -135,7 +134,8 @@ test('a fork goes on apart; another answer is drawn; a conversation is deleted a
 
 test('an answer goes on while another conversation is looked at', async () => {
   await ask(page, 'A long answer, please');
-  await answering(page);
+  await expect.poll(() => messages(page).count()).toBe(2);
+  await expect.poll(() => page.url()).toContain('#');
   const first = page.url();
   await page.keyboard.press('Alt+KeyN');
   await expect.poll(() => messages(page).count()).toBe(0);
@@ -286,22 +286,30 @@ test('pages of the list that were asked for stay when a turn ends, and after com
 });
 
 test('the keyboard alone: send, stop, edit, fork, cache view, new, switch', async () => {
-  await page.keyboard.type('By keyboard');
-  await page.keyboard.press('Enter');
-  await answering(page);
-  await expect.poll(async () => (await answer().textContent())?.length ?? 0).toBeGreaterThan(3);
+  await expect.poll(() => input(page).evaluate((field) => field === document.activeElement)).toBe(true);
+  const send = async (text: string, then: number) => {
+    await page.keyboard.type(text);
+    await expect.poll(() => input(page).inputValue()).toBe(text);
+    await page.keyboard.press('Enter');
+    await expect.poll(() => messages(page).count()).toBe(then);
+  };
+  await send('By keyboard', 2);
+  await idle(page);
+  await send('Go on', 4);
+  await expect.poll(async () => (await answer(3).textContent())?.length ?? 0).toBeGreaterThan(3);
   await page.keyboard.press('Escape');
   await idle(page);
   await page.keyboard.press('ArrowUp');
-  await expect.poll(() => input(page).inputValue()).toBe('By keyboard');
+  await expect.poll(() => input(page).inputValue()).toBe('Go on');
   await page.keyboard.press('Escape');
   await expect.poll(() => input(page).inputValue()).toBe('');
-  await turn(page, 'Once more');
+  await send('Once more', 6);
+  await idle(page);
   const first = page.url();
   await tabTo(page, /^Fork/, 'Shift+Tab');
   await page.keyboard.press('Enter');
   await expect.poll(() => page.url()).not.toBe(first);
-  await expect.poll(() => messages(page).count()).toBe(4);
+  await expect.poll(() => messages(page).count()).toBe(6);
   await page.keyboard.press('Alt+KeyC');
   await page.getByRole('dialog', { name: 'Cache' }).waitFor();
   await page.keyboard.press('Escape');
@@ -309,7 +317,7 @@ test('the keyboard alone: send, stop, edit, fork, cache view, new, switch', asyn
   await expect.poll(() => messages(page).count()).toBe(0);
   await tabTo(page, /^By keyboard/, 'Shift+Tab');
   await page.keyboard.press('Enter');
-  await expect.poll(() => messages(page).count()).toBe(4);
+  await expect.poll(() => messages(page).count()).toBe(6);
   expect(chat.complaints).toEqual([]);
 });
 

@@ -28,7 +28,6 @@ export const listed = (page: Page) =>
 export const said = (page: Page): Promise<string[]> => page.locator('.message .text').allTextContents();
 /** No answer is being written. */
 export const idle = (page: Page) => page.getByRole('button', { name: 'Send', exact: true }).waitFor();
-export const answering = (page: Page) => page.getByRole('button', { name: 'Stop', exact: true }).waitFor();
 
 export async function ask(page: Page, text: string): Promise<void> {
   await input(page).fill(text);
