@@ -59,18 +59,18 @@ export interface Pieces {
   /** Where the first one begins and ends, the second one, ... */
   readonly ranges: Int32Array;
 }
-export function piecesBytes({ ranges }: Pieces): number {
-  let bytes = 0;
-  for (let i = 0; i < ranges.length; i += 2) bytes += ranges[i + 1]! - ranges[i]!;
-  return bytes;
+
+/** What of a hot part changes with every token, view by view. */
+export function* changingParts({ rest, scattered }: HotViews): Generator<Uint8Array> {
+  yield* rest;
+  if (!scattered) return;
+  const { memory, ranges } = scattered;
+  for (let i = 0; i < ranges.length; i += 2) yield memory.subarray(ranges[i]!, ranges[i + 1]!);
 }
 
 /** One copy of all of it. */
-export function joined({ header, planes, rest, scattered }: HotViews): Uint8Array {
-  const parts = [header, ...planes, ...rest];
-  if (scattered)
-    for (let i = 0; i < scattered.ranges.length; i += 2)
-      parts.push(scattered.memory.subarray(scattered.ranges[i]!, scattered.ranges[i + 1]!));
+export function joined(views: HotViews): Uint8Array {
+  const parts = [views.header, ...views.planes, ...changingParts(views)];
   const out = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
   let at = 0;
   for (const part of parts) {

@@ -14,7 +14,7 @@ import {
 import { type CacheContext, KvCache } from './cache.ts';
 import { isTier, Replay } from './journal.ts';
 import { PendingPlan } from './pending-plan.ts';
-import { type CacheStateReader, HOT_HEADER_BYTES, type PlanJournalEntry, piecesBytes } from './persist.ts';
+import { type CacheStateReader, changingParts, HOT_HEADER_BYTES, type PlanJournalEntry } from './persist.ts';
 import { epochOf, isWaiting, segmentsHeld, spansAt } from './schedule.ts';
 import { SegmentReader, type SegmentSpan } from './segments.ts';
 
@@ -182,12 +182,9 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
     cache.restoreExact();
     for (let layer = 0; layer < model.layers; layer++) {
       const bytes = reader.hot(layer);
-      const { planes, rest, scattered } = cache.hotViews(layer);
-      const parts = [...planes, ...rest];
-      const expected =
-        HOT_HEADER_BYTES +
-        parts.reduce((sum, p) => sum + p.length, 0) +
-        (scattered ? piecesBytes(scattered) : 0);
+      const views = cache.hotViews(layer);
+      const parts = [...views.planes, ...changingParts(views)];
+      const expected = HOT_HEADER_BYTES + parts.reduce((sum, p) => sum + p.length, 0);
       const slots = bytes.length >= 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : -1;
       if (bytes.length !== expected || slots !== cache.exactCount(layer))
         throw new CorruptDataError(
@@ -198,12 +195,6 @@ export function restoreCache(context: CacheContext, reader: CacheStateReader): K
         part.set(bytes.subarray(at, at + part.length));
         kernels.hostWrote(part.byteOffset, part.length);
         at += part.length;
-      }
-      for (let i = 0; scattered && i < scattered.ranges.length; i += 2) {
-        const [from, to] = [scattered.ranges[i]!, scattered.ranges[i + 1]!];
-        scattered.memory.set(bytes.subarray(at, at + to - from), from);
-        kernels.hostWrote(from, to - from);
-        at += to - from;
       }
     }
     cache.peakBytes = header.peakBytes;

@@ -1,4 +1,4 @@
-import { type HotViews, type PlanJournalEntry, piecesBytes } from '../cache/persist.ts';
+import { changingParts, type HotViews, type PlanJournalEntry } from '../cache/persist.ts';
 import { EPOCH } from '../core/config.ts';
 import type { EngineCache } from '../engine/types.ts';
 import { writeExact } from './exact-pieces.ts';
@@ -140,15 +140,12 @@ function writeHot(
 ): StateRecord['hot'] {
   const stream = new RowStream(store, rows, RowKind.hot, buffer);
   const sizes: number[] = [];
-  for (const { header, rest, scattered } of views) {
-    let size = 0;
-    for (const part of [header, ...rest]) {
+  for (const view of views) {
+    stream.push(view.header);
+    let size = view.header.byteLength;
+    for (const part of changingParts(view)) {
       stream.push(part);
       size += part.byteLength;
-    }
-    if (scattered) {
-      stream.pushAll(scattered);
-      size += piecesBytes(scattered);
     }
     sizes.push(size);
   }

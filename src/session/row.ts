@@ -1,4 +1,3 @@
-import type { Pieces } from '../cache/persist.ts';
 import { CorruptDataError } from '../core/errors.ts';
 import { release } from '../core/release.ts';
 import { checksum } from './checksum.ts';
@@ -182,13 +181,6 @@ export class RowStream {
       this.#used += count;
       from += count;
       if (this.#used === MAX_PAYLOAD_BYTES) this.#flush();
-    }
-  }
-
-  pushAll({ memory, ranges }: Pieces): void {
-    for (let i = 0; i < ranges.length; i += 2) {
-      const [from, to] = [ranges[i]!, ranges[i + 1]!];
-      this.push(memory.subarray(from, to));
     }
   }
 
