@@ -29,18 +29,15 @@ export function spreadFine(b: usize, chunks: i32, to: usize): void {
   }
 }
 
-/** Levels of chunk `c` of the 4 that start at a vector: in x for 2 bits, in two of them for 4; 3 bits have high ones, h, in bits 2 and 3 or 0 and 1. */
+/** Levels of chunk `c` of the 4 that start at a vector: in x for 2 bits, in two of them for 4. */
 // @ts-ignore: decorator
 @inline
-function levels(bits: i32, c: i32, x: v128, x2: v128, h: v128, first: v128, second: v128, mask: v128, high: v128): v128 {
+function levels(bits: i32, c: i32, x: v128, x2: v128, first: v128, second: v128, mask: v128): v128 {
   if (bits == 4) {
     const codes = c < 2 ? x : x2;
     return lookUp(first, v128.and(c & 1 ? i16x8.shr_u(codes, 4) : codes, mask));
   }
-  const table = c & 1 ? second : first;
-  if (bits == 2) return lookUp(table, v128.and(c > 1 ? i16x8.shr_u(x, 4) : x, mask));
-  const low = v128.and(c ? i16x8.shr_u(x, c << 1) : x, mask);
-  return lookUp(table, v128.or(low, v128.and(c > 1 ? h : i16x8.shl(h, 2), high)));
+  return lookUp(c & 1 ? second : first, v128.and(c > 1 ? i16x8.shr_u(x, 4) : x, mask));
 }
 
 /** Scores of one block or of two, `row` bytes apart. finish [queries]: what sums start from, step, score of the mean, spread (FINISH of attend-queries.ts). */
@@ -52,13 +49,11 @@ function scoreBlocks(
   two: bool,
   from: usize,
   row: usize,
-  behind: usize,
   b: usize,
   end: usize,
   first: v128,
   second: v128,
   mask: v128,
-  high: v128,
   ones: v128,
   out: usize,
   ldOut: usize,
@@ -67,8 +62,6 @@ function scoreBlocks(
 ): void {
   let p0 = from;
   let p1 = two ? from + row : from;
-  let h0 = first;
-  let h1 = first;
   let s00 = v128.load(finish);
   let s10 = v128.load(finish, 48);
   let s20 = v128.load(finish, 96);
@@ -80,22 +73,10 @@ function scoreBlocks(
   for (let x = b; x < end; x += 256) {
     const w0 = v128.load(p0);
     const w1 = two ? v128.load(p1) : w0;
-    if (bits == 3) {
-      // A vector of high bits serves 8 chunks.
-      const c = x - b;
-      if (c & 256) {
-        h0 = i16x8.shr_u(h0, 4);
-        if (two) h1 = i16x8.shr_u(h1, 4);
-      } else {
-        const at = behind - (c >> 5);
-        h0 = v128.load(p0 + at);
-        if (two) h1 = v128.load(p1 + at);
-      }
-    }
-    let a0 = levels(bits, 0, w0, w0, h0, first, second, mask, high);
-    let a1 = two ? levels(bits, 0, w1, w1, h1, first, second, mask, high) : a0;
-    let c0 = levels(bits, 1, w0, w0, h0, first, second, mask, high);
-    let c1 = two ? levels(bits, 1, w1, w1, h1, first, second, mask, high) : c0;
+    let a0 = levels(bits, 0, w0, w0, first, second, mask);
+    let a1 = two ? levels(bits, 0, w1, w1, first, second, mask) : a0;
+    let c0 = levels(bits, 1, w0, w0, first, second, mask);
+    let c1 = two ? levels(bits, 1, w1, w1, first, second, mask) : c0;
     let y = v128.load(x);
     let z = v128.load(x, 64);
     s00 = twice(SCORE, s00, a0, y, c0, z, ones);
@@ -118,10 +99,10 @@ function scoreBlocks(
     if (x == end) break;
     const v0 = bits == 4 ? v128.load(p0, 16) : w0;
     const v1 = bits == 4 && two ? v128.load(p1, 16) : w1;
-    a0 = levels(bits, 2, w0, v0, h0, first, second, mask, high);
-    a1 = two ? levels(bits, 2, w1, v1, h1, first, second, mask, high) : a0;
-    c0 = levels(bits, 3, w0, v0, h0, first, second, mask, high);
-    c1 = two ? levels(bits, 3, w1, v1, h1, first, second, mask, high) : c0;
+    a0 = levels(bits, 2, w0, v0, first, second, mask);
+    a1 = two ? levels(bits, 2, w1, v1, first, second, mask) : a0;
+    c0 = levels(bits, 3, w0, v0, first, second, mask);
+    c1 = two ? levels(bits, 3, w1, v1, first, second, mask) : c0;
     y = v128.load(x, 128);
     z = v128.load(x, 192);
     s00 = twice(SCORE, s00, a0, y, c0, z, ones);
@@ -184,19 +165,90 @@ function scorePacked(
   const row = <usize>halfBlockBytes(bits, chunks << 2);
   const first = v128.load(KEYS + tablesOf(bits));
   const second = bits == 4 ? first : v128.load(KEYS + tablesOf(bits), 16);
-  const mask = v128.load(bits == 3 ? THREES : NIBBLES);
-  const high = bits == 3 ? v128.load(TWELVES) : mask;
+  const mask = v128.load(NIBBLES);
   const ones = v128.load(ONES);
-  const behind = <usize>chunks << 2;
   const end = b + (<usize>chunks << 6);
   for (; blocks > 1; blocks -= 2) {
-    scoreBlocks(nq, bits, true, from, row, behind, b, end, first, second, mask, high, ones, out, ldOut, keyScales, finish);
+    scoreBlocks(nq, bits, true, from, row, b, end, first, second, mask, ones, out, ldOut, keyScales, finish);
     from += row << 1;
     out += 32;
     keyScales += 32;
   }
   if (blocks > 0)
-    scoreBlocks(nq, bits, false, from, row, behind, b, end, first, second, mask, high, ones, out, ldOut, keyScales, finish);
+    scoreBlocks(nq, bits, false, from, row, b, end, first, second, mask, ones, out, ldOut, keyScales, finish);
+}
+
+/** Levels of 3 bits: low ones in x, high ones of two chunks in bits 2 and 3 of h. */
+// @ts-ignore: decorator
+@inline
+function levels3(table: v128, x: v128, mask: v128, h: v128): v128 {
+  return lookUp(table, v128.or(v128.and(x, mask), h));
+}
+
+/** The same of keys of 3 bits: one block at a time, since levels in two vectors leave no registers for the sums of a second. */
+// @ts-ignore: decorator
+@inline
+function scoreThrees(nq: i32, from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
+  const row = <usize>halfBlockBytes(3, chunks << 2);
+  const first = v128.load(KEYS + tablesOf(3));
+  const second = v128.load(KEYS + tablesOf(3), 16);
+  const mask = v128.load(THREES);
+  const high = v128.load(TWELVES);
+  const ones = v128.load(ONES);
+  const end = b + (<usize>chunks << 6);
+  for (; blocks > 0; blocks--) {
+    let p = from;
+    let behind = from + (<usize>chunks << 2);
+    let s0 = v128.load(finish);
+    let s1 = v128.load(finish, 48);
+    let s2 = v128.load(finish, 96);
+    let s3 = nq > 3 ? v128.load(finish, 144) : s0;
+    for (let x = b; x < end; x += 512) {
+      // A vector of high bits serves 8 chunks.
+      const y = v128.load(behind);
+      let w = v128.load(p);
+      let h = v128.and(i16x8.shl(y, 2), high);
+      let a = levels3(first, w, mask, h);
+      let c = levels3(second, i16x8.shr_u(w, 2), mask, h);
+      s0 = twice(SCORE, s0, a, v128.load(x), c, v128.load(x, 64), ones);
+      s1 = twice(SCORE, s1, a, v128.load(x, 16), c, v128.load(x, 80), ones);
+      s2 = twice(SCORE, s2, a, v128.load(x, 32), c, v128.load(x, 96), ones);
+      if (nq > 3) s3 = twice(SCORE, s3, a, v128.load(x, 48), c, v128.load(x, 112), ones);
+      h = v128.and(y, high);
+      a = levels3(first, i16x8.shr_u(w, 4), mask, h);
+      c = levels3(second, i16x8.shr_u(w, 6), mask, h);
+      s0 = twice(SCORE, s0, a, v128.load(x, 128), c, v128.load(x, 192), ones);
+      s1 = twice(SCORE, s1, a, v128.load(x, 144), c, v128.load(x, 208), ones);
+      s2 = twice(SCORE, s2, a, v128.load(x, 160), c, v128.load(x, 224), ones);
+      if (nq > 3) s3 = twice(SCORE, s3, a, v128.load(x, 176), c, v128.load(x, 240), ones);
+      if (x + 256 == end) break;
+      w = v128.load(p, 16);
+      h = v128.and(i16x8.shr_u(y, 2), high);
+      a = levels3(first, w, mask, h);
+      c = levels3(second, i16x8.shr_u(w, 2), mask, h);
+      s0 = twice(SCORE, s0, a, v128.load(x, 256), c, v128.load(x, 320), ones);
+      s1 = twice(SCORE, s1, a, v128.load(x, 272), c, v128.load(x, 336), ones);
+      s2 = twice(SCORE, s2, a, v128.load(x, 288), c, v128.load(x, 352), ones);
+      if (nq > 3) s3 = twice(SCORE, s3, a, v128.load(x, 304), c, v128.load(x, 368), ones);
+      h = v128.and(i16x8.shr_u(y, 4), high);
+      a = levels3(first, i16x8.shr_u(w, 4), mask, h);
+      c = levels3(second, i16x8.shr_u(w, 6), mask, h);
+      s0 = twice(SCORE, s0, a, v128.load(x, 384), c, v128.load(x, 448), ones);
+      s1 = twice(SCORE, s1, a, v128.load(x, 400), c, v128.load(x, 464), ones);
+      s2 = twice(SCORE, s2, a, v128.load(x, 416), c, v128.load(x, 480), ones);
+      if (nq > 3) s3 = twice(SCORE, s3, a, v128.load(x, 432), c, v128.load(x, 496), ones);
+      p += 32;
+      behind += 16;
+    }
+    const scales = v128.load(keyScales);
+    finishScore(s0, out, scales, v128.load(finish, 16), v128.load(finish, 32));
+    finishScore(s1, out + ldOut, scales, v128.load(finish, 64), v128.load(finish, 80));
+    finishScore(s2, out + ldOut * 2, scales, v128.load(finish, 112), v128.load(finish, 128));
+    if (nq > 3) finishScore(s3, out + ldOut * 3, scales, v128.load(finish, 160), v128.load(finish, 176));
+    from += row;
+    out += 16;
+    keyScales += 16;
+  }
 }
 
 // Functions of their own: where calls stand in the arms of one condition, the compiler joins kernels that differ in constants alone, and asks for them in the loop.
@@ -204,7 +256,7 @@ function threeOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, l
   scorePacked(3, 4, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
 function threeOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
-  scorePacked(3, 3, from, blocks, chunks, b, out, ldOut, keyScales, finish);
+  scoreThrees(3, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
 function threeOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
   scorePacked(3, 2, from, blocks, chunks, b, out, ldOut, keyScales, finish);
@@ -213,7 +265,7 @@ function fourOf4(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ld
   scorePacked(4, 4, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
 function fourOf3(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
-  scorePacked(4, 3, from, blocks, chunks, b, out, ldOut, keyScales, finish);
+  scoreThrees(4, from, blocks, chunks, b, out, ldOut, keyScales, finish);
 }
 function fourOf2(from: usize, blocks: i32, chunks: i32, b: usize, out: usize, ldOut: usize, keyScales: usize, finish: usize): void {
   scorePacked(4, 2, from, blocks, chunks, b, out, ldOut, keyScales, finish);
