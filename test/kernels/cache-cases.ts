@@ -71,6 +71,20 @@ export const ATTEND_CASES: readonly CacheCase[] = [
     bits: 16,
   },
   {
+    // Beyond the segments whose masses' places the WASM kernel keeps at hand.
+    name: 'more than 1,024 segments',
+    heads: 2,
+    kvHeads: 2,
+    headDim: 8,
+    segments: Array.from({ length: 1030 }, (_, s) => ({
+      tokens: 1 + (s % 2),
+      tier: (h: number, t: number) => ((s + h) % 3 === 0 ? DROP : mixed(2)(h, t + s)),
+    })),
+    visible: 3,
+    rows: 2,
+    bits: 16,
+  },
+  {
     name: 'all dropped beside kept',
     ...smol,
     segments: [

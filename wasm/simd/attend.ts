@@ -12,6 +12,12 @@ import { powers } from './softmax';
 
 /** Mass is summed as u32 over a tile before it is added: so many queries of at most 2^16 cannot wrap. */
 const MAX_TILE = 2048;
+/**
+ * Where the mass of the head at hand lies, for so many segments: massOf asks the headers of earlier heads, which have left the nearest caches
+ * when mass is added.
+ */
+const MASS_PLACES = 1024;
+const MASS_AT: usize = memory.data(4096, 16);
 /** What is added to COARSE weights before they are rounded, so that small ones count in the mean: an even spread within -15/32 .. 15/32. */
 const DITHER: usize = memory.data(896, 16);
 for (let i = 0; i < 224; i++)
@@ -66,6 +72,7 @@ export function attend(
 
   layOut(dim, integerArithmetic, massLargest, workspace, largestTile, cells);
 
+  if (mass) placeMass(segments, min(segmentCount, MASS_PLACES));
   for (let h = 0; h < kvHeads; h++) {
     const packed = recordCellsOf(segments, segmentCount, h);
     const keys = exact + <usize>h * 2 * exactHalf;
@@ -135,9 +142,12 @@ export function attend(
         const offset = <usize>load<u32>(block + 12 + (<usize>h << 2));
         if (offset == 0) continue;
         const record = block + offset;
-        const massAt = mass ? massOf(block, h) : 0;
+        const massAt = mass ? (s < MASS_PLACES ? load<usize>(MASS_AT + (<usize>s << 2)) : massOf(block, h)) : 0;
         const found = openRecord(record, load<i32>(block, 4), dim, GROUPS);
         weighRecord(found, fromF16(load<u16>(record, 4)), cell, massAt);
+        // The next head's begins where that of this head's last tile ends.
+        if (mass && s < MASS_PLACES && first + tile == queries)
+          store<usize>(MASS_AT + (<usize>s << 2), massAt + (<usize>recordCells << 1));
         cell += recordCells;
       }
       for (let slot = 0; slot < slots; slot += EXACT_PIECE) {
@@ -165,6 +175,15 @@ function recordCellsOf(segments: usize, count: i32, kvHead: i32): i32 {
     if (offset) cells += cellsOf(block + offset);
   }
   return cells;
+}
+
+/** Where the mass of each segment's first record lies. */
+function placeMass(segments: usize, count: i32): void {
+  for (let s = 0; s < count; s++) {
+    const at = <usize>s << 2;
+    const block = <usize>load<u32>(segments + at);
+    store<usize>(MASS_AT + at, block + load<u32>(block, 8));
+  }
 }
 
 /** A record's mass section: after storedBytes, kvHead by kvHead. */
