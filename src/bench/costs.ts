@@ -11,7 +11,8 @@ import { commit } from '../session/commit.ts';
 import type { Head } from '../session/head.ts';
 import { EMPTY_LOG } from '../session/log.ts';
 import { restore } from '../session/recover.ts';
-import type { StateRecord } from '../session/state.ts';
+import { spill, spillable } from '../session/spill.ts';
+import { type StateRecord, StateRows } from '../session/state.ts';
 import { Checkpointer } from '../session/store/checkpointer.ts';
 import { NodeSqliteStore } from '../session/store/node-sqlite.ts';
 import { median } from './steps.ts';
@@ -26,17 +27,18 @@ export interface DecodeCosts {
   readonly trackingShare: number;
 }
 
+export interface Written {
+  readonly ms: number;
+  readonly rows: number;
+  readonly bytes: number;
+}
+
 /** What storing a state costs, over SQLite in a file. */
 export interface CommitCosts {
   /** The first commit, which writes the whole state. */
-  readonly whole: { readonly ms: number; readonly rows: number; readonly bytes: number };
-  /** A commit after `tokens` more. */
-  readonly turn: {
-    readonly tokens: number;
-    readonly ms: number;
-    readonly rows: number;
-    readonly bytes: number;
-  };
+  readonly whole: Written;
+  /** The commit after `tokens` more, which were decoded one by one, and what was spilled while they were. */
+  readonly turn: Written & { readonly tokens: number; readonly spills: Written & { readonly count: number } };
   /** Stored rows -> resident cache. */
   readonly restoreMs: number;
 }
@@ -151,29 +153,38 @@ export async function measureCommit(engine: ModelEngine, cache: KvCache): Promis
       states: [],
     };
     let stored: StateRecord | undefined;
-    const once = async () => {
+    const known = new StateRows();
+    const timed = <T extends { rows: number; bytes: number }>(work: () => T): T & Written => {
       const start = performance.now();
-      const result = commit(store, head, cache, stored);
-      const ms = performance.now() - start;
+      const result = work();
+      return { ...result, ms: performance.now() - start };
+    };
+    const once = async (spilled = 0): Promise<Written> => {
+      const result = timed(() => commit(store, head, cache, stored, [], known, spilled));
       ({ head, stored } = result);
       // As a turn does; other conversations run meanwhile.
       await store.sync();
-      return { ms, rows: result.rows, bytes: result.bytes };
+      return result;
     };
     const whole = await once();
-    const turns: Awaited<ReturnType<typeof once>>[] = [];
+    const turns: Omit<CommitCosts['turn'], 'tokens'>[] = [];
     for (let i = 0; i < TURNS; i++) {
-      await engine.feed(
-        cache,
-        Array.from({ length: TURN_TOKENS }, (_, j) => hash32(i, j) % engine.model.vocab),
-        'none',
-      );
-      turns.push(await once());
+      const spills = { count: 0, ms: 0, rows: 0, bytes: 0 };
+      for (let j = 0; j < TURN_TOKENS; j++) {
+        await engine.feed(cache, [hash32(i, j) % engine.model.vocab], 'none');
+        const what = spillable(cache, stored);
+        if (!what) continue;
+        const result = timed(() => spill(store, head.states, cache, stored!, what, [], known));
+        stored = result.stored;
+        spills.count++;
+        for (const key of ['ms', 'rows', 'bytes'] as const) spills[key] += result[key];
+      }
+      turns.push({ ...(await once(spills.rows)), spills });
     }
     const turn = turns.sort((a, b) => a.ms - b.ms)[TURNS >> 1]!;
     const start = performance.now();
     restore(store, engine, stored!).dispose();
-    return { whole, turn: { tokens: TURN_TOKENS, ...turn }, restoreMs: performance.now() - start };
+    return { whole, turn: { ...turn, tokens: TURN_TOKENS }, restoreMs: performance.now() - start };
   } finally {
     store.close();
     await store.settled();

@@ -1,4 +1,5 @@
 import type { ModelConfig } from '../core/config.ts';
+import type { CommitCosts } from './costs.ts';
 import type { SpeedResult } from './speed.ts';
 
 /** Speeds as shares of what the calibration of the same moment allows: comparable between machines, and between a busy one and itself. */
@@ -16,7 +17,7 @@ export interface Ratios {
   readonly trackingOfStep: number;
   /** Planning and applying plans, of the prefill's time. */
   readonly planningOfPrefill: number;
-  readonly commit: { readonly ms: number; readonly rows: number; readonly bytes: number };
+  readonly commit: CommitCosts['turn'];
   /** Computing a cache over restoring it. */
   readonly recomputeOverRestore: number;
 }

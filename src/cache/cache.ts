@@ -259,6 +259,9 @@ export class KvCache {
   async settle(): Promise<void> {
     await fetchState(this, this.#fetched);
   }
+  get remote(): boolean {
+    return this.context.kernels.fetch !== undefined;
+  }
   get header(): CacheHeader {
     return headerOf(this);
   }

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
+import type { Written } from '../bench/costs.ts';
 import { benchKernels } from '../bench/kernels.ts';
 import { type Ratios, ratios } from '../bench/ratios.ts';
 import { measureShares } from '../bench/shares.ts';
@@ -64,10 +65,13 @@ const ratioList = (text: string): number[] =>
 const JSON_STEPS = 1024;
 
 const percent = (share: number): string => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const costOf = ({ ms, rows, bytes }: Written): string =>
+  `${ms.toFixed(1)} ms, ${rows} rows, ${(bytes / 1e6).toFixed(1)} MB`;
 const describe = (r: Ratios): string =>
   `${String(r.context).padStart(6)}  of the calibrated bounds: decode ${percent(r.decodeOfBound)}, prefill ${percent(r.prefillOfBound)}, attention ${percent(r.attentionOfDot)}; ` +
   `decode ${percent(r.decodeOfFirst)} of the first context's; of a step: attention ${percent(r.attentionOfStep)}, tracking ${percent(r.trackingOfStep)}; ` +
-  `planning ${percent(r.planningOfPrefill)} of prefill; commit of 100 tokens ${r.commit.ms.toFixed(1)} ms, ${r.commit.rows} rows, ${(r.commit.bytes / 1e6).toFixed(1)} MB; ` +
+  `planning ${percent(r.planningOfPrefill)} of prefill; commit of 100 tokens ${costOf(r.commit)}, ` +
+  `after ${r.commit.spills.count} spills while they were decoded, ${costOf(r.commit.spills)}; ` +
   `restore ${r.recomputeOverRestore.toFixed(0)} times as fast as recomputing`;
 
 /** The calibration kernels belong to the WASM module; beside the reference they get a memory of the weights' size of their own. */

@@ -62,6 +62,8 @@ export interface EngineCache extends PersistableCache {
   readonly bytes: number;
   /** Awaited before the state is read (`hot`, `block`): brings what lies on a GPU. */
   settle?(): Promise<void>;
+  /** What `settle` brings lies on a GPU: it takes time. */
+  readonly remote?: boolean;
   /** Frees the kernel memory. */
   dispose(): void;
 }

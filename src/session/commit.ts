@@ -43,6 +43,7 @@ export interface CommitResult {
  * @param stored what of `cache` is in the store; undefined: nothing
  * @param pinned rows that somebody reads: they stay as they are
  * @param known remembers which rows older states need
+ * @param spilled rows that were written since the last commit: they count into what this one may write and delete
  */
 export function commit(
   store: SessionStore,
@@ -51,6 +52,7 @@ export function commit(
   stored: StateRecord | undefined,
   pinned: Iterable<number> = [],
   known: StateRows = new StateRows(),
+  spilled = 0,
 ): CommitResult {
   const pending = cache.completePlan();
   const before = { ...store.counters };
@@ -85,7 +87,7 @@ export function commit(
     const entry: StateEntry = { refs: stream.end(), position: cache.position };
     const next: Head = { ...head, states: [...kept.states, entry] };
     writeHead(store, next);
-    const left = budget - (store.counters.rowsWritten - before.rowsWritten);
+    const left = budget - spilled - (store.counters.rowsWritten - before.rowsWritten);
     const surplus = Math.min(rows.spare.length - SPARE_ROWS, left);
     if (surplus > 0) store.delete(rows.spare.slice(0, surplus));
     return { head: next, stored: record };

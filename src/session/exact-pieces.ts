@@ -6,6 +6,20 @@ import { BlobReader, type RowAllocator, type RowBuffer, RowKind, RowStream } fro
 import type { ExactPiece, StateRecord } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 
+/** Per layer the planes of its exact tokens (HotViews.planes). */
+type Planes = readonly (readonly Uint8Array[])[];
+
+/** Positions below which no layer holds an exact token any more, the pinned first ones apart. */
+export function exactFrom(cache: EngineCache): number {
+  let from = cache.position;
+  for (let layer = 0; layer < cache.layers; layer++) from = Math.min(from, cache.exactFrom(layer));
+  return Math.max(from, cache.pinned);
+}
+
+/** Pieces of tokens, pinned ones apart, of which some layer holds one from `needed` on. */
+export const piecesFrom = ({ pinned, pieces }: StateRecord['exact'], needed: number): ExactPiece[] =>
+  pieces.filter(({ from, to }) => from >= pinned && to > needed);
+
 /**
  * Stores the exact tokens that are not stored yet. What a token's keys and values are never changes while it is exact, so that its piece serves all states
  * until it is compressed in every layer.
@@ -18,34 +32,17 @@ export function writeExact(
   hot: readonly HotViews[],
   stored: StateRecord | undefined,
 ): StateRecord['exact'] {
-  const { pinned, position, layers } = cache;
-  const before = stored?.exact.pieces ?? [];
-  let needed = position;
-  for (let layer = 0; layer < layers; layer++) needed = Math.min(needed, cache.exactFrom(layer));
-  needed = Math.max(needed, pinned);
-
-  const first = before.filter(({ to }) => to <= pinned);
-  let recent = before.filter(({ from, to }) => from >= pinned && to > needed);
+  const { pinned, position } = cache;
+  const needed = exactFrom(cache);
+  const first = stored?.exact.pieces.filter(({ to }) => to <= pinned) ?? [];
+  let recent = stored ? piecesFrom(stored.exact, needed) : [];
   if (recent.length >= MAX_EXACT_PIECES) recent = [];
-  const views = hot.map(({ planes }) => planes);
-  const write = (from: number, to: number): ExactPiece[] => {
-    if (from >= to) return [];
-    const stream = new RowStream(store, rows, RowKind.exact, buffer);
-    const starts = Uint32Array.from(views, (_, layer) =>
-      from < pinned ? from : Math.min(to, Math.max(from, cache.exactFrom(layer))),
-    );
-    stream.push(new Uint8Array(starts.buffer));
-    for (const [layer, planes] of views.entries()) {
-      const start = starts[layer]!;
-      const slot = from < pinned ? start : pinned + start - cache.exactFrom(layer);
-      for (const plane of planes)
-        stream.push(plane.subarray(slot * cache.exactStride, (slot + to - start) * cache.exactStride));
-    }
-    return [{ refs: stream.end(), from, to }];
-  };
+  const planes = hot.map((views) => views.planes);
+  const write = (from: number, to: number): ExactPiece[] =>
+    from < to ? [writePiece(store, rows, buffer, cache, planes, from, to)] : [];
   return {
     stride: cache.exactStride,
-    planes: views[0]?.length ?? 0,
+    planes: planes[0]?.length ?? 0,
     pinned,
     pieces: [
       ...first,
@@ -54,6 +51,31 @@ export function writeExact(
       ...write(recent.at(-1)?.to ?? needed, position),
     ],
   };
+}
+
+/** Stores the exact tokens at [from, to), which lie on one side of the last pinned one. */
+export function writePiece(
+  store: SessionStore,
+  rows: RowAllocator,
+  buffer: RowBuffer,
+  cache: EngineCache,
+  planes: Planes,
+  from: number,
+  to: number,
+): ExactPiece {
+  const { pinned, exactStride } = cache;
+  const stream = new RowStream(store, rows, RowKind.exact, buffer);
+  const starts = Uint32Array.from(planes, (_, layer) =>
+    from < pinned ? from : Math.min(to, Math.max(from, cache.exactFrom(layer))),
+  );
+  stream.push(new Uint8Array(starts.buffer));
+  for (const [layer, ofLayer] of planes.entries()) {
+    const start = starts[layer]!;
+    const slot = from < pinned ? start : pinned + start - cache.exactFrom(layer);
+    for (const plane of ofLayer)
+      stream.push(plane.subarray(slot * exactStride, (slot + to - start) * exactStride));
+  }
+  return { refs: stream.end(), from, to };
 }
 
 /** Puts the exact tokens of a layer together again. */

@@ -17,34 +17,32 @@ export class Blocks {
   readonly #cache: EngineCache;
   readonly #total: number;
   /** Stored extents that stay in force. */
-  readonly kept: Extent[] = [];
+  readonly kept: Extent[];
   /** Ranges to write: [first, count]. */
   readonly #write: [first: number, count: number][] = [];
 
   constructor(cache: EngineCache, stored: StateRecord | undefined) {
     this.#cache = cache;
-    this.#total = 0;
-    for (let layer = 0; layer < cache.layers; layer++) this.#total += cache.segmentsOf(layer);
+    this.#total = blocksOf(cache);
     const extents = stored?.extents ?? [];
-    const [from, to] = this.#toRewrite(extents, stored?.header.position ?? 0);
-    this.kept = extents.filter((_, i) => i < from || i >= to);
-    const last = extents.at(-1);
-    const held = last ? last.first + last.count : 0;
-    if (from < to) {
-      const first = extents[from]!.first;
-      this.#write.push([first, extents[to - 1]!.first + extents[to - 1]!.count - first]);
-    }
+    this.kept = [...extents];
+    const held = heldBy(extents);
     if (held < this.#total) this.#write.push([held, this.#total - held]);
+    const [from, to] = this.#toRewrite(extents);
+    if (from === to) return;
+    const first = extents[from]!.first;
+    this.#write.push([first, extents[to - 1]!.first + extents[to - 1]!.count - first]);
+    this.kept.splice(from, to - from);
   }
 
   /**
-   * Neighbouring extents that lag behind, the oldest first: a share of all stored bytes for each epoch that ended since the last commit, so that every
-   * block has its turn within about REWRITE_EPOCHS.
+   * Neighbouring extents that lag behind, the oldest first: a share of all stored bytes for each epoch whose segment is stored now in all layers, so that
+   * every block has its turn within about REWRITE_EPOCHS.
    * @returns indices [from, to)
    */
-  #toRewrite(extents: readonly Extent[], since: number): [number, number] {
-    const { position } = this.#cache;
-    const epochs = Math.floor(position / EPOCH) - Math.floor(since / EPOCH);
+  #toRewrite(extents: readonly Extent[]): [number, number] {
+    const { layers, position } = this.#cache;
+    const epochs = Math.floor(this.#total / layers) - Math.floor(heldBy(extents) / layers);
     if (epochs <= 0) return [0, 0];
     const lags = (extent: Extent): boolean =>
       position - extent.written >= LAZY_EPOCHS * EPOCH && this.#stale(extent);
@@ -117,6 +115,19 @@ export class Blocks {
     return false;
   }
 }
+
+/** Blocks that a cache holds now. */
+export function blocksOf(cache: EngineCache): number {
+  let blocks = 0;
+  for (let layer = 0; layer < cache.layers; layer++) blocks += cache.segmentsOf(layer);
+  return blocks;
+}
+
+/** Blocks that these extents hold. */
+export const heldBy = (extents: readonly Extent[]): number => {
+  const last = extents.at(-1);
+  return last ? last.first + last.count : 0;
+};
 
 const PADDING = new Uint8Array(4);
 const bytesOf = ({ refs }: Extent): number => refs.reduce((sum, ref) => sum + ref[2], 0);

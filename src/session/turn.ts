@@ -12,7 +12,8 @@ import { answered, type MadeAnswer, openings, type Prompt } from './log.ts';
 import { type Residence, restoreNewest } from './recover.ts';
 import type { Lease } from './scheduler.ts';
 import type { Generate } from './services.ts';
-import type { StateRows } from './state.ts';
+import { spill, spillable } from './spill.ts';
+import { refsOf, type StateRecord, type StateRows } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
 
 export interface TurnSetup {
@@ -68,6 +69,10 @@ export class Turn {
   #content = '';
   #recovered: Recovered | undefined;
   #written = { rows: 0, bytes: 0 };
+  /** What the newest commit that the cache goes on from holds: its rows are read until the next one is durable. */
+  #committed: StateRecord | undefined;
+  /** Rows written since. */
+  #spilled = 0;
   #timing = { loadMs: 0, waitMs: 0, prefillMs: 0, decodeMs: 0, restoreMs: 0, commitMs: 0 };
   #committedAt = 0;
   #complete = false;
@@ -88,6 +93,7 @@ export class Turn {
   async run(): Promise<void> {
     const { engine, prompt, request, signal, lease, emit, now } = this.#setup;
     this.#reach();
+    this.#committed = this.residence!.stored;
     const cache = () => this.residence!.cache;
     const cachedTokens = Math.min(cache().position, prompt.ids.length);
     this.#committedAt = cache().position;
@@ -127,6 +133,7 @@ export class Turn {
           emit(this.#tokenEvent(event));
           if (sampled === 1) for (let hop = 0; hop < FIRST_TOKEN_HOPS; hop++) await lease.yield();
           if (cache().position - this.#committedAt >= CHECKPOINT_POSITIONS) await this.#commit();
+          else this.#spill();
         } else {
           finish = event;
           this.#complete = true;
@@ -251,6 +258,7 @@ export class Turn {
       cache: engine.createCache(this.#head.cacheConfig),
       stored: undefined,
     };
+    this.#committed = this.residence.stored;
     const from = this.residence.cache.position;
     if (from < position) {
       this.#recovered = { reason: passedOver.join('; '), from, replayed: position - from };
@@ -270,6 +278,25 @@ export class Turn {
       since >= EPOCH &&
       openings(this.#setup.prompt.messages).some((end) => position <= end && end < position + EPOCH)
     );
+  }
+
+  /** Stores what the next commit then need not write. */
+  #spill(): void {
+    const { request, store, known, deleted, lease } = this.#setup;
+    const { cache, stored } = this.residence!;
+    const what = request.store && !deleted() ? spillable(cache, stored) : undefined;
+    if (!stored || !what) return;
+    lease.check();
+    const result = spill(store, this.#head.states, cache, stored, what, this.#pinned(), known);
+    this.residence = { cache, stored: result.stored };
+    this.#spilled += result.rows;
+    this.#written.rows += result.rows;
+    this.#written.bytes += result.bytes;
+  }
+
+  *#pinned(): Generator<number> {
+    yield* this.#setup.pinned();
+    if (this.#committed) for (const [row] of refsOf(this.#committed)) yield row;
   }
 
   async #commit(made?: MadeAnswer): Promise<void> {
@@ -306,7 +333,10 @@ export class Turn {
     };
     this.clean = false;
     await cache.settle?.();
-    const result = commit(store, next, cache, stored, this.#setup.pinned(), this.#setup.known);
+    const { known } = this.#setup;
+    const result = commit(store, next, cache, stored, this.#pinned(), known, this.#spilled);
+    this.#committed = result.stored;
+    this.#spilled = 0;
     await store.sync();
     this.#setup.lease.check();
     this.#head = result.head;

@@ -10,7 +10,8 @@ import {
   SPARE_ROWS,
 } from '../../src/session/limits.ts';
 import type { LoggedMessage } from '../../src/session/log.ts';
-import { readState, refsOf } from '../../src/session/state.ts';
+import { spill, spillable } from '../../src/session/spill.ts';
+import { readState, refsOf, StateRows } from '../../src/session/state.ts';
 import { MemoryStore } from '../../src/session/store/memory.ts';
 import { MAX_ROW_BYTES, type SessionStore } from '../../src/session/store/session-store.ts';
 import { SizedCache } from '../helpers/sized-cache.ts';
@@ -19,16 +20,20 @@ import { SizedCache } from '../helpers/sized-cache.ts';
 class Conversation {
   readonly store: SessionStore;
   readonly cache: SizedCache;
+  /** Whether what can be stored before the commit is. */
+  readonly spills: boolean;
   last: CommitResult | undefined;
   #messages: LoggedMessage[] = [];
+  readonly #known = new StateRows();
 
-  constructor(cache: SizedCache, store: SessionStore = new MemoryStore()) {
+  constructor(cache: SizedCache, spills: boolean, store: SessionStore = new MemoryStore()) {
     this.cache = cache;
+    this.spills = spills;
     this.store = store;
   }
 
-  /** A turn: a question, an answer of `answer` tokens, checkpoints 1,024 apart, and the last commit. */
-  turn(question: number, answer: number): CommitResult {
+  /** A turn: a question, an answer of `answer` tokens, checkpoints 1,024 apart, and the last commit; rows and bytes are all that it writes after the checkpoints. */
+  turn(question: number, answer: number): CommitResult & { committed: number } {
     const prompt = this.cache.position + question;
     const asked: LoggedMessage = { role: 'user', content: 'q'.repeat(question * 3), end: prompt };
     while (prompt - this.cache.position > 1_024) {
@@ -36,7 +41,18 @@ class Conversation {
       this.#commit([...this.#messages, asked], prompt);
       expect(this.last!.rows).toBeLessThanOrEqual(MAX_COMMIT_FACTOR * COMMIT_ROWS);
     }
-    this.cache.feed(prompt + answer - 1 - this.cache.position);
+    this.cache.feed(prompt - this.cache.position);
+    let [rows, bytes] = [0, 0];
+    for (let token = 1; token < answer; token++) {
+      this.cache.feed(1);
+      const what = spillable(this.cache, this.last?.stored);
+      if (!this.spills || !what) continue;
+      const { head, stored } = this.last!;
+      const spilled = spill(this.store, head.states, this.cache, stored, what, [], this.#known);
+      this.last = { ...this.last!, stored: spilled.stored };
+      rows += spilled.rows;
+      bytes += spilled.bytes;
+    }
     const said: LoggedMessage = {
       role: 'assistant',
       content: 'a'.repeat(answer * 3),
@@ -44,36 +60,39 @@ class Conversation {
       prompt,
     };
     this.#messages.push(asked, said);
-    this.#commit(this.#messages, prompt + answer);
+    this.#commit(this.#messages, prompt + answer, rows);
     // The next turn feeds the last token.
     this.cache.feed(1);
-    return this.last!;
+    const { rows: committed, bytes: last } = this.last!;
+    return { ...this.last!, rows: rows + committed, bytes: bytes + last, committed: last };
   }
 
-  #commit(messages: LoggedMessage[], ids: number): void {
+  #commit(messages: LoggedMessage[], ids: number, spilled = 0): void {
     const log = {
       messages,
       ids: Array.from({ length: ids }, (_, i) => i % 49_152),
       fed: this.cache.position,
     };
     const head = { id: 'x', implicit: false, log, states: this.last?.head.states ?? [] } as unknown as Head;
-    this.last = commit(this.store, head, this.cache, this.last?.stored);
+    this.last = commit(this.store, head, this.cache, this.last?.stored, [], this.#known, spilled);
   }
 }
 
-for (const [name, ratio, changes] of [
-  ['10x, every block changed by every plan', 10, true],
-  ['4x, every block changed by every plan', 4, true],
-  ['full, nothing changes', 1, false],
+for (const [name, ratio, changes, spills] of [
+  ['10x, every block changed by every plan, spilled', 10, true, true],
+  ['4x, every block changed by every plan, spilled', 4, true, true],
+  ['4x, every block changed by every plan, at the end', 4, true, false],
+  ['full, nothing changes, spilled', 1, false, true],
 ] as const)
   test(`7,000 tokens at ${name}: at most ${COMMIT_ROWS} rows a turn of about 100 tokens, bounded journal, no rows lost or leaked`, () => {
-    const talk = new Conversation(new SizedCache(ratio, changes));
+    const talk = new Conversation(new SizedCache(ratio, changes), spills);
     talk.turn(6_900, 20);
-    let [journal, rows, bytes] = [0, 0, 0];
+    let [journal, rows, bytes, committed] = [0, 0, 0, 0];
     for (let turn = 0; turn < 12; turn++) {
       const result = talk.turn(60, 40);
       rows = Math.max(rows, result.rows);
       bytes = Math.max(bytes, result.bytes);
+      committed = Math.max(committed, result.committed);
       const { store } = talk;
       const { head } = readHead(store)!;
       expect(head.states).toEqual(result.head.states);
@@ -109,7 +128,7 @@ for (const [name, ratio, changes] of [
       expect(beside).toBeLessThanOrEqual(CHECKPOINT_QUOTA_BYTES);
     }
     console.info(
-      `${name}: at most ${rows} rows and ${bytes} bytes a turn, ${journal} plans in the journal, stored ${JSON.stringify(talk.store.size())}`,
+      `${name}: at most ${rows} rows and ${bytes} bytes a turn, ${committed} of its commit, ${journal} plans in the journal, stored ${JSON.stringify(talk.store.size())}`,
     );
     expect(rows).toBeLessThanOrEqual(COMMIT_ROWS);
     expect(journal).toBeLessThanOrEqual(changes ? 2 * REWRITE_EPOCHS : 0);
