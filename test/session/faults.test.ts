@@ -4,9 +4,9 @@ import type { ChatMessage } from '../../src/engine/types.ts';
 import type { TurnEvent } from '../../src/session/api.ts';
 import { TimerAlarm } from '../../src/session/local-host.ts';
 import { Session } from '../../src/session/session.ts';
-import { MemoryStore } from '../../src/session/store/memory.ts';
 import type { SessionStore } from '../../src/session/store/session-store.ts';
 import { streamTurn } from '../../src/session/turn-stream.ts';
+import { bytesOf, rowsOf, storeOf } from '../helpers/held-state.ts';
 import { assistant, GREEDY, prose, read, request, user, World } from '../helpers/sessions.ts';
 
 const OPTIONS = { maxTokens: 50, sampling: { ...GREEDY, temperature: 1, seed: 2 } };
@@ -20,40 +20,17 @@ async function scene() {
     messages.push(assistant((await world.turn(messages, OPTIONS)).text));
   }
   messages.push(user(prose(60, 9)));
-  const rows = new Map(
-    world
-      .store()
-      .ids()
-      .map((id) => [id, world.store().get(id)!]),
-  );
+  const rows = rowsOf(world.store());
   const rest = await world.turn(messages, OPTIONS);
   const [cache] = world.engine.live;
-  return { messages, rows, rest, end: snapshot(cache!) };
-}
-
-function snapshot(cache: World['engine'] extends { live: Set<infer C> } ? C : never) {
-  const parts: unknown[] = [cache.header];
-  for (let layer = 0; layer < cache.layers; layer++) {
-    parts.push(cache.hot(layer));
-    for (let s = 0; s < cache.segmentsOf(layer); s++)
-      parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
-  }
-  return parts;
-}
-
-function storeOf(rows: ReadonlyMap<number, Uint8Array>): MemoryStore {
-  const store = new MemoryStore();
-  store.transaction(() => {
-    for (const [id, bytes] of rows) store.put(id, bytes);
-  });
-  return store;
+  return { messages, rows, rest, end: bytesOf(cache!) };
 }
 
 async function resumed(rows: ReadonlyMap<number, Uint8Array>, messages: ChatMessage[]) {
   const world = new World({ layers: 3, tokenBytes: 8 });
   world.stores.set('k', storeOf(rows));
   const outcome = await world.turn(messages, OPTIONS);
-  return { world, outcome, end: snapshot([...world.engine.live][0]!) };
+  return { world, outcome, end: bytesOf([...world.engine.live][0]!) };
 }
 
 const { messages, rows, rest, end } = await scene();

@@ -7,6 +7,7 @@ import { LocalHost } from '../../src/session/local-host.ts';
 import { restoreNewest } from '../../src/session/recover.ts';
 import { Scheduler } from '../../src/session/scheduler.ts';
 import { MemoryStore } from '../../src/session/store/memory.ts';
+import { layersOf } from '../helpers/held-state.ts';
 import { pause } from '../helpers/sessions.ts';
 import { tinyEngine } from '../helpers/tiny-engine.ts';
 import { GREEDY, type Outcome, prose, read, request, user } from '../helpers/turns.ts';
@@ -79,12 +80,7 @@ function stateOf(store: MemoryStore): unknown[] {
   const { residence, passedOver } = restoreNewest(store, engine, head.states, Number.POSITIVE_INFINITY);
   expect(passedOver).toEqual([]);
   const { cache } = residence!;
-  const parts: unknown[] = [cache.position];
-  for (let layer = 0; layer < cache.layers; layer++) {
-    parts.push(cache.hot(layer));
-    for (let s = 0; s < cache.segmentsOf(layer); s++)
-      parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
-  }
+  const parts = [cache.position, ...layersOf(cache)];
   cache.dispose();
   return parts;
 }

@@ -10,6 +10,7 @@ import { Scheduler } from '../../src/session/scheduler.ts';
 import { readState } from '../../src/session/state.ts';
 import { MemoryStore } from '../../src/session/store/memory.ts';
 import type { SessionStore } from '../../src/session/store/session-store.ts';
+import { bytesOf, rowsOf, storeOf } from '../helpers/held-state.ts';
 import { pause } from '../helpers/sessions.ts';
 import { tinyEngine } from '../helpers/tiny-engine.ts';
 import { assistant, GREEDY, type Outcome, prose, read, request, system, user } from '../helpers/turns.ts';
@@ -63,16 +64,6 @@ function stateOf(store: SessionStore): unknown[] {
   const state = bytesOf(cache);
   cache.dispose();
   return state;
-}
-
-function bytesOf(cache: EngineCache): unknown[] {
-  const parts: unknown[] = [cache.header];
-  for (let layer = 0; layer < cache.layers; layer++) {
-    parts.push(cache.hot(layer));
-    for (let s = 0; s < cache.segmentsOf(layer); s++)
-      parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
-  }
-  return parts;
 }
 
 /** What a new cache holds that was fed the log's ids from the start. */
@@ -163,15 +154,9 @@ describe.each(POLICIES)('the real engine, cache $policy', (cache) => {
     const first = await visit(store, [user(prose(1_300))], { cache });
     const messages = [user(prose(1_300)), assistant(first.text), user('more')];
     await visit(store, messages, { maxTokens: 4 });
-    const rows = new Map(store.ids().map((id) => [id, store.get(id)!]));
+    const rows = rowsOf(store);
     const next = { mode: 'append', maxTokens: 8 } as const;
-    const copy = () => {
-      const made = new MemoryStore();
-      made.transaction(() => {
-        for (const [id, bytes] of rows) made.put(id, bytes);
-      });
-      return made;
-    };
+    const copy = () => storeOf(rows);
     const good = await visit(copy(), [user('go on')], next);
     let noticed = 0;
     const places = [...rows.keys()].map((id, i) => ({ id, at: i * 7919 + 16, bit: i % 8 }));

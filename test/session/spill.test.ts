@@ -11,23 +11,12 @@ import { MemoryStore } from '../../src/session/store/memory.ts';
 import { NodeSqliteStore } from '../../src/session/store/node-sqlite.ts';
 import type { SessionStore } from '../../src/session/store/session-store.ts';
 import { Files } from '../helpers/crashing-file.ts';
-import type { FakeCache } from '../helpers/fake-engine.ts';
+import { bytesOf, rowsOf, storeOf } from '../helpers/held-state.ts';
 import { assistant, GREEDY, prose, user, World } from '../helpers/sessions.ts';
 
 /** Answers long enough for several spills, across the end of an epoch; an end of its own would stop them. */
 const OPTIONS = { maxTokens: 150, sampling: { ...GREEDY, temperature: 1, seed: 4 } };
 const SHAPE = { layers: 3, tokenBytes: 8 };
-
-const rowsOf = (store: SessionStore): Map<number, Uint8Array> =>
-  new Map(store.ids().map((id) => [id, store.get(id)!]));
-
-function storeOf(rows: ReadonlyMap<number, Uint8Array>): MemoryStore {
-  const store = new MemoryStore();
-  store.transaction(() => {
-    for (const [id, bytes] of rows) store.put(id, bytes);
-  });
-  return store;
-}
 
 /** Every row that a stored state needs. */
 function named(store: SessionStore): Set<number> {
@@ -35,16 +24,6 @@ function named(store: SessionStore): Set<number> {
   for (const entry of readHead(store)!.head.states)
     for (const [row] of [...entry.refs, ...refsOf(readState(store, entry))]) rows.add(row);
   return rows;
-}
-
-function bytesOf(cache: FakeCache): unknown[] {
-  const parts: unknown[] = [cache.header];
-  for (let layer = 0; layer < cache.layers; layer++) {
-    parts.push(cache.hot(layer));
-    for (let s = 0; s < cache.segmentsOf(layer); s++)
-      parts.push(cache.block(layer, s), cache.blockVersion(layer, s));
-  }
-  return parts;
 }
 
 /** Tells of each transaction when it is over. */
