@@ -26,6 +26,9 @@ function named(store: SessionStore): Set<number> {
   return rows;
 }
 
+/** What the resident cache of a world's only session holds. */
+const held = (world: World): unknown[] => bytesOf([...world.engine.live][0]!);
+
 /** Tells of each transaction when it is over. */
 class WatchedStore extends MemoryStore {
   onCommit: (() => void) | undefined;
@@ -85,7 +88,7 @@ test('ended between any two transactions of a turn: no committed turn is lost, t
   const copies: Map<number, Uint8Array>[] = [];
   (store as WatchedStore).onCommit = () => copies.push(rowsOf(store));
   const undisturbed = await world.turn(messages, OPTIONS);
-  const end = bytesOf([...world.engine.live][0]!);
+  const end = held(world);
   expect(copies.length).toBeGreaterThan(5);
   // The last one is of the commit.
   for (const rows of copies.slice(0, -1)) {
@@ -96,7 +99,7 @@ test('ended between any two transactions of a turn: no committed turn is lost, t
     expect(outcome.started).toEqual(undisturbed.started);
     expect(outcome.ids).toEqual(undisturbed.ids);
     expect(outcome.finished.recovered).toBeUndefined();
-    expect(bytesOf([...next.engine.live][0]!)).toEqual(end);
+    expect(held(next)).toEqual(end);
     // Rows that were left over are overwritten: no more of them than without the crash.
     expect(next.store().ids().length).toBeLessThanOrEqual(world.store().ids().length);
     next.reopen();
@@ -178,15 +181,13 @@ test('asked again and edited after spills: as if the conversation had gone that 
   const { world, messages } = await scene();
   await world.turn(messages, OPTIONS);
   const edited = [...messages.slice(0, 2), user(prose(40, 8))];
+  const otherwise = { ...OPTIONS, sampling: { ...OPTIONS.sampling, seed: 6 } };
   for (const asked of [messages, edited]) {
-    const outcome = await world.turn(asked, { ...OPTIONS, sampling: { ...OPTIONS.sampling, seed: 6 } });
+    const outcome = await world.turn(asked, otherwise);
     const other = await scene();
-    const straight = await other.world.turn(asked, {
-      ...OPTIONS,
-      sampling: { ...OPTIONS.sampling, seed: 6 },
-    });
+    const straight = await other.world.turn(asked, otherwise);
     expect(outcome.ids).toEqual(straight.ids);
-    expect(bytesOf([...world.engine.live][0]!)).toEqual(bytesOf([...other.world.engine.live][0]!));
+    expect(held(world)).toEqual(held(other.world));
   }
 });
 
@@ -195,15 +196,15 @@ test('every store: a conversation with spills, asleep between its turns, says an
   const files = new Files();
   try {
     const memory = await scene();
-    const expected = await memory.world.turn(messages(memory), OPTIONS);
-    const end = bytesOf([...memory.world.engine.live][0]!);
+    const expected = await memory.world.turn(memory.messages, OPTIONS);
+    const end = held(memory.world);
     for (const open of [
       () => new NodeSqliteStore(join(folder, 'k.sqlite')),
       () => new BlockFileStore('k', files),
     ]) {
       const other = await scene(open());
       other.world.reopen();
-      const outcome = await other.world.turn(messages(other), OPTIONS);
+      const outcome = await other.world.turn(other.messages, OPTIONS);
       expect(outcome.ids).toEqual(expected.ids);
       expect(outcome.finished.rows).toEqual(expected.finished.rows);
       other.world.reopen();
@@ -213,12 +214,10 @@ test('every store: a conversation with spills, asleep between its turns, says an
       expect((await other.world.turn(on, OPTIONS)).ids).toEqual(straight.ids);
       other.world.host.close();
       memory.world.reopen();
-      await memory.world.turn(messages(memory), OPTIONS);
-      expect(bytesOf([...memory.world.engine.live][0]!)).toEqual(end);
+      await memory.world.turn(memory.messages, OPTIONS);
+      expect(held(memory.world)).toEqual(end);
     }
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 });
-
-const messages = (of: { messages: ChatMessage[] }): ChatMessage[] => of.messages;
