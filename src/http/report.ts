@@ -45,6 +45,7 @@ export const sessionObject = (info: SessionInfo) => ({
   cache_config: configObject(info.cacheConfig),
   cache: info.cache && cacheObject(info.cache),
   stored_bytes: info.storedBytes,
+  busy: info.busy,
   /** Tokens that another backend computed: what follows goes on from them, but they cannot be made again here with the same bits. */
   ...(info.foreign && { foreign_prefix: { ...info.foreign, reproducible: false } }),
 });

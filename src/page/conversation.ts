@@ -49,6 +49,10 @@ export interface Draft {
 const MAX_TRIES = 20;
 /** Waits for what a stopped turn commits, ms. */
 const SETTLE_MS = [50, 150, 300, 500, 1_000, 2_000];
+/** Between looks at a conversation that is answered elsewhere, ms; the last one again and again. */
+const CATCH_UP_MS = [100, 200, 400, 800, 2_000];
+/** Looks until the reader is told what they wait for: what was stopped here is stored sooner. */
+const SILENT_LOOKS = 4;
 /** Tokens that going on asks for beyond what is there. */
 const MORE_TOKENS = 512;
 
@@ -60,13 +64,18 @@ export class Conversation {
   cache: Cache | null = null;
   notice: Notice | undefined;
   /** Whether the page and the server may differ: the server is asked before anything is sent. */
-  #stale = false;
+  #stale: boolean;
+  #loading: Promise<boolean> | undefined;
+  /** A turn that is not this page's runs on the server. */
+  #busy = false;
   #running: AbortController | undefined;
   readonly #shell: Shell;
 
-  constructor(id: string, shell: Shell) {
+  /** @param isNew false: the server may hold it, and until it is loaded nothing is known of it */
+  constructor(id: string, shell: Shell, isNew: boolean) {
     this.id = id;
     this.#shell = shell;
+    this.#stale = !isNew;
   }
 
   get running(): boolean {
@@ -88,27 +97,62 @@ export class Conversation {
     this.#running?.abort();
   }
 
-  /** What the server holds. @returns whether it holds the conversation */
-  async load(): Promise<boolean> {
+  /** What the server holds. Whoever asks meanwhile waits for the same. @returns whether it holds the conversation */
+  load(): Promise<boolean> {
+    this.#loading ??= this.#load().finally(() => {
+      this.#loading = undefined;
+    });
+    return this.#loading;
+  }
+
+  async #load(): Promise<boolean> {
     try {
-      const [messages, { cache }] = await this.#shell.withKey(() =>
+      const [messages, { cache, busy }] = await this.#shell.withKey(() =>
         Promise.all([loadMessages(this.id), loadSession(this.id)]),
       );
       this.#show(messages);
       this.cache = cache;
-      this.#stale = false;
+      this.#busy = busy;
+      this.#stale = busy;
       this.#shell.changed(this);
       return true;
     } catch (error) {
-      if (!(error instanceof ApiError && error.status === 404)) {
+      if (!isGone(error)) {
         this.#stale = true;
         throw error;
       }
       this.#show([]);
       this.cache = null;
+      this.#busy = false;
       this.#stale = false;
       this.#shell.changed(this);
       return false;
+    }
+  }
+
+  /**
+   * After `load`: an answer that another page waits for, or that was left in the middle, is shown once it is stored.
+   * @param wanted asked before each look
+   */
+  async catchUp(wanted: () => boolean): Promise<void> {
+    for (let looks = 0; this.#busy && wanted(); looks++) {
+      if (looks === SILENT_LOOKS)
+        this.#tell({
+          kind: 'told',
+          text: 'An answer is being written: it will stand here when it is whole.',
+        });
+      await new Promise((resolve) => setTimeout(resolve, CATCH_UP_MS[looks] ?? CATCH_UP_MS.at(-1)));
+      if (!wanted()) return;
+      const busy = await this.#shell
+        .withKey(() => loadSession(this.id))
+        .then(
+          (session) => session.busy,
+          // What was to be its first answer failed.
+          (error: unknown) => !isGone(error) && Promise.reject(error),
+        );
+      if (busy || !wanted()) continue;
+      await this.load();
+      if (looks >= SILENT_LOOKS) this.#tell(undefined);
     }
   }
 
@@ -119,6 +163,8 @@ export class Conversation {
     await this.#exclusively(draft, async (signal) => {
       if (this.#stale) {
         await this.load();
+        await this.catchUp(() => !signal.aborted);
+        signal.throwIfAborted();
         if (editing === undefined && this.#holds(content)) return;
       }
       const question: Message = { role: 'user', content };
@@ -322,6 +368,9 @@ export class Conversation {
     for (const message of messages) this.#add(message);
   }
 }
+
+/** The server holds no such conversation. */
+const isGone = (error: unknown): boolean => error instanceof ApiError && error.status === 404;
 
 /** The name of what the reader can do; undefined where the message itself must change. */
 function remedyOf(error: unknown): string | undefined {

@@ -221,7 +221,7 @@ async function open(id: string | undefined): Promise<void> {
 }
 
 function show(id: string | undefined): Conversation {
-  const conversation = (id && running.get(id)) || new Conversation(id ?? newId(), shell);
+  const conversation = (id && running.get(id)) || new Conversation(id ?? newId(), shell, id === undefined);
   current = conversation;
   parts.messages.replaceChildren(conversation.list);
   parts.loading.hidden = true;
@@ -247,6 +247,8 @@ async function load(conversation: Conversation): Promise<void> {
         text: `This conversation is no longer kept by ${placeName}: it was deleted, or expired unused. What you write here begins it anew.`,
       };
     }
+    loaded(conversation);
+    await conversation.catchUp(() => conversation === current && !conversation.running);
   } catch (error) {
     conversation.notice = {
       kind: 'failed',
@@ -254,6 +256,10 @@ async function load(conversation: Conversation): Promise<void> {
       action: localRemedy(error) ?? { name: 'Try again', run: () => void start(id) },
     };
   }
+  loaded(conversation);
+}
+
+function loaded(conversation: Conversation): void {
   if (conversation !== current) return;
   parts.loading.hidden = true;
   draw();
@@ -298,7 +304,9 @@ async function refreshList(): Promise<void> {
 }
 
 /** After a turn one conversation has changed, and the server need not ask all the others how they are. */
-async function refreshEntry({ id }: Conversation): Promise<void> {
+async function refreshEntry({ id, empty }: Conversation): Promise<void> {
+  // What was stopped or refused before anything was said need not be there.
+  if (empty) return;
   await loadSession(id).then(
     (session) => sidebar.update(session),
     () => {},

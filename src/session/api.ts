@@ -113,6 +113,8 @@ export interface SessionInfo {
   readonly cacheConfig: CacheConfig;
   readonly cache: CacheReport | null;
   readonly storedBytes: number;
+  /** A turn runs or waits: all else is as of the last commit; before the first one nothing is said yet, and the title is of what was asked. */
+  readonly busy: boolean;
   readonly foreign?: ForeignPrefix;
 }
 

@@ -2,8 +2,8 @@ import type { SaidMessage, SessionInfo } from './api.ts';
 import { expiresAt, type Head } from './head.ts';
 import { titleOf } from './log.ts';
 
-/** What is told of a session, as of its last commit. @param storedBytes all that its store holds */
-export const sessionInfo = (head: Head, storedBytes: number): SessionInfo => ({
+/** What is told of a session, as of its last commit. @param storedBytes all that its store holds @param busy a turn runs or waits */
+export const sessionInfo = (head: Head, storedBytes: number, busy: boolean): SessionInfo => ({
   id: head.id,
   title: titleOf(head.log),
   model: head.engine?.model ?? '',
@@ -15,6 +15,7 @@ export const sessionInfo = (head: Head, storedBytes: number): SessionInfo => ({
   cacheConfig: head.cacheConfig,
   cache: head.report,
   storedBytes,
+  busy,
   ...(head.foreign && { foreign: head.foreign }),
 });
 

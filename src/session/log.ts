@@ -225,8 +225,8 @@ export function commonLength(a: readonly number[], b: readonly number[]): number
 }
 
 /** How the user's first message begins, on one line. */
-export function titleOf(log: Log): string {
-  const first = log.messages.find(({ role }) => role === 'user')?.content ?? '';
+export function titleOf({ messages }: Pick<Log, 'messages'>): string {
+  const first = messages.find(({ role }) => role === 'user')?.content ?? '';
   // Characters, not code units: a pair must not be cut.
   const characters = [
     ...first

@@ -22,7 +22,7 @@ import { type Head, isExpired, writeHead } from './head.ts';
 import { saidMessages, sessionInfo } from './info.ts';
 import { KeptHead } from './kept-head.ts';
 import { IMPLICIT_TTL_SECONDS, IMPORT_TIMEOUT_MS } from './limits.ts';
-import { joinPrompt } from './log.ts';
+import { joinPrompt, titleOf } from './log.ts';
 import { identityOf, newHead } from './new-head.ts';
 import type { Residence } from './recover.ts';
 import type { Tenant } from './scheduler.ts';
@@ -52,6 +52,8 @@ export class Session implements Tenant {
   #running: AbortController | undefined;
   /** The turn that runs; it holds the residence meanwhile. */
   #turn: Turn | undefined;
+  /** A session that its first turn is making, as reads see it until the first commit. Nothing of it is stored. */
+  #beginning: { readonly head: Head; readonly title: string } | undefined;
   readonly #known = new StateRows();
   /** Commits that are being exported: their rows stay as they are. */
   readonly #exports: Exports;
@@ -133,7 +135,13 @@ export class Session implements Tenant {
 
   /** @throws AdkvcError session_not_found */
   info(): SessionInfo {
-    return sessionInfo(this.#existing(), this.#store.size().bytes);
+    const head = this.#existing();
+    const told = sessionInfo(
+      head,
+      this.#store.size().bytes,
+      this.#running !== undefined || this.#lock.waiting > 0,
+    );
+    return head === this.#beginning?.head ? { ...told, title: this.#beginning.title } : told;
   }
 
   /** @throws AdkvcError session_not_found */
@@ -270,6 +278,7 @@ export class Session implements Tenant {
       emit({ type: 'failed', error: toWire(told) });
     } finally {
       this.#running = undefined;
+      this.#beginning = undefined;
       signal.removeEventListener('abort', abort);
       release();
     }
@@ -295,7 +304,10 @@ export class Session implements Tenant {
     const bytes = bytesToAdmit(capacity, engine, head.cacheConfig, prompt.ids.length, tokens);
     if (signal.aborted) throw new AbortedError();
 
-    if (isNew) await this.#list(head);
+    if (isNew) {
+      if (request.store) this.#beginning = { head, title: titleOf(prompt) };
+      await this.#list(head);
+    }
     const asked = this.#now();
     const lease = await scheduler.admit(this, engine, bytes, signal);
     const turn = new Turn({
@@ -380,7 +392,7 @@ export class Session implements Tenant {
   }
 
   #existing(): Head {
-    const head = this.#head.read();
+    const head = this.#head.read() ?? this.#beginning?.head;
     if (!head || (isExpired(head, this.#now()) && !this.busy)) throw notFound();
     return head;
   }

@@ -87,6 +87,48 @@ test('Escape stops an answer, what was said is kept, and the conversation goes o
   expect(chat.complaints).toEqual([]);
 });
 
+test('left in the middle of its first answer, a conversation is there with what was said until then', async () => {
+  await ask(page, 'Tell me a story without end');
+  await expect.poll(async () => (await answer().textContent())?.length ?? 0).toBeGreaterThan(3);
+  // Another device waits for the answer that is being written here; what it says comes after.
+  const other = await openChat(browser, page.url());
+  await ask(other.page, 'And then?');
+  await page.reload();
+  await expect.poll(async () => (await said(page))[0]).toBe('Tell me a story without end');
+  await expect.poll(() => messages(other.page).count()).toBe(4);
+  await idle(other.page);
+  const [first, begun, second] = await said(other.page);
+  expect([first, second]).toEqual(['Tell me a story without end', 'And then?']);
+  expect(begun!.length).toBeGreaterThan(3);
+  await page.reload();
+  await expect.poll(() => said(page)).toEqual(await said(other.page));
+  expect([...chat.complaints, ...other.complaints]).toEqual([]);
+  await other.context.close();
+});
+
+test('what is sent before a conversation is loaded comes after all that it holds', async () => {
+  await turn(page, 'Before');
+  const before = await said(page);
+  let answerLoad = (): void => {};
+  const asked = new Promise<void>((resolve) => {
+    answerLoad = resolve;
+  });
+  await page.route('**/messages', async (route) => {
+    await asked;
+    await route.continue();
+  });
+  await page.reload();
+  await ask(page, 'At once');
+  await page.getByRole('button', { name: 'Stop' }).waitFor();
+  answerLoad();
+  await expect.poll(() => messages(page).count()).toBe(4);
+  await idle(page);
+  expect((await said(page)).slice(0, 3)).toEqual([...before, 'At once']);
+  await page.reload();
+  await expect.poll(async () => (await said(page)).slice(0, 3)).toEqual([...before, 'At once']);
+  expect(chat.complaints).toEqual([]);
+});
+
 test('an earlier message is edited: what followed it goes, and what came before is reused', async () => {
   await turn(page, 'First question');
   await turn(page, 'Second question');

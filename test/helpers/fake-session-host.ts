@@ -53,6 +53,7 @@ export class FakeSessionHost implements SessionHost {
       cacheConfig: { ...DEFAULT_CACHE, ...options.cache },
       cache: null,
       storedBytes: 0,
+      busy: false,
     };
     this.sessions.set(key, { info, messages: [] });
     return info;

@@ -94,6 +94,18 @@ test('an entry whose session never came, or is gone, is removed once it is old',
   expect(await directories.list('d')).toEqual([]);
 });
 
+test('a session whose first turn takes longer than entries wait for theirs stays listed', async () => {
+  const world = new World();
+  const { host } = world;
+  const asked = request([user('A question')], { listing: { directory: 'd', key: 'k' } });
+  const running = await host.turn('k', 'k', asked, never);
+  world.time += UNSEEN_ENTRY_MS + 1;
+  const title = async () => (await host.list('d', { limit: 1 })).sessions.map((info) => info.title);
+  expect(await title()).toEqual(['A question']);
+  await read(running);
+  expect(await title()).toEqual(['A question']);
+});
+
 test('deletion removes every byte: no file is left, and no text in any that is', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'adkvc-delete-'));
   const world = new World();

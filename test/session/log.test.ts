@@ -174,5 +174,5 @@ test.each([
     { role: 'system' as const, content: 'Be brief.', end: 1 },
     { role: 'user' as const, content, end: 2 },
   ];
-  expect(titleOf({ messages, ids: [1, 2], fed: 0 })).toBe(title);
+  expect(titleOf({ messages })).toBe(title);
 });

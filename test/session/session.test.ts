@@ -307,9 +307,39 @@ test('reads during a turn see the last commit', async () => {
     never,
   );
   expect(await world.host.messages('k')).toHaveLength(2);
-  expect(await world.host.get('k')).toMatchObject({ turns: 1 });
+  expect(await world.host.get('k')).toMatchObject({ turns: 1, busy: true });
   await read(running);
   expect(await world.host.messages('k')).toHaveLength(4);
+  expect(await world.host.get('k')).toMatchObject({ turns: 2, busy: false });
+});
+
+test('before its first commit a session is there with nothing said, and nothing of that is stored', async () => {
+  const world = new World();
+  const abort = new AbortController();
+  const asked = request([user('hello')], { ...LONG, maxTokens: 5_000 });
+  const running = await world.host.turn('k', 'one', asked, abort.signal);
+  const info = await world.host.get('k');
+  expect(info).toMatchObject({ id: 'one', title: 'hello', turns: 0, tokens: 0, busy: true, storedBytes: 0 });
+  expect(await world.host.messages('k')).toEqual([]);
+  expect(await world.host.cacheMap('k')).toMatchObject({ position: 0, text: [] });
+  await world.host.fork('k', { key: 'copy', id: 'copy' });
+  expect(await world.host.get('copy')).toMatchObject({ id: 'copy', title: '', turns: 0, busy: false });
+  expect(world.store().ids()).toEqual([]);
+  // Stopped, it is never missing until what was said is stored.
+  const events = running[Symbol.asyncIterator]();
+  for (;;) if ((await events.next()).value.type === 'token') break;
+  abort.abort();
+  await expect.poll(async () => (await world.host.get('k')).busy).toBe(false);
+  expect(await world.host.messages('k')).toMatchObject([{ role: 'user' }, { role: 'assistant' }]);
+});
+
+test('a first turn that fails leaves no session', async () => {
+  const world = new World();
+  world.engine.createCache = () => {
+    throw new Error('no cache');
+  };
+  await expect(world.turn([user('hello')])).rejects.toThrow('no cache');
+  await expect(world.host.get('k')).rejects.toMatchObject({ code: 'session_not_found' });
 });
 
 test('delete ends the running turn and sends the waiting away, then no byte is left', async () => {
