@@ -152,7 +152,7 @@ async function messagesOf(host: SessionHost, key: string): Promise<readonly Said
 }
 
 /** A digest of what was answered, whether its first message are instructions, the messages up to the answer, the session. */
-const RESPONSE_ID = /^resp_([0-9a-f]{16})([is])(\d{1,5})_([A-Za-z0-9_.-]{1,128})$/;
+const RESPONSE_ID = /^resp_([0-9a-f]{16})([is])([1-9]\d{0,4})_([A-Za-z0-9_.-]{1,128})$/;
 const INSTRUCTED = 'i';
 
 async function responseId(

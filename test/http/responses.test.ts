@@ -320,7 +320,8 @@ test('a stored response is read as it was handed out, by its own key alone', asy
     session!.messages = [said!, { ...answer!, made: { ...answer!.made!, note } }];
     await expect(client.responses.retrieve(kept.id)).rejects.toMatchObject({ status: 404 });
   }
-  await expect(client.responses.retrieve('resp_none')).rejects.toMatchObject({ code: 'response_not_found' });
+  for (const id of ['resp_none', 'resp_0123456789abcdefs0_none'])
+    await expect(client.responses.retrieve(id)).rejects.toMatchObject({ code: 'response_not_found' });
   await expect(client.responses.retrieve((await ask({ store: false })).id)).rejects.toMatchObject({
     status: 404,
   });
