@@ -264,6 +264,17 @@ describe('the runner', () => {
     expect(rowsOf('whole.jsonl')).toHaveLength(TOTAL + 2 * 2 * 2);
   });
 
+  test('what is named twice is made once', async () => {
+    const own = ['--tasks', 'needle-noise,needle-noise', '--samples', '1', '--seeds', '3,3'];
+    const { lines, stderr } = await runCli([
+      ...args('twice.jsonl', '--workers', '0'),
+      ...[...own, '--lengths', '512,512', '--policies', 'window@4,window@4+window=16'],
+    ]);
+    expect(lines[0]).toMatchObject({ rows: 2, failed: 0, left: 0 });
+    expect(rowsOf('twice.jsonl').map((r) => r.policy)).toEqual(['full', 'window']);
+    expect(stderr).not.toContain('from before');
+  });
+
   test('a sample that fails is a row of its own, retried; the report is written, and the command fails', async () => {
     // Less than a question takes.
     const bad = [...commonArgs(), '--tasks', 'pg19,needle-noise', '--lengths', '64', '--workers', '0'];
