@@ -159,6 +159,8 @@ function reportFolder(path: string): string {
   return folder;
 }
 
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
 /** @returns rows that failed */
 async function evaluate(options: EvaluateOptions, out: string): Promise<Row[]> {
   const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
@@ -166,7 +168,9 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<Row[]> {
   const bundle = options.bundle ?? (await bundleFolder(options.exact ? 'exact' : 'compact'));
   const ending = new AbortController();
   const minutes = options.minutes ?? Number.POSITIVE_INFINITY;
-  const deadline = Number.isFinite(minutes) ? setTimeout(() => ending.abort(), minutes * 60_000) : undefined;
+  const ms = minutes * 60_000;
+  // Node turns a longer timer into one of a millisecond.
+  const deadline = ms <= LONGEST_TIMER_MS ? setTimeout(() => ending.abort(), ms) : undefined;
   const onSignal = (signal: NodeJS.Signals): void => {
     process.stderr.write(
       `${signal}: ending; what is finished is in ${out}, the same command goes on from it\n`,

@@ -275,6 +275,15 @@ describe('the runner', () => {
     expect(stderr).not.toContain('from before');
   });
 
+  test('months of time are not over at once', async () => {
+    const own = ['--tasks', 'pg19', '--lengths', '64', '--samples', '1', '--policies', 'window@2'];
+    const { lines } = await runCli([
+      ...args('months.jsonl', '--workers', '0', '--minutes', '100000'),
+      ...own,
+    ]);
+    expect(lines[0]).toMatchObject({ rows: 2, left: 0 });
+  });
+
   test('a sample that fails is a row of its own, retried; the report is written, and the command fails', async () => {
     // Less than a question takes.
     const bad = [...commonArgs(), '--tasks', 'pg19,needle-noise', '--lengths', '64', '--workers', '0'];
