@@ -86,6 +86,16 @@ function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, 
   return groups;
 }
 
+/** Configurations that differ in nothing that counts are one method (full under another window, a default that was said): a sample's newest row that has scores. */
+function oncePerSample(rows: readonly Row[]): Row[] {
+  const bySample = new Map<string, Row>();
+  for (const row of rows) {
+    const place = `${row.sample}/${row.seed}`;
+    if (row.scores !== undefined || bySample.get(place)?.scores === undefined) bySample.set(place, row);
+  }
+  return [...bySample.values()];
+}
+
 /** Sections in the registry's order; rows of tasks that this program does not know are left out. */
 export function summarise(rows: readonly Row[]): Section[] {
   const order = Object.keys(TASKS);
@@ -94,7 +104,7 @@ export function summarise(rows: readonly Row[]): Section[] {
     ...groupBy(known, (r) => JSON.stringify([r.task, r.length, settingOf(r), r.fingerprint])),
   ].map(([, group]): Section => {
     const task = TASKS[group[0]!.task]!;
-    const byMethod = [...groupBy(group, methodName).values()];
+    const byMethod = [...groupBy(group, methodName).values()].map(oncePerSample);
     const full = byMethod.find((g) => g[0]!.policy === 'full') ?? [];
     const summaries = byMethod
       .map((g) => summary(task, g, full))

@@ -470,6 +470,21 @@ describe('the report', () => {
     expect(summarise(vague)[0]).toMatchObject({ chance: expect.closeTo(66.7, 1), atChance: true });
   });
 
+  test('counts a sample once where two configurations are one method', () => {
+    const own = rows.filter((r) => r.task === 'pg19' && r.policy === 'full');
+    // The newest nine tokens of a full cache are held as all others; adkvc uses its profile unless told otherwise.
+    const other = own.map((r): Row => ({ ...r, key: `9${r.key}`, config: { ...r.config, window: 9 } }));
+    const failed = own.map(({ scores, ...r }): Row => ({ ...r, key: `8${r.key}`, error: 'too late' }));
+    const adkvc = rows.filter((r) => r.task === 'pg19' && r.policy === 'adkvc' && r.ratio === 4);
+    const said = adkvc.map((r): Row => ({ ...r, config: { ...r.config, useProfile: true } }));
+    const [section] = summarise([...own, ...other, ...failed, ...adkvc, ...said]);
+    expect(section!.summaries.map((s) => [s.method, s.rows.length, s.failed])).toEqual([
+      ['full', 2, 0],
+      ['adkvc at 4x', 2, 0],
+    ]);
+    expect(section!.summaries[1]!.figures[0]!.n).toBe(2);
+  });
+
   test('computes the figures that the rows give by hand', () => {
     const section = summarise(rows).find((s) => s.task.name === 'pg19')!;
     const summary = section.summaries.find((s) => s.method === 'window at 4x')!;
