@@ -8,7 +8,7 @@ import { ONE_SHOT_ONLY, POLICIES } from '../cache/registry.ts';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import { TASKS } from '../eval/registry.ts';
 import { writeReport } from '../eval/report.ts';
-import { type Row, readRows } from '../eval/rows.ts';
+import { isCurrent, type Row, readRows } from '../eval/rows.ts';
 import { type MethodSpec, type Progress, runEvaluation, type SampleRange } from '../eval/run.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import {
@@ -134,7 +134,13 @@ export function evaluateCommand(program: Command): void {
         throw new InvalidInputError(`${out} is not there: nothing to report`, '--out');
       const failed = options.reportOnly ? [] : await evaluate(options, out);
       if (folder !== undefined) {
-        await writeReport([...readRows(out).rows.values()], folder);
+        const all = [...readRows(out).rows.values()];
+        const rows = all.filter((row) => TASKS[row.task]?.version === row.taskVersion && isCurrent(row));
+        if (rows.length < all.length)
+          process.stderr.write(
+            `${all.length - rows.length} rows of other versions of their policy or task are not in the report\n`,
+          );
+        await writeReport(rows, folder);
         process.stderr.write(`${join(folder, 'report.md')} and report.html\n`);
       }
       if (failed.length > 0)

@@ -90,6 +90,13 @@ export const rowKey = (spec: RowSpec): string =>
     .digest('hex')
     .slice(0, 32);
 
+/** Whether this program would give the row's spec the row's key: otherwise an older one made it, whose policy had other constants. */
+export function isCurrent(row: Row): boolean {
+  const { key, policy, ratio, scores, detail, tokens, cache, skipped, error, measured, origin, ...spec } =
+    row;
+  return rowKey(spec) === key;
+}
+
 interface LogFile {
   /** The newest row of each key. */
   readonly rows: Map<string, Row>;

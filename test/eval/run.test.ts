@@ -411,6 +411,23 @@ describe('the runner', () => {
     expect(rowsOf('once.jsonl').map((r) => r.policy)).toEqual(['full', 'window']);
   });
 
+  test('a report leaves out, and counts, what another version of a policy or task made', async () => {
+    const path = join(fixture.folder, 'older.jsonl');
+    const rows = rowsOf('whole.jsonl').filter((r) => r.task === 'pg19');
+    const older = rows
+      .filter((r) => r.policy === 'adkvc' && r.ratio === 4)
+      .map((r): Row => ({ ...r, key: `older ${r.sample}`, scores: { ...r.scores, lossDeltaLast: 5 } }));
+    const newer = { ...rows[0]!, key: 'newer', taskVersion: 99 };
+    writeFileSync(path, [...rows, ...older, newer].map((r) => `${JSON.stringify(r)}\n`).join(''));
+    const report = join(fixture.folder, 'older');
+    const { stderr } = await runCli(['evaluate', '--out', path, '--report', report, '--report-only']);
+    expect(stderr).toContain('3 rows of other versions of their policy or task are not in the report');
+    const markdown = readFileSync(join(report, 'report.md'), 'utf8');
+    expect(markdown).toContain(`${rows.length} rows, made`);
+    await writeReport(rows, report);
+    expect(readFileSync(join(report, 'report.md'), 'utf8')).toBe(markdown);
+  });
+
   test('a file that holds something else is left alone', () => {
     const path = join(fixture.folder, 'notes.txt');
     appendFileSync(path, 'my notes\nmore notes');
