@@ -113,7 +113,8 @@ export function summarise(rows: readonly Row[]): Section[] {
       );
     const reference = summaries.find((s) => s.policy === 'full')?.figures[0];
     const chance = chanceOf(task.metrics[0]!, full);
-    const atChance = reference !== undefined && chance !== undefined && !(reference.low > chance);
+    // One sample of a share has no interval: nothing is said.
+    const atChance = reference !== undefined && chance !== undefined && reference.low <= chance;
     return { task, length: group[0]!.length, setting: settingOf(group[0]!), summaries, chance, atChance };
   });
   return sections.sort(
@@ -127,22 +128,30 @@ function chanceOf(metric: MetricSpec, full: readonly Row[]): number | undefined 
   const { rescore } = metric;
   if (!rescore) return undefined;
   const answered = full.flatMap(answersOf);
-  const values = answered.flatMap(({ prediction }, i) =>
-    answered.flatMap(({ answers }, j) => (i === j ? [] : [rescore(prediction, answers)])),
+  const values = answered.flatMap((own) =>
+    answered.flatMap((other) =>
+      own.question === other.question ? [] : [rescore(own.prediction, other.answers)],
+    ),
   );
   return values.length === 0 ? undefined : shown(metric, mean(values));
 }
 
 interface Answered {
+  /** The same under other seeds. */
+  readonly question: string;
   readonly prediction: string;
   readonly answers: readonly string[];
 }
 /** What a row's sample was answered, question by question. */
-function answersOf({ detail }: Row): Answered[] {
-  if (typeof detail?.prediction === 'string') return [detail as unknown as Answered];
+function answersOf({ sample, detail }: Row): Answered[] {
+  const answered = (prediction: string, answers: readonly string[]): Answered => ({
+    question: JSON.stringify([sample, answers]),
+    ...{ prediction, answers },
+  });
   const truths = detail?.answers as readonly string[] | undefined;
+  if (typeof detail?.prediction === 'string') return [answered(detail.prediction, truths!)];
   const turns = detail?.turns as readonly { prediction: string }[] | undefined;
-  return turns?.map((turn, i) => ({ prediction: turn.prediction, answers: [truths![i]!] })) ?? [];
+  return turns?.map((turn, i) => answered(turn.prediction, [truths![i]!])) ?? [];
 }
 
 const rank = (s: Summary): number => (s.policy === 'full' ? 0 : 1);

@@ -487,6 +487,18 @@ describe('the report', () => {
     expect(summarise(vague)[0]).toMatchObject({ chance: expect.closeTo(66.7, 1), atChance: true });
   });
 
+  test('one sample is not enough to call a task guessing, and a question of another seed is no other question', () => {
+    const full = rows.find((r) => r.task === 'longbench-qasper' && r.policy === 'full')!;
+    const answer = (sample: number, seed: number, truth: string): Row => ({
+      ...{ ...full, sample, seed, scores: { score: 1 } },
+      detail: { prediction: truth, answers: [truth] },
+    });
+    const both = [0, 1].flatMap((seed) => [answer(0, seed, 'red cat'), answer(1, seed, 'red dog')]);
+    expect(summarise(both)[0]).toMatchObject({ chance: 50, atChance: false });
+    const passages = { ...answer(0, 0, 'Paragraph 3'), task: 'longbench-passage_retrieval_en' };
+    expect(summarise([passages])[0]!.atChance).toBe(false);
+  });
+
   test('counts a sample once where two configurations are one method', () => {
     const own = rows.filter((r) => r.task === 'pg19' && r.policy === 'full');
     // The newest nine tokens of a full cache are held as all others; adkvc uses its profile unless told otherwise.
