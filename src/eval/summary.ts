@@ -155,8 +155,12 @@ function answersOf({ sample, detail }: Row): Answered[] {
 }
 
 const rank = (s: Summary): number => (s.policy === 'full' ? 0 : 1);
-const median = (v: readonly number[]): number =>
-  v.toSorted((a, b) => a - b)[Math.floor((v.length - 1) / 2)] ?? 0;
+/** Of what was measured, which is more than 0; 0 where nothing was. */
+function median(v: readonly number[]): number {
+  const sorted = v.filter((x) => x > 0).sort((a, b) => a - b);
+  const middle = sorted.length / 2;
+  return sorted.length === 0 ? 0 : mean([sorted[Math.ceil(middle) - 1]!, sorted[Math.floor(middle)]!]);
+}
 
 function summary(task: Task, rows: readonly Row[], full: readonly Row[]): Summary {
   const scored = rows.filter((r) => r.scores !== undefined);

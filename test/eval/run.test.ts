@@ -499,6 +499,18 @@ describe('the report', () => {
     expect(summarise([passages])[0]!.atChance).toBe(false);
   });
 
+  test('gives the median of speeds that were measured', () => {
+    const full = rows.find((r) => r.task === 'longbench-qasper' && r.policy === 'full')!;
+    // The first token was the whole answer of two samples: no step was timed.
+    const own = [0, 0, 30, 0, 50].map((decodeTokensPerSecond, sample): Row => {
+      const measured = { ...full.measured!, decodeTokensPerSecond, restoreMs: sample };
+      return { ...full, sample, measured };
+    });
+    expect(summarise(own)[0]!.summaries[0]).toMatchObject({ decodeTokensPerSecond: 40, restoreMs: 2.5 });
+    const none = own.filter((r) => r.measured!.decodeTokensPerSecond === 0);
+    expect(summarise(none)[0]!.summaries[0]).toMatchObject({ decodeTokensPerSecond: 0 });
+  });
+
   test('counts a sample once where two configurations are one method', () => {
     const own = rows.filter((r) => r.task === 'pg19' && r.policy === 'full');
     // The newest nine tokens of a full cache are held as all others; adkvc uses its profile unless told otherwise.
