@@ -1,7 +1,7 @@
 import type { TopLevelSpec } from 'vega-lite';
 import { heading, signed, titleOf } from './markdown.ts';
 import { mean } from './metrics/interval.ts';
-import { type Section, shown } from './summary.ts';
+import { groupBy, type Section, shown } from './summary.ts';
 import { DEPTH_BINS, QUANTILES } from './tasks/needle-relevance.ts';
 
 /** A chart with its data in it; `render.ts` draws it. */
@@ -37,15 +37,19 @@ export function charts(sections: readonly Section[]): Chart[] {
     type: 'nominal',
     scale: { domain, scheme: domain.length > 10 ? 'tableau20' : 'tableau10' },
   };
+  const drawn = (of: (s: Section) => Chart[]): Chart[] => sections.flatMap((s) => of(s).map(within(s)));
   return [
-    ...sections
-      .filter((s) => !s.task.analysis)
-      .flatMap((s) => [...byteCurve(s, color), ...differences(s, color)]),
+    ...drawn((s) => (s.task.analysis ? [] : [...byteCurve(s, color), ...differences(s, color)])),
     ...heatMaps(sections),
-    ...relevanceCharts(sections),
-    ...leaveOneOutChart(sections),
+    ...drawn(relevanceCharts),
+    ...drawn(leaveOneOutChart),
   ];
 }
+
+/** A task may have sections of several settings, whose titles are the same. */
+const within =
+  ({ setting }: Pick<Section, 'setting'>) =>
+  (chart: Chart): Chart => ({ ...chart, caption: `${chart.caption} ${setting}.` });
 
 /** Metric against bytes held, one line a policy; the full cache is a point of its own. */
 function byteCurve(section: Section, color: Colour): Chart[] {
@@ -186,16 +190,13 @@ const HEAT_LABELS = Array.from(
   (_, b) => `${(b * 100) / HEAT_BINS}–${((b + 1) * 100) / HEAT_BINS} %`,
 );
 
-/** Needle tasks: hits by depth and length, one panel a method. */
+/** Needle tasks: hits by depth and length, one panel a method and one chart a setting. */
 function heatMaps(sections: readonly Section[]): Chart[] {
-  const names = new Set(
-    sections
-      .filter((s) => /^(needle|passkey)-/.test(s.task.name) && !s.task.analysis)
-      .map((s) => s.task.name),
-  );
-  return [...names].map((name) => {
-    const own = sections.filter((s) => s.task.name === name);
-    const metric = own[0]!.task.metrics[0]!;
+  const needles = sections.filter((s) => /^(needle|passkey)-/.test(s.task.name) && !s.task.analysis);
+  return [...groupBy(needles, (s) => `${s.task.name}\n${s.setting}`).values()].map((own): Chart => {
+    const { task, setting } = own[0]!;
+    const { name } = task;
+    const metric = task.metrics[0]!;
     const cells = new Map<
       string,
       { method: string; length: number; depth: string; hits: number; n: number }
@@ -225,7 +226,7 @@ function heatMaps(sections: readonly Section[]): Chart[] {
       label: `${c.hits} of ${c.n}`,
     }));
     const methods = [...new Set(own.flatMap((s) => s.summaries.map((m) => m.method)))];
-    return {
+    return within({ setting })({
       title: `${name}: depth and length`,
       caption: `${metric.label}, %. Depth counts from the text's beginning; each cell says how many of its samples were answered.`,
       spec: {
@@ -255,8 +256,8 @@ function heatMaps(sections: readonly Section[]): Chart[] {
             { mark: { type: 'text', fontSize: 10 }, encoding: { text: { field: 'label' } } },
           ],
         },
-      } satisfies TopLevelSpec,
-    };
+      },
+    });
   });
 }
 
@@ -283,100 +284,97 @@ export function relevanceLayers(section: Section): RelevanceLayer[] {
   }));
 }
 
-function relevanceCharts(sections: readonly Section[]): Chart[] {
-  return sections
-    .filter((s) => s.task.name === 'needle-relevance')
-    .flatMap((section): Chart[] => {
-      const layers = relevanceLayers(section);
-      if (layers.length === 0) return [];
-      const quantiles = layers.flatMap((l, layer) =>
-        l.quantiles.map((value, q) => ({
-          layer,
-          quantile: `${QUANTILES[q]! * 100} %`,
-          value: Math.max(value, 1e-3),
-        })),
-      );
-      const bins = layers.flatMap((l, layer) =>
-        l.bins.map((value, b) => ({
-          layer,
-          depth: `${b * DEPTH_BINS} %`,
-          value: Math.log2(Math.max(value, 1e-3)),
-        })),
-      );
-      const needles = section.summaries
-        .flatMap((s) => s.rows)
-        .flatMap((r) =>
-          r.detail
-            ? [{ depth: (r.detail.depth as number) * 100, value: (r.scores?.needlePercentile ?? 0) * 100 }]
-            : [],
-        );
-      return [
-        {
-          title: `Relevance by layer, ${section.length} tokens`,
-          caption: "Quantiles of the tokens' relevance; 1 is the head's mean.",
-          spec: {
-            $schema: SCHEMA,
-            width: WIDTH,
-            height: HEIGHT,
-            data: { values: quantiles },
-            mark: { type: 'line', point: true },
-            encoding: {
-              x: { field: 'layer', type: 'quantitative' },
-              y: {
-                field: 'value',
-                type: 'quantitative',
-                scale: { type: 'log' },
-                title: 'relative relevance',
-              },
-              color: { field: 'quantile', type: 'nominal', sort: null },
-            },
+function relevanceCharts(section: Section): Chart[] {
+  if (section.task.name !== 'needle-relevance') return [];
+  const layers = relevanceLayers(section);
+  if (layers.length === 0) return [];
+  const quantiles = layers.flatMap((l, layer) =>
+    l.quantiles.map((value, q) => ({
+      layer,
+      quantile: `${QUANTILES[q]! * 100} %`,
+      value: Math.max(value, 1e-3),
+    })),
+  );
+  const bins = layers.flatMap((l, layer) =>
+    l.bins.map((value, b) => ({
+      layer,
+      depth: `${b * DEPTH_BINS} %`,
+      value: Math.log2(Math.max(value, 1e-3)),
+    })),
+  );
+  const needles = section.summaries
+    .flatMap((s) => s.rows)
+    .flatMap((r) =>
+      r.detail
+        ? [{ depth: (r.detail.depth as number) * 100, value: (r.scores?.needlePercentile ?? 0) * 100 }]
+        : [],
+    );
+  return [
+    {
+      title: `Relevance by layer, ${section.length} tokens`,
+      caption: "Quantiles of the tokens' relevance; 1 is the head's mean.",
+      spec: {
+        $schema: SCHEMA,
+        width: WIDTH,
+        height: HEIGHT,
+        data: { values: quantiles },
+        mark: { type: 'line', point: true },
+        encoding: {
+          x: { field: 'layer', type: 'quantitative' },
+          y: {
+            field: 'value',
+            type: 'quantitative',
+            scale: { type: 'log' },
+            title: 'relative relevance',
+          },
+          color: { field: 'quantile', type: 'nominal', sort: null },
+        },
+      },
+    },
+    {
+      title: `Relevance by layer and depth, ${section.length} tokens`,
+      caption:
+        "Mean relevance of a tenth of the text, log2 of the head's mean: which layers look back, and where to.",
+      spec: {
+        $schema: SCHEMA,
+        width: WIDTH,
+        height: HEIGHT,
+        data: { values: bins },
+        mark: 'rect',
+        encoding: {
+          x: { field: 'layer', type: 'ordinal' },
+          y: { field: 'depth', type: 'ordinal', sort: null, title: 'depth from' },
+          color: {
+            field: 'value',
+            type: 'quantitative',
+            scale: { scheme: 'blueorange', domainMid: 0 },
+            title: 'log2',
           },
         },
-        {
-          title: `Relevance by layer and depth, ${section.length} tokens`,
-          caption:
-            "Mean relevance of a tenth of the text, log2 of the head's mean: which layers look back, and where to.",
-          spec: {
-            $schema: SCHEMA,
-            width: WIDTH,
-            height: HEIGHT,
-            data: { values: bins },
-            mark: 'rect',
-            encoding: {
-              x: { field: 'layer', type: 'ordinal' },
-              y: { field: 'depth', type: 'ordinal', sort: null, title: 'depth from' },
-              color: {
-                field: 'value',
-                type: 'quantitative',
-                scale: { scheme: 'blueorange', domainMid: 0 },
-                title: 'log2',
-              },
-            },
+      },
+    },
+    {
+      title: `A needle's relevance before the question, ${section.length} tokens`,
+      caption:
+        "Share of the text's tokens that the needle's tokens outrank, mean over layers and heads, one point a sample.",
+      spec: {
+        $schema: SCHEMA,
+        width: WIDTH,
+        height: HEIGHT,
+        data: { values: needles },
+        mark: 'point',
+        encoding: {
+          x: { field: 'depth', type: 'quantitative', title: 'depth, %', scale: { domain: [0, 100] } },
+          y: {
+            field: 'value',
+            type: 'quantitative',
+            title: 'outranked tokens, %',
+            scale: { domain: [0, 100] },
           },
         },
-        {
-          title: `A needle's relevance before the question, ${section.length} tokens`,
-          caption:
-            "Share of the text's tokens that the needle's tokens outrank, mean over layers and heads, one point a sample.",
-          spec: {
-            $schema: SCHEMA,
-            width: WIDTH,
-            height: HEIGHT,
-            data: { values: needles },
-            mark: 'point',
-            encoding: {
-              x: { field: 'depth', type: 'quantitative', title: 'depth, %', scale: { domain: [0, 100] } },
-              y: {
-                field: 'value',
-                type: 'quantitative',
-                title: 'outranked tokens, %',
-                scale: { domain: [0, 100] },
-              },
-            },
-          },
-        },
-      ];
-    });
+      },
+    },
+  ];
 }
 
 export interface LeftOut {
@@ -400,30 +398,29 @@ export function leftOutLayers(section: Section): { layer: number; correlations: 
   });
 }
 
-function leaveOneOutChart(sections: readonly Section[]): Chart[] {
-  return sections
-    .filter((s) => s.task.name === 'leave-one-out')
-    .map((section) => {
-      const values = leftOutLayers(section).flatMap((l) =>
-        l.correlations.map((value) => ({ layer: l.layer, value })),
-      );
-      return {
-        title: `Relevance and loss when left out, ${section.length} tokens`,
-        caption: 'Rank correlation over the blocks of one layer; one point a sample, the line is the mean.',
-        spec: {
-          $schema: SCHEMA,
-          width: WIDTH,
-          height: HEIGHT,
-          data: { values },
-          layer: [
-            {
-              mark: 'point',
-              encoding: { y: { field: 'value', type: 'quantitative', title: 'rank correlation' } },
-            },
-            { mark: 'line', encoding: { y: { field: 'value', type: 'quantitative', aggregate: 'mean' } } },
-          ],
-          encoding: { x: { field: 'layer', type: 'quantitative' } },
-        } satisfies TopLevelSpec,
-      };
-    });
+function leaveOneOutChart(section: Section): Chart[] {
+  if (section.task.name !== 'leave-one-out') return [];
+  const values = leftOutLayers(section).flatMap((l) =>
+    l.correlations.map((value) => ({ layer: l.layer, value })),
+  );
+  return [
+    {
+      title: `Relevance and loss when left out, ${section.length} tokens`,
+      caption: 'Rank correlation over the blocks of one layer; one point a sample, the line is the mean.',
+      spec: {
+        $schema: SCHEMA,
+        width: WIDTH,
+        height: HEIGHT,
+        data: { values },
+        layer: [
+          {
+            mark: 'point',
+            encoding: { y: { field: 'value', type: 'quantitative', title: 'rank correlation' } },
+          },
+          { mark: 'line', encoding: { y: { field: 'value', type: 'quantitative', aggregate: 'mean' } } },
+        ],
+        encoding: { x: { field: 'layer', type: 'quantitative' } },
+      },
+    },
+  ];
 }

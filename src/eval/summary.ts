@@ -76,7 +76,7 @@ function policyName({
 const methodName = (row: Pick<Row, 'policy' | 'ratio' | 'config' | 'protocol' | 'weightForm'>): string =>
   row.ratio === null ? policyName(row) : `${policyName(row)} at ${row.ratio}x`;
 
-function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
+export function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
   const groups = new Map<string, T[]>();
   for (const item of items) {
     const group = groups.get(key(item));

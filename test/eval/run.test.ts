@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
 import { evaluateCommand } from '../../src/cli/evaluate.ts';
 import { AdkvcError } from '../../src/core/errors.ts';
+import { charts } from '../../src/eval/charts.ts';
 import type { Job } from '../../src/eval/job.ts';
 import { lostAnswers } from '../../src/eval/lost.ts';
 import { createPool } from '../../src/eval/pool.ts';
@@ -582,6 +583,20 @@ describe('the report', () => {
     );
     expect(readFileSync(join(folder, 'report.html'), 'utf8')).toContain('&quot; 777 | &lt;b&gt;&quot;');
     expect(lostAnswers(summarise(some.slice(2))[0]!)).toEqual([]);
+  });
+
+  test('keeps the charts of two settings apart, and says which is which', () => {
+    const own = rows.filter((r) => r.task === 'needle-essay' && r.policy === 'full');
+    const elsewhere = own.map((r): Row => ({ ...r, numerics: 'elsewhere/1' }));
+    const both = charts(summarise([...own, ...elsewhere])).filter((c) =>
+      c.title.includes('depth and length'),
+    );
+    expect(both.map((c) => c.caption.includes('kernels elsewhere/1')).sort()).toEqual([false, true]);
+    for (const { spec } of both) {
+      const { values } = (spec as { data: { values: { n: number }[] } }).data;
+      expect(values.reduce((sum, { n }) => sum + n, 0)).toBe(own.length);
+    }
+    for (const chart of charts(summarise(rows))) expect(chart.caption).toContain('kernels wasm/');
   });
 
   test('is one page that needs nothing else, with the charts drawn in it', () => {
