@@ -38,8 +38,8 @@ export function lostAnswers(section: Section): Lost[] {
 }
 
 const said = ({ detail }: Row): string => {
-  const text = detail?.prediction ?? (detail?.predictions as string[] | undefined)?.[0] ?? '';
-  return cut(JSON.stringify(text));
+  const text = detail?.prediction ?? (detail?.predictions as string[] | undefined)?.[0];
+  return text === undefined ? '–' : cut(JSON.stringify(text));
 };
 const cut = (text: string): string => (text.length > LENGTH ? `${text.slice(0, LENGTH)} …` : text);
 
@@ -60,7 +60,7 @@ export function lostTable(section: Section): Table | undefined {
           method,
           `${row.sample}${row.seed === 0 ? '' : `, seed ${row.seed}`}`,
           typeof depth === 'number' ? `${Math.round(depth * 100)} %` : '–',
-          cut(((answers as string[] | undefined) ?? []).join(' | ')),
+          cut((answers as string[] | undefined)?.join(' | ') ?? '–'),
           said(full),
           said(row),
         ],

@@ -583,6 +583,12 @@ describe('the report', () => {
     );
     expect(readFileSync(join(folder, 'report.html'), 'utf8')).toContain('&quot; 777 | &lt;b&gt;&quot;');
     expect(lostAnswers(summarise(some.slice(2))[0]!)).toEqual([]);
+    // Rows that are handed on without what was said to texts of others.
+    await writeReport(
+      some.map(({ detail, ...row }) => row),
+      folder,
+    );
+    expect(readFileSync(join(folder, 'report.md'), 'utf8')).toContain('| window at 4x | 0 | – | – | – | – |');
   });
 
   test('keeps the charts of two settings apart, and says which is which', () => {
