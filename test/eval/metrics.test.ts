@@ -13,12 +13,16 @@ import { rougeL } from '../../src/eval/metrics/rouge-l.ts';
 describe('qaF1', () => {
   test('normalises case, punctuation, articles and blanks', () =>
     expect(normalizeAnswer('  The Cat,  an "Animal"!  ')).toBe('cat animal'));
+  // Python's \b knows letters of all alphabets.
+  test('takes nothing for an article that stands within a word', () =>
+    expect(normalizeAnswer('España, the señal é a Ðan')).toBe('españa señal é ðan'));
   test.each([
     ['The Eiffel Tower', 'Eiffel tower.', 1],
     ['in Paris, France', 'Paris', 0.5],
     ['a b b', 'b b b', 0.8],
     ['London', 'Paris', 0],
     ['', 'Paris', 0],
+    ['an', 'The', 0],
   ])('%j against %j is %d', (prediction, truth, f1) => expect(qaF1(prediction, truth)).toBeCloseTo(f1, 12));
 });
 

@@ -1,16 +1,23 @@
 /** ASCII punctuation, as Python's string.punctuation lists it. */
 const PUNCTUATION = /[!-/:-@[-`{-~]/g;
+/** Whole words, where letters of all alphabets make words, as in Python. */
+const ARTICLE = /(?<![\p{L}\p{N}])(a|an|the)(?![\p{L}\p{N}])/gu;
 
 /** Lower case, without punctuation and articles, blanks collapsed. Source: LongBench metrics.py (normalize_answer), after SQuAD. */
 export function normalizeAnswer(text: string): string {
   return text
     .toLowerCase()
     .replaceAll(PUNCTUATION, '')
-    .replaceAll(/\b(a|an|the)\b/g, ' ')
+    .replaceAll(ARTICLE, ' ')
     .split(/\s+/)
     .filter((word) => word !== '')
     .join(' ');
 }
+
+const words = (text: string): string[] =>
+  normalizeAnswer(text)
+    .split(' ')
+    .filter((word) => word !== '');
 
 /** F1 of the words that two bags share; 0 when they share none. */
 function bagF1(prediction: readonly string[], truth: readonly string[]): number {
@@ -31,5 +38,5 @@ function bagF1(prediction: readonly string[], truth: readonly string[]): number 
 
 /** Word F1 after normalisation, 0 to 1: LongBench's metric of question answering. */
 export function qaF1(prediction: string, truth: string): number {
-  return bagF1(normalizeAnswer(prediction).split(' '), normalizeAnswer(truth).split(' '));
+  return bagF1(words(prediction), words(truth));
 }
