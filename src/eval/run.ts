@@ -249,7 +249,10 @@ async function runOn(
     },
     onTokens: (job, tokens) => clock.tokens(job, tokens),
     onDone: (job) => clock.done(job),
-    onDeath: (job, reason) => options.onNote(`a worker died in ${job.task}, sample ${job.sample}: ${reason}`),
+    onDeath: (job, reason) => {
+      clock.died(job);
+      options.onNote(`a worker died in ${job.task}, sample ${job.sample}: ${reason}`);
+    },
     onNote: options.onNote,
   });
   if (broken !== undefined) throw broken;
@@ -318,7 +321,8 @@ function grouped({ from, to }: SampleRange, group: Task['group']): number[][] {
 /** Tokens times methods: what a job costs, roughly. */
 const costOf = (job: Job): number => (job.length || TYPICAL_TOKENS) * job.methods.length;
 
-class Clock {
+/** Tells how far a run is, and foretells the rest by tokens. */
+export class Clock {
   readonly #start = performance.now();
   readonly #totalRows: number;
   readonly #reused: number;
@@ -345,6 +349,11 @@ class Clock {
   }
   tokens(job: Job, tokens: number): void {
     this.#running.set(job, Math.min(tokens, costOf(job)));
+    this.#tell();
+  }
+  /** What it had not finished comes again, as other jobs. */
+  died(job: Job): void {
+    this.#running.delete(job);
     this.#tell();
   }
   done(job: Job): void {

@@ -16,6 +16,7 @@ import { lostAnswers } from '../../src/eval/lost.ts';
 import { createPool } from '../../src/eval/pool.ts';
 import { writeReport } from '../../src/eval/report.ts';
 import { ResultLog, type Row, rowKey } from '../../src/eval/rows.ts';
+import { Clock } from '../../src/eval/run.ts';
 import { comparisons, summarise } from '../../src/eval/summary.ts';
 import { ROOT, runCli } from '../helpers/cli.ts';
 import { evalFixture } from '../helpers/eval-fixture.ts';
@@ -209,6 +210,20 @@ describe('the runner', () => {
       'out of everything',
       'out of everything',
     ]);
+  });
+
+  test('what a worker that died had read counts for nothing in the time that is left', () => {
+    const method = { policy: 'full', config: { ...DEFAULT_CACHE, policy: 'full' } };
+    const place = { task: 'pg19', length: 1000, seed: 0, reference: method };
+    const jobs = [0, 1].map((sample): Job => ({ ...place, sample, methods: [method] }));
+    const left: number[] = [];
+    const clock = new Clock(2, jobs, ({ remainingMs }) => left.push(remainingMs));
+    clock.tokens(jobs[0]!, 900);
+    clock.died(jobs[0]!);
+    expect(left.at(-1)).toBeNaN();
+    // Tried again, on another worker.
+    for (const job of [{ ...jobs[0]! }, jobs[1]!]) clock.done(job);
+    expect(left.at(-1)).toBe(0);
   });
 
   test('without the head profile a policy is another method', async () => {
