@@ -47,8 +47,13 @@ export interface Section {
   readonly atChance: boolean;
 }
 
-const settingOf = (row: Row): string =>
-  `${row.model}, ${row.weightForm} weights, kernels ${row.numerics}, head profile ${row.profile.slice(0, 8)}`;
+function settingOf({ model, weightForm, numerics, profile, data }: Row): string {
+  const [text] = Object.values(data);
+  return [
+    ...[model, `${weightForm} weights`, `kernels ${numerics}`, `head profile ${profile.slice(0, 8)}`],
+    ...(text === undefined ? [] : [`texts ${text.slice(0, 8)}`]),
+  ].join(', ');
+}
 
 /** Fields that every method has: the others make a variant. */
 const COMMON = new Set(['policy', 'ratio', 'bytes', 'seed', 'exactBits', 'arithmetic', 'useProfile']);
@@ -101,7 +106,7 @@ export function summarise(rows: readonly Row[]): Section[] {
   const order = Object.keys(TASKS);
   const known = rows.filter((row) => TASKS[row.task]?.version === row.taskVersion);
   const sections = [
-    ...groupBy(known, (r) => JSON.stringify([r.task, r.length, settingOf(r), r.fingerprint])),
+    ...groupBy(known, (r) => JSON.stringify([r.task, r.length, settingOf(r), r.fingerprint, r.data])),
   ].map(([, group]): Section => {
     const task = TASKS[group[0]!.task]!;
     const byMethod = [...groupBy(group, methodName).values()].map(oncePerSample);

@@ -527,6 +527,16 @@ describe('the report', () => {
     expect(summarise(none)[0]!.summaries[0]).toMatchObject({ decodeTokensPerSecond: 0 });
   });
 
+  test('takes no sample of other texts for the same one', () => {
+    const own = rows.filter((r) => r.task === 'pg19' && r.ratio !== 2);
+    const data = { 'books/pg19_test.jsonl.gz': 'f00dcafe' };
+    const others = own.map((r): Row => ({ ...r, data, scores: { ...r.scores, lossDeltaLast: 5 } }));
+    const sections = summarise([...own, ...others]);
+    expect(sections).toHaveLength(2);
+    expect(sections.map((s) => s.setting.includes('texts f00dcafe'))).toEqual([false, true]);
+    expect(sections[0]!.summaries).toEqual(summarise(own)[0]!.summaries);
+  });
+
   test('counts a sample once where two configurations are one method', () => {
     const own = rows.filter((r) => r.task === 'pg19' && r.policy === 'full');
     // The newest nine tokens of a full cache are held as all others; adkvc uses its profile unless told otherwise.
