@@ -338,6 +338,15 @@ describe('the runner', () => {
     }
   });
 
+  test('a text beyond the context of the model is skipped before it is read', async () => {
+    const own = ['--tasks', 'pg19', '--lengths', '3000', '--samples', '1', '--policies', 'window@2'];
+    const { lines, code } = await runCli([...args('beyond.jsonl', '--workers', '0'), ...own]);
+    expect([code, lines[0]]).toMatchObject([0, { rows: 2, failed: 0, skipped: 2 }]);
+    expect(rowsOf('beyond.jsonl').map((r) => r.skipped)).toEqual(
+      Array(2).fill("3000 tokens, the model's context is 2048"),
+    );
+  });
+
   test('methods that run again one by one, because one of them failed, are told of', async () => {
     const data = join(fixture.folder, 'odd');
     mkdirSync(join(data, 'books'), { recursive: true });

@@ -77,6 +77,12 @@ export function perplexityTask(options: {
           emit(method, { skipped: `the text has ${ids.length} tokens, ${length} were asked for` });
         return;
       }
+      const { contextLength } = engine.model;
+      if (length > contextLength) {
+        for (const method of methods)
+          emit(method, { skipped: `${length} tokens, the model's context is ${contextLength}` });
+        return;
+      }
       for (let open = [...methods]; open.length > 0; ) {
         // Its row may be finished: the reference is that very cache again.
         const full = methods.find((m) => m.policy === 'full') ?? context.reference;
