@@ -59,7 +59,7 @@ export async function createPool(
   } catch (cause) {
     // What a thread threw has lost its class on the way.
     const message = cause instanceof Error ? cause.message : String(cause);
-    const remedy = message.includes('memory') ? ': --memory says how much it may take' : '';
+    const remedy = /memory/i.test(message) ? ': --memory says how much it may take' : '';
     throw new AdkvcError('evaluation_not_started', `a worker cannot start: ${message}${remedy}`, { cause });
   }
 }

@@ -347,6 +347,12 @@ describe('the runner', () => {
     );
   });
 
+  test('a text too short for a block to be left out says so', async () => {
+    const own = ['--tasks', 'leave-one-out', '--lengths', '130', '--samples', '1'];
+    const { stderr } = await runCli([...args('short-text.jsonl', '--workers', '0'), ...own]);
+    expect(stderr).toMatch(/no two blocks of 64 positions to leave out in 130 tokens: raise --lengths/);
+  });
+
   test('methods that run again one by one, because one of them failed, are told of', async () => {
     const data = join(fixture.folder, 'odd');
     mkdirSync(join(data, 'books'), { recursive: true });
@@ -384,6 +390,7 @@ describe('the runner', () => {
     [['--samples', '5-6'], /pg19 has no sample 5: its samples are 0 to 2/],
     [['--data', '/nowhere'], /is missing: give the folder/],
     [['--memory', '0.001'], /a worker cannot start: .* --memory says how much/],
+    [['--memory', '5'], /a worker cannot start: .* --memory says how much/],
     [['--out', '/dev/null/x.jsonl'], /x\.jsonl cannot be written .* name another file with --out/],
     [['--out', '/dev/null'], /null cannot be read \(it is no file\): name another file with --out/],
     [['--report', '/dev/null/r'], /cannot be a folder .* name another with --report/],

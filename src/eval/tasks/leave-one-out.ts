@@ -67,8 +67,12 @@ export const leaveOneOut: Task = {
           );
           return sum / probe.length;
         };
-        const intact = await lossNow();
         const blocks = Array.from({ length: Math.floor(values[0]![0]!.length / BLOCK) }, (_, b) => b * BLOCK);
+        if (blocks.length < 2)
+          throw new Error(
+            `no two blocks of ${BLOCK} positions to leave out in ${length} tokens: raise --lengths`,
+          );
+        const intact = await lossNow();
         const step = Math.max(1, Math.floor(engine.model.layers / LAYERS));
         let restoreMs = 0;
         const layers: { layer: number; rankCorrelation: number; relevance: number[]; rise: number[] }[] = [];
