@@ -21,6 +21,8 @@ const interval = (e: Estimate, show: (v: number) => string): string =>
   Number.isNaN(e.low) ? show(e.mean) : `${show(e.mean)} [${show(e.low)}, ${show(e.high)}]`;
 const MB = (bytes: number): string => number(bytes / 1e6);
 
+const times = (ratio: number): string => (Number.isNaN(ratio) ? '–' : `${number(ratio)}x`);
+
 export const heading = (f: Pick<Figure, 'metric'>): string =>
   `${f.metric.label}${f.metric.unit === '' ? '' : `, ${f.metric.unit}`}`;
 
@@ -41,7 +43,7 @@ export function scoreTable(section: Section): Table {
     body: section.summaries.map((s) => [
       s.method,
       samples(s),
-      `${number(s.trueRatio)}x`,
+      times(s.trueRatio),
       ...metrics.flatMap((metric, i) => {
         const f = s.figures.find((x) => x.metric.name === metric.name);
         const show = metric.kind === 'exp-percent' ? signed : number;
@@ -70,7 +72,7 @@ export function comparisonTable(section: Section): Table | undefined {
     body: rows.map((c) => [
       c.method,
       `${c.difference.n}`,
-      `${number(c.trueRatios[0])}x, ${number(c.trueRatios[1])}x`,
+      c.trueRatios.map(times).join(', '),
       interval(c.difference, signed),
       c.factor === undefined ? '–' : number(c.factor),
     ]),
@@ -98,12 +100,15 @@ export const costTable = (section: Section): Table => ({
     MB(s.peakBytes),
     number(s.processPeakBytes / 1e6),
     number(s.meanRecodes),
-    number(s.prefillTokensPerSecond),
-    s.decodeTokensPerSecond === 0 ? '–' : number(s.decodeTokensPerSecond),
-    number(s.ttftMs),
-    s.restoreMs === 0 ? '–' : number(s.restoreMs),
+    speed(s.prefillTokensPerSecond),
+    speed(s.decodeTokensPerSecond),
+    speed(s.ttftMs),
+    speed(s.restoreMs),
   ]),
 });
+
+/** 0 is what was not measured. */
+const speed = (value: number): string => (value === 0 ? '–' : number(value));
 
 const samples = (s: Summary): string => {
   const n = s.figures[0]?.n ?? 0;

@@ -345,6 +345,11 @@ describe('the runner', () => {
     expect(rowsOf('beyond.jsonl').map((r) => r.skipped)).toEqual(
       Array(2).fill("3000 tokens, the model's context is 2048"),
     );
+    await writeReport(rowsOf('beyond.jsonl'), join(fixture.folder, 'beyond'));
+    const markdown = readFileSync(join(fixture.folder, 'beyond/report.md'), 'utf8');
+    // Nothing was measured.
+    expect(markdown).toContain(`| full | 0, 1 skipped |${' – |'.repeat(9)}`);
+    expect(markdown).toContain(`| full |${' – |'.repeat(9)}`);
   });
 
   test('a text too short for a block to be left out says so', async () => {
