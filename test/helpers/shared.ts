@@ -20,6 +20,9 @@ export function describeShared(name: string, suite: () => void): void {
     });
   } else {
     console.warn(`\n!!! SKIPPED "${name}": the golden data folder ../shared is not there\n`);
-    describe.skip(name, suite);
+    // A skipped suite's function still runs, and may read what is not there.
+    describe.skip(name, () => {
+      test('needs ../shared', () => {});
+    });
   }
 }
