@@ -65,7 +65,8 @@ export class LocalHost implements SessionHost {
 
   async delete(key: string): Promise<void> {
     await this.#use(key, (session) => session.delete());
-    this.evict(key);
+    // A turn that came meanwhile begins a new session in this object.
+    if (!this.#sessions.get(key)?.busy) this.evict(key);
   }
 
   async list(directory: string, page: { limit: number; after?: string }): Promise<SessionPage> {

@@ -364,6 +364,17 @@ test('delete ends the running turn and sends the waiting away, then no byte is l
   await expect(world.host.get('k')).rejects.toMatchObject({ code: 'session_not_found' });
 });
 
+test('a turn that comes while a session is being deleted begins a new one, and the deletion is told as done', async () => {
+  const world = new World();
+  const running = await world.host.turn('k', 'k', request([user('hello')], LONG), never);
+  const gone = world.host.delete('k');
+  const next = world.turn([user('anew')]);
+  await gone;
+  await next;
+  await expect(read(running)).rejects.toThrow('session_not_found');
+  expect((await world.host.messages('k'))[0]).toEqual(user('anew'));
+});
+
 test('implicit sessions live an idle hour; the alarm waits for a running turn and moves with use', async () => {
   const world = new World();
   await world.turn([user('hello')], { implicit: true });
