@@ -406,9 +406,13 @@ export class Session implements Tenant {
     this.forget();
     this.#services.scheduler.leave(this);
     const head = this.#head.peek();
-    this.#head.forget();
-    await this.#alarm.clear();
-    await this.#store.destroy();
+    try {
+      await this.#alarm.clear();
+      await this.#store.destroy();
+    } finally {
+      // Not before: who reads meanwhile would find it stored, and keep it.
+      this.#head.forget();
+    }
     const listing = head === 'damaged' ? undefined : head?.listing;
     if (listing) await this.#services.directories?.remove(listing.directory, listing.key);
   }

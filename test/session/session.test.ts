@@ -4,7 +4,9 @@ import type { TurnEvent } from '../../src/session/api.ts';
 import { FIRST_FREE_ROW, readHead, writeHead } from '../../src/session/head.ts';
 import { MAX_WAITING_TURNS_PER_SESSION } from '../../src/session/limits.ts';
 import { RowAllocator, RowKind, RowStream } from '../../src/session/row.ts';
+import { Session } from '../../src/session/session.ts';
 import { readState, STATE_VERSION } from '../../src/session/state.ts';
+import { MemoryStore } from '../../src/session/store/memory.ts';
 import { FakeEngine } from '../helpers/fake-engine.ts';
 import { assistant, GREEDY, pause, prose, read, request, system, user, World } from '../helpers/sessions.ts';
 
@@ -373,6 +375,24 @@ test('a turn that comes while a session is being deleted begins a new one, and t
   await next;
   await expect(read(running)).rejects.toThrow('session_not_found');
   expect((await world.host.messages('k'))[0]).toEqual(user('anew'));
+});
+
+test('what is read while a session is being deleted is not kept', async () => {
+  const world = new World();
+  const store = new MemoryStore();
+  const destroy = store.destroy.bind(store);
+  store.destroy = async () => {
+    await pause(5);
+    await destroy();
+  };
+  const alarm = { get: async () => null, set: async () => {}, clear: async () => {} };
+  const session = new Session('k', world.services, store, alarm);
+  await session.turn('k', request([user('secret')]), never, () => {});
+  const gone = session.delete();
+  await pause(0);
+  session.messages();
+  await gone;
+  expect(() => session.messages()).toThrow('no such session');
 });
 
 test('implicit sessions live an idle hour; the alarm waits for a running turn and moves with use', async () => {
