@@ -92,12 +92,16 @@ export async function exportSession(
   id: string,
 ): Promise<Response> {
   const { bytes, stream } = await host.export(await keyOf(owner, id));
-  return c.body(stream, 200, {
+  const headers = {
     'content-type': FILE_TYPE,
     'content-length': String(bytes),
     'content-disposition': `attachment; filename="${id}.adkvc"`,
     'cache-control': 'no-store',
-  });
+  };
+  if (c.req.method !== 'HEAD') return c.body(stream, 200, headers);
+  // Nobody will read it: it would keep its place among the session's exports for ever.
+  await stream.cancel();
+  return c.body(null, 200, headers);
 }
 
 /** POST /v1/sessions/import?id=&ttl_seconds=&numerics=: the body is what export gave. */

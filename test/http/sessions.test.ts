@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { DEFAULT_CACHE } from '../../src/cache/policy.ts';
+import { World } from '../helpers/sessions.ts';
 import { fixture, MODEL } from './fixture.ts';
 
 const body = async (response: Response): Promise<any> => response.json();
@@ -200,4 +201,15 @@ test('sessions are listed page by page, and whatever makes one says whose direct
   await chat({ session_id: 's9' });
   const { request, key } = host.turns.at(-1)!;
   expect(request.listing).toEqual({ directory: expect.stringMatching(/^[0-9a-f]{64}$/), key });
+});
+
+test('asking for the headers of an export takes no place from those who read one', async () => {
+  const { call } = fixture({ anonymous: true }, undefined, new World().host);
+  await call('/v1/sessions', { id: 's1' });
+  for (let i = 0; i < 3; i++) {
+    const head = await call('/v1/sessions/s1/export', undefined, { method: 'HEAD' });
+    expect([head.status, Number(head.headers.get('content-length'))]).toEqual([200, expect.any(Number)]);
+  }
+  const whole = await call('/v1/sessions/s1/export');
+  expect((await whole.arrayBuffer()).byteLength).toBe(Number(whole.headers.get('content-length')));
 });
