@@ -5,7 +5,13 @@ import { JsonConstraint } from '../../src/engine/constraint.ts';
 import type { ModelEngine } from '../../src/engine/engine.ts';
 import { generate } from '../../src/engine/generate.ts';
 import { begin, canEnd, type State, step } from '../../src/engine/json/acceptor.ts';
-import { ANY_OBJECT, compileSchema, MAX_SCHEMA_DEPTH, type Shape } from '../../src/engine/json/schema.ts';
+import {
+  ANY_OBJECT,
+  compileSchema,
+  MAX_SCHEMA_DEPTH,
+  MAX_SCHEMA_WAYS,
+  type Shape,
+} from '../../src/engine/json/schema.ts';
 import { GREEDY } from '../../src/engine/sampler.ts';
 import { violations } from '../helpers/json-schema.ts';
 import { tinyEngine } from '../helpers/tiny-engine.ts';
@@ -139,6 +145,7 @@ describe('schemas', () => {
     [{ allOf: [] }, 'schema.allOf'],
     [{ $ref: 'https://example.org/x' }, 'schema.$ref'],
     [{ $ref: '#/$defs/none' }, 'schema.$ref'],
+    [{ $ref: '#/%zz' }, 'schema.$ref'],
     [{ anyOf: [{ $ref: '#' }] }, 'schema'],
     [{ type: 'string', minLength: 3, maxLength: 2 }, 'schema.minLength'],
     [{ required: ['a'], additionalProperties: false }, 'schema.required'],
@@ -151,6 +158,17 @@ describe('schemas', () => {
     let schema: object = { type: 'string' };
     for (let i = 0; i <= MAX_SCHEMA_DEPTH; i++) schema = { type: 'array', items: schema };
     expect(() => compile(schema)).toThrow(/levels/);
+  });
+
+  test(`references that multiply alternatives beyond ${MAX_SCHEMA_WAYS} are refused, and take no time`, () => {
+    const multiplied = (levels: number, each: number) => {
+      const $defs: Record<string, object> = { [`d${levels}`]: { type: 'string' } };
+      for (let i = 0; i < levels; i++)
+        $defs[`d${i}`] = { anyOf: Array.from({ length: each }, () => ({ $ref: `#/$defs/d${i + 1}` })) };
+      return { $defs, $ref: '#/$defs/d0' };
+    };
+    expect(() => compile(multiplied(14, 30))).toThrow(/multiply/);
+    expect(() => compile(multiplied(4, 10))).not.toThrow();
   });
 });
 

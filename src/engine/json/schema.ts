@@ -32,6 +32,8 @@ export const ANY_OBJECT: Shape = { type: 'map', values: { type: 'any' } };
 
 export const MAX_SCHEMA_DEPTH = 32;
 export const MAX_SCHEMA_NODES = 1_000;
+/** Alternatives of one value, those of its references included. */
+export const MAX_SCHEMA_WAYS = 10_000;
 
 /** Keywords that say nothing about what is valid. */
 const ANNOTATIONS = new Set(
@@ -57,6 +59,7 @@ type Json = Readonly<Record<string, unknown>>;
 export function compileSchema(schema: unknown, param: string): Shape {
   refuseDeepValues(schema, param);
   const references = new Map<string, { shape?: Shape }>();
+  const unions: Shape[] = [];
   let nodes = 0;
 
   function compile(given: unknown, path: string, depth: number): Shape {
@@ -81,16 +84,21 @@ export function compileSchema(schema: unknown, param: string): Shape {
     if (s.enum !== undefined) return literal(list(s.enum, `${path}.enum`), `${path}.enum`);
     for (const keyword of ['anyOf', 'oneOf'])
       if (s[keyword] !== undefined)
-        return {
-          type: 'union',
-          of: list(s[keyword], `${path}.${keyword}`).map((one, i) =>
+        return union(
+          list(s[keyword], `${path}.${keyword}`).map((one, i) =>
             compile(one, `${path}.${keyword}[${i}]`, depth + 1),
           ),
-        };
+        );
     const types = s.type === undefined ? [implied(s)] : Array.isArray(s.type) ? s.type : [s.type];
     if (types.length === 0) throw new InvalidInputError(`${path}.type names no type`, `${path}.type`);
     const shapes = types.map((type) => ofType(type, s, path, depth));
-    return shapes.length === 1 ? shapes[0]! : { type: 'union', of: shapes };
+    return shapes.length === 1 ? shapes[0]! : union(shapes);
+  }
+
+  function union(of: readonly Shape[]): Shape {
+    const shape: Shape = { type: 'union', of };
+    unions.push(shape);
+    return shape;
   }
 
   function ofType(type: unknown, s: Json, path: string, depth: number): Shape {
@@ -156,7 +164,7 @@ export function compileSchema(schema: unknown, param: string): Shape {
     references.set(to, entry);
     let target: unknown = schema;
     for (const part of to.split('/').slice(1)) {
-      const name = decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~');
+      const name = unescaped(part, path).replaceAll('~1', '/').replaceAll('~0', '~');
       target =
         typeof target === 'object' && target !== null && Object.hasOwn(target, name)
           ? (target as Json)[name]
@@ -168,11 +176,21 @@ export function compileSchema(schema: unknown, param: string): Shape {
   }
 
   const shape = compile(schema, param, 0);
-  for (const { shape: target } of references.values()) refuseCircle(target!, param);
+  const known = new Map<Shape, number>();
+  for (const { shape: target } of references.values()) countWays(target!, param, known);
+  for (const one of unions) countWays(one, param, known);
   return shape;
 }
 
 const utf8 = new TextEncoder();
+
+function unescaped(part: string, path: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    throw new InvalidInputError(`${path} holds a "%" that begins no escape: write it as %25`, path);
+  }
+}
 
 /** Also what no keyword reads is written as JSON later on, recursively. */
 function refuseDeepValues(schema: unknown, param: string): void {
@@ -183,12 +201,30 @@ function refuseDeepValues(schema: unknown, param: string): void {
   }
 }
 
-/** A reference that leads back to itself before anything is written could be followed for ever. */
-function refuseCircle(shape: Shape, param: string, seen: readonly Shape[] = []): void {
-  if (seen.includes(shape)) throw new InvalidInputError(`${param}: a $ref leads back to itself`, param);
-  const next = [...seen, shape];
-  if (shape.type === 'reference') refuseCircle(shape.to.shape!, param, next);
-  if (shape.type === 'union') for (const one of shape.of) refuseCircle(one, param, next);
+/**
+ * In how many ways a value of the shape may begin: each is tried with every byte, and unions of references multiply them.
+ * @param known what was counted before; 0 while it is being counted: a reference that leads back to itself before anything is written could be followed for ever
+ */
+function countWays(shape: Shape, param: string, known: Map<Shape, number>): number {
+  const before = known.get(shape);
+  if (before === 0) throw new InvalidInputError(`${param}: a $ref leads back to itself`, param);
+  if (before !== undefined) return before;
+  known.set(shape, 0);
+  let ways = 1;
+  if (shape.type === 'literal') ways = shape.texts.length;
+  if (shape.type === 'reference') ways = countWays(shape.to.shape!, param, known);
+  if (shape.type === 'union') {
+    ways = 0;
+    for (const one of shape.of) ways += countWays(one, param, known);
+    if (ways > MAX_SCHEMA_WAYS)
+      throw new InvalidInputError(
+        `${param}: references and alternatives multiply to more than ${MAX_SCHEMA_WAYS} ways to begin a value`,
+        param,
+        { ways: MAX_SCHEMA_WAYS },
+      );
+  }
+  known.set(shape, Math.max(1, ways));
+  return ways;
 }
 
 const literal = (values: readonly unknown[], path: string): Shape => ({
