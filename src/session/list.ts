@@ -19,15 +19,17 @@ export async function listSessions(
   if (after !== undefined && start === 0)
     throw new AdkvcError('session_not_found', `There is no session "${after}".`, { param: 'after' });
   const page = entries.slice(start, start + limit);
+  const more = start + page.length < entries.length;
   const found = await Promise.all(
-    page.map(async (entry) => {
+    page.map(async (entry, at) => {
       try {
         return await get(entry.key);
       } catch (error) {
         // A damaged session is still listed nowhere but in the directory, which keeps it.
         if (!(error instanceof AdkvcError)) throw error;
-        if (error.code === 'session_not_found' && now - entry.createdAt > UNSEEN_ENTRY_MS)
-          await directories.remove(directory, entry.key);
+        const gone = error.code === 'session_not_found' && now - entry.createdAt > UNSEEN_ENTRY_MS;
+        // The next page is asked for by the last entry of this one.
+        if (gone && !(more && at === page.length - 1)) await directories.remove(directory, entry.key);
         return undefined;
       }
     }),
@@ -35,7 +37,7 @@ export async function listSessions(
   return {
     sessions: found.filter((info) => info !== undefined),
     last: page.at(-1)?.id ?? null,
-    more: start + page.length < entries.length,
+    more,
     total: entries.length,
   };
 }

@@ -94,6 +94,22 @@ test('an entry whose session never came, or is gone, is removed once it is old',
   expect(await directories.list('d')).toEqual([]);
 });
 
+test('an entry that is left over at the end of a page does not break off the list', async () => {
+  const world = new World();
+  const directories = new LocalDirectories(() => new MemoryStore());
+  const host = new LocalHost({ ...world.services, directories }, (key) => world.store(key));
+  await host.create('a', 'a', { listing: { directory: 'd', key: 'a' } });
+  await directories.add('d', { ...entry('left'), createdAt: world.time });
+  await host.create('b', 'b', { listing: { directory: 'd', key: 'b' } });
+  world.time += UNSEEN_ENTRY_MS + 1;
+  const first = await host.list('d', { limit: 2 });
+  expect(first).toMatchObject({ sessions: [{ id: 'b' }], more: true });
+  expect(await host.list('d', { limit: 2, after: first.last! })).toMatchObject({ sessions: [{ id: 'a' }] });
+  // It goes where no page ends with it.
+  expect(await names(host)).toEqual(['b', 'a']);
+  expect(await directories.list('d')).toHaveLength(2);
+});
+
 test('a session whose first turn takes longer than entries wait for theirs stays listed', async () => {
   const world = new World();
   const { host } = world;
