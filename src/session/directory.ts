@@ -35,6 +35,8 @@ export class Directory {
   readonly #store: SessionStore;
   readonly #quota: number;
   #rows: Map<string, { row: number; entry: DirectoryEntry }> | undefined;
+  /** The store is being destroyed: what was written meanwhile would go with it. */
+  #ending: Promise<void> | undefined;
 
   constructor(store: SessionStore, quota = MAX_SESSIONS_PER_KEY) {
     this.#store = store;
@@ -43,6 +45,7 @@ export class Directory {
 
   /** Implicit sessions, which expire by themselves, and others have a quota each. */
   async add(entry: DirectoryEntry): Promise<void> {
+    while (this.#ending) await this.#ending.catch(() => {});
     const rows = this.#load();
     if (rows.has(entry.key)) return;
     let alike = 0;
@@ -72,8 +75,11 @@ export class Directory {
     this.#store.transaction(() => this.#store.delete([found.row]));
     rows.delete(key);
     // An owner without sessions leaves nothing behind.
-    if (rows.size === 0) await this.#store.destroy();
-    else await this.#store.sync();
+    if (rows.size > 0) return this.#store.sync();
+    this.#ending = this.#store.destroy().finally(() => {
+      this.#ending = undefined;
+    });
+    await this.#ending;
   }
 
   list(): DirectoryEntry[] {

@@ -110,6 +110,17 @@ test('an entry that is left over at the end of a page does not break off the lis
   expect(await directories.list('d')).toHaveLength(2);
 });
 
+test('an entry that comes while the last one goes stays', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'adkvc-directory-'));
+  const open = () => new Directory(new NodeSqliteStore(join(folder, 'd.directory')));
+  const directory = open();
+  await directory.add(entry('a'));
+  await Promise.all([directory.remove('a'), directory.add(entry('b'))]);
+  expect(directory.list()).toEqual([entry('b')]);
+  expect(open().list()).toEqual([entry('b')]);
+  rmSync(folder, { recursive: true });
+});
+
 test('a session whose first turn takes longer than entries wait for theirs stays listed', async () => {
   const world = new World();
   const { host } = world;
