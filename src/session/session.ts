@@ -113,8 +113,7 @@ export class Session implements Tenant {
     const engine = await this.#services.loadEngine();
     const release = await this.#lock.acquire();
     try {
-      if (this.#head.read()) throw exists(id);
-      await this.#clearUnfinished();
+      await this.#vacate(id);
       const head = newHead(id, this.#now(), {
         ...options,
         cacheBytes: this.#services.cacheBytes,
@@ -199,8 +198,7 @@ export class Session implements Tenant {
       const engine = await this.#services.loadEngine();
       const release = await this.#lock.acquire();
       try {
-        if (this.#head.read()) throw exists(id);
-        await this.#clearUnfinished();
+        await this.#vacate(id);
         await this.#alarm.set(this.#now() + IMPORT_TIMEOUT_MS);
         try {
           const head = await adopt(this.#store, engine, file, { ...options, id, now: this.#now() });
@@ -395,6 +393,14 @@ export class Session implements Tenant {
     const head = this.#head.read() ?? this.#beginning?.head;
     if (!head || (isExpired(head, this.#now()) && !this.busy)) throw notFound();
     return head;
+  }
+
+  /** Before another session is written here. One that has expired and waits for its alarm is none any more. @throws AdkvcError session_exists */
+  async #vacate(id: string): Promise<void> {
+    const head = this.#head.read();
+    if (!head) await this.#clearUnfinished();
+    else if (isExpired(head, this.#now())) await this.#destroy();
+    else throw exists(id);
   }
 
   /** Rows without a head are of an import that was cut off. */

@@ -428,6 +428,22 @@ test('a turn in a session that has expired begins a new one', async () => {
   expect((await world.host.messages('k'))[0]).toEqual(user('another start'));
 });
 
+test('a session that has expired gives its id to one that is created, imported or forked', async () => {
+  const world = new World();
+  await world.turn([user('source')], {}, 'source');
+  for (const make of [
+    () => world.host.create('k', 'k', {}),
+    () => world.host.fork('source', { key: 'k', id: 'k' }),
+  ]) {
+    await world.host.create('k', 'k', { ttlSeconds: 60 });
+    await expect(make()).rejects.toMatchObject({ code: 'session_exists' });
+    world.time += 60_001;
+    await expect(world.host.get('k')).rejects.toMatchObject({ code: 'session_not_found' });
+    expect(await make()).toMatchObject({ id: 'k', expiresAt: null });
+    await world.host.delete('k');
+  }
+});
+
 test('another model, other numerics: the session is rebuilt from its log and says so', async () => {
   for (const [engine, word] of [
     [new FakeEngine({ numerics: 'fake-2' }), 'fake-2'],
