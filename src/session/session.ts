@@ -275,6 +275,8 @@ export class Session implements Tenant {
       if (!started) throw told;
       emit({ type: 'failed', error: toWire(told) });
     } finally {
+      // The turn's own end is what is told.
+      await this.#unlistUnbegun().catch(() => {});
       this.#running = undefined;
       this.#beginning = undefined;
       signal.removeEventListener('abort', abort);
@@ -387,6 +389,13 @@ export class Session implements Tenant {
         createdAt,
         implicit,
       });
+  }
+
+  /** A first turn that left nothing leaves no entry either: nobody may ask for the list, which would clear it away, and it counts against the quota. */
+  async #unlistUnbegun(): Promise<void> {
+    const listing = this.#beginning?.head.listing;
+    if (!listing || this.#store.ids().length > 0) return;
+    await this.#services.directories?.remove(listing.directory, listing.key);
   }
 
   #existing(): Head {

@@ -82,6 +82,28 @@ test('over its quota an owner gets no session, by no way, and nothing is left of
   await host.create('c', 'c', { listing: listing('c') });
 });
 
+test('first turns that are refused, fail or are deleted leave no entry, and so do not use up the quota', async () => {
+  const world = new World();
+  const directories = new LocalDirectories(() => new MemoryStore(), 2);
+  const host = new LocalHost({ ...world.services, directories }, (key) => world.store(key));
+  const begin = (key: string) =>
+    host.turn(key, key, request([user('x')], { listing: { directory: 'd', key }, maxTokens: 900 }), never);
+  const { createCache } = world.engine;
+  world.engine.createCache = () => {
+    throw new Error('no cache');
+  };
+  for (const key of ['a', 'b', 'c']) await expect(begin(key)).rejects.toThrow('no cache');
+  world.engine.createCache = createCache;
+  for (const key of ['d', 'e', 'f']) {
+    const running = await begin(key);
+    await host.delete(key);
+    await expect(read(running)).rejects.toThrow('session_not_found');
+  }
+  expect(await directories.list('d')).toEqual([]);
+  await read(await begin('g'));
+  expect(await names(host)).toEqual(['g']);
+});
+
 test('an entry whose session never came, or is gone, is removed once it is old', async () => {
   const world = new World();
   const directories = new LocalDirectories(() => new MemoryStore());
