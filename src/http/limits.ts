@@ -20,3 +20,5 @@ export const HEARTBEAT_MS = 10_000;
 export const PROGRESS_MS = 500;
 /** Idle seconds that a stored response can be continued for, as long as OpenAI keeps them. https://platform.openai.com/docs/guides/conversation-state */
 export const RESPONSE_TTL_SECONDS = 30 * 24 * 3600;
+/** How often a response to a conversation is planned anew because others went on there meanwhile: as many as wait for one session, and some that come later. */
+export const MAX_REPLANS = 8;

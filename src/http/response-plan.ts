@@ -1,6 +1,7 @@
 import { AdkvcError } from '../core/errors.ts';
 import type { ChatMessage } from '../engine/types.ts';
 import type { SaidMessage, SessionHost, TurnRequest } from '../session/api.ts';
+import { appended, markOf } from '../session/log.ts';
 import { hex, hmac } from './auth.ts';
 import { newSessionId, sessionKey } from './conversation.ts';
 import { HttpError } from './error-response.ts';
@@ -17,9 +18,12 @@ export interface ResponsePlan {
   readonly forkOf?: { readonly key: string; readonly messages: number };
   readonly turn: Pick<
     TurnRequest,
-    'messages' | 'mode' | 'overwrite' | 'continues' | 'store' | 'implicit' | 'ttlSeconds'
+    'messages' | 'mode' | 'overwrite' | 'continues' | 'onto' | 'store' | 'implicit' | 'ttlSeconds'
   >;
 }
+
+/** The first is to be tried first. */
+export type ResponsePlans = readonly [ResponsePlan, ...ResponsePlan[]];
 
 /**
  * The plans of a request, the first to be tried first: a response goes on in its own session as long as nothing of that would be cut,
@@ -30,7 +34,7 @@ export async function planResponse(
   owner: string,
   host: SessionHost,
   request: ResponsesRequest,
-): Promise<readonly [ResponsePlan, ...ResponsePlan[]]> {
+): Promise<ResponsePlans> {
   const { conversation, previousResponseId, instructions, input, store } = request;
   const system: ChatMessage[] = instructions === undefined ? [] : [{ role: 'system', content: instructions }];
   if (conversation !== undefined) return [await planConversation(owner, host, conversation, system, input)];
@@ -65,7 +69,10 @@ export async function planResponse(
   return [inPlace, goesOn ? { ...apart, forkOf: { key: inPlace.key, messages: logged.length } } : apart];
 }
 
-/** A conversation that the client named is one thing that changes: what is new is appended. */
+/**
+ * A conversation that the client named is one thing that changes: what is new is appended. The plan, and the response's id, hold for what it holds now; a
+ * turn that finds other messages there fails with `session_moved`.
+ */
 async function planConversation(
   owner: string,
   host: SessionHost,
@@ -79,15 +86,17 @@ async function planConversation(
   const same =
     logged.length > 0 &&
     (system.length === 0 || (logged[0]!.role === 'system' && logged[0]!.content === system[0]!.content));
-  const history = same || system.length === 0 ? logged : [...system, ...spoken];
-  const prompt = [...(logged.length === 0 ? system : history), ...input];
+  const prompt = same
+    ? appended(logged, { messages: input })
+    : [...system, ...(system.length === 0 ? logged : spoken), ...input];
+  const onto = markOf(logged);
   return {
     responseId: await responseId(owner, sessionId, prompt, system.length > 0),
     sessionId,
     key,
     turn: same
-      ? { messages: input, mode: 'append', overwrite: false, store: true, implicit: false }
-      : { messages: prompt, mode: 'whole', overwrite: true, store: true, implicit: false },
+      ? { messages: input, mode: 'append', overwrite: false, onto, store: true, implicit: false }
+      : { messages: prompt, mode: 'whole', overwrite: true, onto, store: true, implicit: false },
   };
 }
 

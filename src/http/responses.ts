@@ -3,10 +3,10 @@ import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { SessionHost } from '../session/api.ts';
 import { MAX_NOTE_CHARACTERS } from '../session/limits.ts';
 import { errorReply, isInternal, wireError } from './error-response.ts';
-import { HEARTBEAT_MS, PROGRESS_MS, RESPONSE_TTL_SECONDS } from './limits.ts';
+import { HEARTBEAT_MS, MAX_REPLANS, PROGRESS_MS, RESPONSE_TTL_SECONDS } from './limits.ts';
 import { requireModel, type ServedModel } from './models.ts';
 import { serverTiming, tokenLogprobs, turnObject } from './report.ts';
-import { planResponse, type ResponsePlan } from './response-plan.ts';
+import { planResponse, type ResponsePlan, type ResponsePlans } from './response-plan.ts';
 import { parseResponsesRequest, type ResponsesRequest } from './responses-schema.ts';
 import { readJson } from './schema.ts';
 import { type EventWriter, eventStream, SSE_HEADERS } from './sse.ts';
@@ -40,8 +40,7 @@ export async function createResponse(
   const plans = await planResponse(owner, host, request);
   const { signal, onGone } = clientAbort(c);
 
-  const attempt = async (at: number): Promise<BegunResponse> => {
-    const plan = plans[at]!;
+  const attempt = async ([plan, next, ...others]: ResponsePlans, replans = 0): Promise<BegunResponse> => {
     try {
       if (plan.forkOf)
         await host.fork(
@@ -63,14 +62,18 @@ export async function createResponse(
       return { plan, ...(await begin(host, plan.key, plan.sessionId, turn, signal)) };
     } catch (error) {
       const moved = error instanceof AdkvcError && error.code === 'session_moved';
-      if (moved && at + 1 < plans.length) return attempt(at + 1);
+      if (moved && next) return attempt([next, ...others], replans);
+      if (moved && request.conversation !== undefined && replans < MAX_REPLANS)
+        return attempt(await planResponse(owner, host, request), replans + 1);
       // A copy in which nothing was answered is of no use to anybody.
       if (plan.forkOf) await host.delete(plan.key).catch(() => {});
       throw error;
     }
   };
   const answer = new ResponseAnswer(request, model, sampling, maxTokens);
-  return request.stream ? streamed(c, attempt(0), answer, onGone) : whole(c, await attempt(0), answer);
+  return request.stream
+    ? streamed(c, attempt(plans), answer, onGone)
+    : whole(c, await attempt(plans), answer);
 }
 
 async function whole(c: Context, begun: BegunResponse, answer: ResponseAnswer): Promise<Response> {

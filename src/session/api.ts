@@ -15,6 +15,8 @@ export interface TurnRequest {
   readonly overwrite: boolean;
   /** With 'whole': fail with `session_moved` if the messages would cut anything that was finished. */
   readonly continues?: boolean;
+  /** The messages that the request was made for, see markOf in log.ts: fail with `session_moved` if the session holds others by now. */
+  readonly onto?: string;
   /** false: nothing is left behind after the turn. */
   readonly store: boolean;
   /** true: the object was chosen by hash, not named by the client: short time to live, first to be evicted. */

@@ -1,5 +1,6 @@
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
 import type { ChatMessage, Engine } from '../engine/types.ts';
+import { checksum } from './checksum.ts';
 import { OPENING_POSITIONS, TITLE_CHARACTERS } from './limits.ts';
 
 /** How an answer came about, for whoever reads it later. */
@@ -49,6 +50,7 @@ export interface PromptRequest {
   readonly mode: 'whole' | 'append';
   readonly overwrite: boolean;
   readonly continues?: boolean;
+  readonly onto?: string;
   readonly idempotencyKey?: string;
 }
 
@@ -68,7 +70,7 @@ const PLACEHOLDER = 'x';
  * Joins a request to the log. Messages that equal the log's in role and text keep the ids they had (what the model said is never
  * tokenised again: other ids may spell the same text); only the rest is tokenised.
  * @param sameModel false when the log's ids were made by another model: its text counts, its ids do not
- * @throws AdkvcError session_moved when `continues` is set and something finished would be cut
+ * @throws AdkvcError session_moved when `continues` is set and something finished would be cut, or `onto` names other messages than the log's
  * @throws AdkvcError session_diverged when whole messages share no turn with the log and `overwrite` is not set
  */
 export function joinPrompt(
@@ -79,12 +81,13 @@ export function joinPrompt(
 ): Prompt {
   if (request.messages.length === 0)
     throw new InvalidInputError('messages must hold at least one message', 'messages');
-  const messages =
-    request.mode === 'whole'
-      ? request.messages
-      : [...log.messages.slice(0, appendAt(log.messages, request)), ...request.messages];
+  const messages = request.mode === 'whole' ? request.messages : appended(log.messages, request);
   const common = commonMessages(messages, log.messages);
-  if (request.continues && log.messages.some((m, i) => i >= common && m.unfinished === undefined))
+  const isElsewhere = request.onto !== undefined && request.onto !== markOf(log.messages);
+  if (
+    isElsewhere ||
+    (request.continues && log.messages.some((m, i) => i >= common && m.unfinished === undefined))
+  )
     throw new AdkvcError('session_moved', 'the session went on from there meanwhile', {
       data: { loggedMessages: log.messages.length },
     });
@@ -194,12 +197,26 @@ function append(to: number[], from: readonly number[], start = 0, end = from.len
   for (let i = start; i < end; i++) to.push(from[i]!);
 }
 
+/** All that is said once these messages are appended. */
+export const appended = (
+  log: readonly Appendable[],
+  request: Pick<PromptRequest, 'messages' | 'idempotencyKey'>,
+): ChatMessage[] => [...log.slice(0, appendAt(log, request)), ...request.messages];
+
+type Appendable = ChatMessage & Pick<LoggedMessage, 'idempotencyKey'>;
+
+/** Tells one list of messages from another. */
+export const markOf = (messages: readonly ChatMessage[]): string => {
+  const text = JSON.stringify(messages.map(({ role, content }) => [role, content]));
+  return `${messages.length}-${checksum(new TextEncoder().encode(text)).toString(16)}`;
+};
+
 /**
  * Where appended messages begin: at the log's end, or where they stand already, when they are sent again: the log ends with these very messages and no
  * answer followed (the turn was interrupted), or with an answer that was made for a request of the same name.
  */
 function appendAt(
-  log: readonly LoggedMessage[],
+  log: readonly Appendable[],
   { messages, idempotencyKey }: Pick<PromptRequest, 'messages' | 'idempotencyKey'>,
 ): number {
   const last = log.at(-1);

@@ -1,12 +1,14 @@
 import OpenAI from 'openai';
 import { expect, test } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
+import type { SessionHost } from '../../src/session/api.ts';
 import { MAX_NOTE_CHARACTERS } from '../../src/session/limits.ts';
+import { World } from '../helpers/sessions.ts';
 import { fixture, MODEL } from './fixture.ts';
 
-/** The official client over the application itself, a double of sessions behind it. */
-function setup() {
-  const { app, host, call } = fixture();
+/** The official client over the application itself, a double of sessions behind it. @param real sessions to use instead */
+function setup(real?: SessionHost) {
+  const { app, host, call } = fixture({ anonymous: true }, undefined, real);
   const client = new OpenAI({
     baseURL: 'http://localhost:8787/v1',
     apiKey: 'unused',
@@ -179,6 +181,25 @@ test('a conversation is a session that the client named', async () => {
     status: 404,
     code: 'response_not_found',
   });
+});
+
+test('responses of one conversation that are asked for at once are all said, and each is read under its id', async () => {
+  const { ask, client, call } = setup(new World().host);
+  const said = async () => ((await (await call('/v1/sessions/talk/messages')).json()) as any).data;
+  const short = { conversation: 'talk', max_output_tokens: 4 };
+  const inputs = ['one', 'two', 'three'];
+  // The conversation begins with them, goes on with them, and is told other instructions.
+  for (const instructions of [null, null, 'Be brief.']) {
+    const before = (await (await call('/v1/sessions/talk')).json()) as any;
+    const answers = await Promise.all(inputs.map((input) => ask({ ...short, input, instructions })));
+    const messages = await said();
+    expect(messages.length).toBe(2 * (before.turns ?? 0) + 6 + (instructions ? 1 : 0));
+    for (const [i, { id, output_text }] of answers.entries()) {
+      const at = messages.findLastIndex(({ content }: any) => content === inputs[i]);
+      expect(messages[at + 1].content).toBe(output_text);
+      expect((await client.responses.retrieve(id)).output_text).toBe(output_text);
+    }
+  }
 });
 
 test('items: roles, parts, and an earlier answer as it was handed out', async () => {
