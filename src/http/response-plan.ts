@@ -132,7 +132,8 @@ export async function findResponse(
   const key = await sessionKey(owner, sessionId);
   const said = await messagesOf(host, key);
   if (
-    said.length < count ||
+    // Where its answer never began, something else may stand.
+    said[count - 1]?.role !== 'assistant' ||
     said[count - 1]!.withdrawn ||
     (await digestOf(owner, said.slice(0, count - 1))) !== digest
   )

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
 import type { SessionHost } from '../../src/session/api.ts';
 import { MAX_NOTE_CHARACTERS } from '../../src/session/limits.ts';
-import { World } from '../helpers/sessions.ts';
+import { pause, prose, World } from '../helpers/sessions.ts';
 import { fixture, MODEL } from './fixture.ts';
 
 /** The official client over the application itself, a double of sessions behind it. @param real sessions to use instead */
@@ -23,6 +23,11 @@ function setup(real?: SessionHost) {
     } as OpenAI.Responses.ResponseCreateParamsNonStreaming);
   const lastTurn = () => host.turns.at(-1)!;
   return { client, host, ask, lastTurn, call };
+}
+
+function abortable() {
+  const controller = new AbortController();
+  return { signal: controller.signal, abort: () => controller.abort() };
 }
 
 test('a whole response', async () => {
@@ -200,6 +205,35 @@ test('responses of one conversation that are asked for at once are all said, and
       expect((await client.responses.retrieve(id)).output_text).toBe(output_text);
     }
   }
+});
+
+test('a response that was interrupted before its answer began: asked for again it is said once, and its id never stands for what came later', async () => {
+  const input = prose(3_000);
+  const interrupted = async () => {
+    const { ask, client, call } = setup(new World().host);
+    const { signal, abort } = abortable();
+    const body = { model: MODEL.id, conversation: 'talk', input, stream: true };
+    const streamed = (await call('/v1/responses', body, { signal })).body!.getReader();
+    const first = new TextDecoder().decode((await streamed.read()).value);
+    abort();
+    const session = async () => (await (await call('/v1/sessions/talk')).json()) as any;
+    while ((await session()).busy) await pause(5);
+    expect(await session()).toMatchObject({ turns: 0, tokens: expect.any(Number) });
+    return { ask, client, id: /resp_[^"]+/.exec(first)![0] };
+  };
+  const short = { conversation: 'talk', max_output_tokens: 4 };
+
+  const again = await interrupted();
+  const answer = await again.ask({ ...short, input });
+  expect(answer.id).toBe(again.id);
+  expect((await again.client.responses.retrieve(answer.id)).output_text).toBe(answer.output_text);
+
+  const { ask, client, id } = await interrupted();
+  await ask({ ...short, input: 'another' });
+  const missing = { status: 404, code: 'response_not_found' };
+  await expect(client.responses.retrieve(id)).rejects.toMatchObject(missing);
+  await expect(ask({ previous_response_id: id })).rejects.toMatchObject(missing);
+  await expect(client.responses.delete(id)).rejects.toMatchObject(missing);
 });
 
 test('items: roles, parts, and an earlier answer as it was handed out', async () => {
