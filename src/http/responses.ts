@@ -201,6 +201,7 @@ class ResponseAnswer {
     const note = JSON.stringify({
       ...this.#shared,
       item: this.itemId,
+      session: plan.sessionId,
       conversation: this.#conversation(plan),
     } satisfies ResponseNote);
     if (note.length > MAX_NOTE_CHARACTERS)

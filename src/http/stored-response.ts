@@ -1,5 +1,5 @@
 import type { Context } from 'hono';
-import type { SessionHost, Usage } from '../session/api.ts';
+import type { SaidMessage, SessionHost, Usage } from '../session/api.ts';
 import { HttpError } from './error-response.ts';
 import { findResponse } from './response-plan.ts';
 
@@ -14,6 +14,8 @@ export interface SharedFields extends Readonly<Record<string, unknown>> {
 export interface ResponseNote extends SharedFields {
   /** The id of the output's message. */
   readonly item: string;
+  /** Where it was given: a fork copies it. */
+  readonly session: string;
   readonly conversation: { readonly id: string } | null;
 }
 
@@ -48,7 +50,7 @@ export async function getResponse(
       `The response "${id}" was interrupted, and nothing is kept of it but what was said: GET /v1/sessions/ID/messages reads that.`,
       { param: 'response_id' },
     );
-  const { item, conversation, ...shared } = note;
+  const { item, session: _, conversation, ...shared } = note;
   const status = made.reason === 'length' ? 'incomplete' : 'completed';
   return c.json({
     id,
@@ -81,9 +83,12 @@ export async function deleteResponse(
   host: SessionHost,
   id: string,
 ): Promise<Response> {
-  const { key, said, count } = await findResponse(owner, host, id, 'response_id');
+  const { key, sessionId, said, count } = await findResponse(owner, host, id, 'response_id');
   const note = parseNote(said[count - 1]!.made?.note);
-  const alone = count === said.length && said.slice(0, -1).every(({ role }) => role !== 'assistant');
+  // Not those that the client brought, nor those of the session that this one is a fork of.
+  const isHere = ({ role, made, given }: SaidMessage): boolean =>
+    role === 'assistant' && !given && (parseNote(made?.note)?.session ?? sessionId) === sessionId;
+  const alone = count === said.length && !said.slice(0, -1).some(isHere);
   // A conversation that the client named is the client's to delete.
   if (alone && !note?.conversation) await host.delete(key);
   else await host.unsay(key, count);

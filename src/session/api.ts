@@ -123,6 +123,8 @@ export interface SessionInfo {
 /** A message, and what is known of how it was made. */
 export interface SaidMessage extends ChatMessage {
   readonly made?: MadeAnswer;
+  /** An answer that nobody gave here: the client brought it. */
+  readonly given?: true;
   readonly withdrawn?: true;
 }
 

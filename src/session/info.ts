@@ -20,9 +20,10 @@ export const sessionInfo = (head: Head, storedBytes: number, busy: boolean): Ses
 });
 
 export const saidMessages = ({ log }: Head): SaidMessage[] =>
-  log.messages.map(({ role, content, made, withdrawn }) => ({
+  log.messages.map(({ role, content, made, given, withdrawn }) => ({
     role,
     content,
     ...(made && { made }),
+    ...(given && { given }),
     ...(withdrawn && { withdrawn }),
   }));

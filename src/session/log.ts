@@ -28,6 +28,8 @@ export interface LoggedMessage extends ChatMessage {
   readonly idempotencyKey?: string;
   /** For a complete answer whose request came with a note. */
   readonly made?: MadeAnswer;
+  /** An answer that nobody gave here: the client brought it. */
+  readonly given?: true;
   /** The answer was deleted, and stays only as what later ones go on from. */
   readonly withdrawn?: true;
 }
@@ -121,6 +123,7 @@ export function joinPrompt(
       // Its text counts under another model, too.
       ...(i < common && log.messages[i]!.made && { made: log.messages[i]!.made }),
       ...(i < common && log.messages[i]!.withdrawn && { withdrawn: true as const }),
+      ...((i < common ? log.messages[i]!.given : role === 'assistant') && { given: true as const }),
     });
   });
   append(ids, encoded.ids, encoded.spans.at(-1)!.end);

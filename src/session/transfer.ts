@@ -121,6 +121,7 @@ const manifestSchema = v.strictObject({
             note: v.pipe(v.string(), v.maxLength(MAX_NOTE_CHARACTERS)),
           }),
         ),
+        given: v.exactOptional(v.literal(true)),
         withdrawn: v.exactOptional(v.literal(true)),
       }),
     ),

@@ -25,7 +25,11 @@ export function unsay(store: SessionStore, head: Head, count: number): Head {
     store.transaction(() => writeHead(store, next));
     return next;
   }
-  const keep = messages.slice(0, count - 1).findLastIndex(({ role }) => role === 'assistant') + 1;
+  // Answers that the client brought were a part of the question, and what was deleted earlier stayed for this answer alone.
+  const keep =
+    messages
+      .slice(0, count - 1)
+      .findLastIndex(({ role, given, withdrawn }) => role === 'assistant' && !given && !withdrawn) + 1;
   const cut = keep === 0 ? EMPTY_LOG : prefixOf(head.log, keep);
   const used = new Set<number>();
   const states: StateEntry[] = [];

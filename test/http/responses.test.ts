@@ -465,6 +465,41 @@ test('a deleted response is gone: alone with its session, the newest with its qu
   ]);
 });
 
+test('deleted responses leave no text behind: not what the client brought, not a fork, not one that was deleted before', async () => {
+  const world = new World();
+  const { client, ask } = setup(world.host);
+  const holding = (text: string) =>
+    [...world.stores.values()].filter((store) =>
+      store.ids().some((row) => new TextDecoder('latin1').decode(store.get(row)!).includes(text)),
+    ).length;
+  const short = { max_output_tokens: 4 };
+  const brought = [
+    { role: 'user', content: 'SECRET question' },
+    { role: 'assistant', content: 'SECRET answer' },
+    { role: 'user', content: 'SECRET more' },
+  ];
+  const alone = await ask({ ...short, input: brought });
+  await client.responses.delete(alone.id);
+  expect(holding('SECRET')).toBe(0);
+
+  const first = await ask({ ...short, input: 'SECRET one' });
+  const second = await ask({ ...short, input: 'two', previous_response_id: first.id });
+  const forked = await ask({
+    ...short,
+    input: [...brought.slice(1), ...brought],
+    previous_response_id: first.id,
+  });
+  expect(holding('SECRET')).toBe(2);
+  await client.responses.delete(forked.id);
+  expect(holding('SECRET')).toBe(1);
+  const kept = await client.responses.retrieve(second.id);
+  expect(kept.output_text).toBe(second.output_text);
+  expect(kept).not.toHaveProperty('session');
+  await client.responses.delete(first.id);
+  await client.responses.delete(second.id);
+  expect(holding('SECRET')).toBe(0);
+});
+
 test('what is kept with a response is bounded', async () => {
   const { ask } = setup();
   const metadata = { a: 'b'.repeat(MAX_NOTE_CHARACTERS) };
