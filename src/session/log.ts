@@ -247,10 +247,11 @@ export function commonLength(a: readonly number[], b: readonly number[]): number
 /** How the user's first message begins, on one line. */
 export function titleOf({ messages }: Pick<Log, 'messages'>): string {
   const first = messages.find(({ role }) => role === 'user')?.content ?? '';
+  const begins = first.trimStart().slice(0, 4 * TITLE_CHARACTERS);
   // Characters, not code units: a pair must not be cut.
   const characters = [
-    ...first
-      .slice(0, 4 * TITLE_CHARACTERS)
+    ...begins
+      .replace(/[\ud800-\udbff]$/, '')
       .replaceAll(/\s+/g, ' ')
       .trim(),
   ];

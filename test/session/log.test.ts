@@ -169,6 +169,8 @@ test.each([
   ['', ''],
   ['Two\n\n  lines', 'Two lines'],
   [`${'𝛑 '.repeat(100)}end`, `${'𝛑 '.repeat(40).slice(0, -1)}…`],
+  [`${' '.repeat(400)}late`, 'late'],
+  [`${'a '.repeat(20)}${' '.repeat(279)}\u{1f4a5}`, 'a '.repeat(20).trim()],
 ])('the title of %j', (content, title) => {
   const messages = [
     { role: 'system' as const, content: 'Be brief.', end: 1 },
