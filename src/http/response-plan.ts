@@ -112,6 +112,13 @@ export interface FoundResponse {
   readonly instructed: boolean;
 }
 
+export const responseNotFound = (id: string, param: string): HttpError =>
+  new HttpError(
+    'response_not_found',
+    `There is no response "${id}": it was not stored, has expired or was deleted, or its conversation was overwritten.`,
+    { param },
+  );
+
 /** @throws HttpError response_not_found */
 export async function findResponse(
   owner: string,
@@ -119,12 +126,7 @@ export async function findResponse(
   id: string,
   param: string,
 ): Promise<FoundResponse> {
-  const notFound = (): HttpError =>
-    new HttpError(
-      'response_not_found',
-      `There is no response "${id}": it was not stored, has expired or was deleted, or its conversation was overwritten.`,
-      { param },
-    );
+  const notFound = (): HttpError => responseNotFound(id, param);
   const parsed = RESPONSE_ID.exec(id);
   if (!parsed) throw notFound();
   const [, digest, from, number, sessionId] = parsed as unknown as [string, string, string, string, string];

@@ -1,7 +1,9 @@
 import type { Context } from 'hono';
+import { AdkvcError } from '../core/errors.ts';
 import type { SaidMessage, SessionHost, Usage } from '../session/api.ts';
+import { markOf } from '../session/log.ts';
 import { HttpError } from './error-response.ts';
-import { findResponse } from './response-plan.ts';
+import { findResponse, responseNotFound } from './response-plan.ts';
 
 /** Fields of a response that its request alone decides. */
 export interface SharedFields extends Readonly<Record<string, unknown>> {
@@ -90,8 +92,15 @@ export async function deleteResponse(
     role === 'assistant' && !given && (parseNote(made?.note)?.session ?? sessionId) === sessionId;
   const alone = count === said.length && !said.slice(0, -1).some(isHere);
   // A conversation that the client named is the client's to delete.
-  if (alone && !note?.conversation) await host.delete(key);
-  else await host.unsay(key, count);
+  try {
+    if (alone && !note?.conversation) await host.delete(key);
+    else await host.unsay(key, count, markOf(said.slice(0, count - 1)));
+  } catch (error) {
+    // Deleted meanwhile, by the same request sent again for example.
+    if (error instanceof AdkvcError && (error.code === 'session_moved' || error.code === 'session_not_found'))
+      throw responseNotFound(id, 'response_id');
+    throw error;
+  }
   return c.json({ id, object: 'response', deleted: true });
 }
 

@@ -191,9 +191,10 @@ export interface SessionHost {
   messages(key: string): Promise<SaidMessage[]>;
   /**
    * Deletes the answer that is message `count` (from 1), see unsay.ts. A turn that runs is waited for.
-   * @throws AdkvcError session_not_found; InvalidInputError message
+   * @param mark of the messages before the answer, see markOf in log.ts
+   * @throws AdkvcError session_not_found, session_moved where others stand by now; InvalidInputError message
    */
-  unsay(key: string, count: number): Promise<void>;
+  unsay(key: string, count: number, mark?: string): Promise<void>;
   delete(key: string): Promise<void>;
   /** What is listed in a directory. @throws AdkvcError session_not_found (after) */
   list(directory: string, page: { limit: number; after?: string }): Promise<SessionPage>;

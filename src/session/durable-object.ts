@@ -64,8 +64,8 @@ export abstract class Conversation<Env> extends DurableObject<Env> {
         case '/messages':
           return Response.json(this.#session.messages());
         case '/unsay': {
-          const { count } = await request.json<UnsayCall>();
-          await this.#session.unsay(count);
+          const { count, mark } = await request.json<UnsayCall>();
+          await this.#session.unsay(count, mark);
           return Response.json(null);
         }
         case '/delete':
@@ -153,6 +153,7 @@ interface CreateCall {
 }
 interface UnsayCall {
   readonly count: number;
+  readonly mark?: string | undefined;
 }
 interface CacheCall {
   readonly layer?: number | undefined;
@@ -235,7 +236,7 @@ export function durableObjectHost(namespace: DurableObjectNamespace, directories
     create: (key, id, options) => json(key, 'create', { id, options } satisfies CreateCall),
     get: (key) => json(key, 'get'),
     messages: (key) => json(key, 'messages'),
-    unsay: (key, count) => json(key, 'unsay', { count } satisfies UnsayCall),
+    unsay: (key, count, mark) => json(key, 'unsay', { count, mark } satisfies UnsayCall),
     delete: (key) => json(key, 'delete'),
     turn: async (key, id, turn, signal) => {
       const response = await call(key, 'turn', { id, turn } satisfies TurnCall, signal);

@@ -59,8 +59,8 @@ export class LocalHost implements SessionHost {
     return this.#use(key, async (session) => session.messages());
   }
 
-  async unsay(key: string, count: number): Promise<void> {
-    await this.#use(key, (session) => session.unsay(count));
+  async unsay(key: string, count: number, mark?: string): Promise<void> {
+    await this.#use(key, (session) => session.unsay(count, mark));
   }
 
   async delete(key: string): Promise<void> {

@@ -65,6 +65,11 @@ export interface Prompt {
   readonly shared: number;
 }
 
+export const moved = ({ messages }: Pick<Log, 'messages'>): AdkvcError =>
+  new AdkvcError('session_moved', 'the session went on from there meanwhile', {
+    data: { loggedMessages: messages.length },
+  });
+
 /** Stands for the content of messages that need not be tokenised again; their ids come from the log. */
 const PLACEHOLDER = 'x';
 
@@ -90,9 +95,7 @@ export function joinPrompt(
     isElsewhere ||
     (request.continues && log.messages.some((m, i) => i >= common && m.unfinished === undefined))
   )
-    throw new AdkvcError('session_moved', 'the session went on from there meanwhile', {
-      data: { loggedMessages: log.messages.length },
-    });
+    throw moved(log);
   const turns = (list: readonly ChatMessage[]) => list.some((message) => message.role !== 'system');
   if (turns(log.messages) && !turns(messages.slice(0, common)) && !request.overwrite)
     throw new AdkvcError(

@@ -22,7 +22,7 @@ import { type Head, isExpired, writeHead } from './head.ts';
 import { saidMessages, sessionInfo } from './info.ts';
 import { KeptHead } from './kept-head.ts';
 import { IMPLICIT_TTL_SECONDS, IMPORT_TIMEOUT_MS } from './limits.ts';
-import { joinPrompt, titleOf } from './log.ts';
+import { joinPrompt, markOf, moved, titleOf } from './log.ts';
 import { identityOf, newHead } from './new-head.ts';
 import type { Residence } from './recover.ts';
 import type { Tenant } from './scheduler.ts';
@@ -148,11 +148,12 @@ export class Session implements Tenant {
     return saidMessages(this.#existing());
   }
 
-  /** @throws AdkvcError session_not_found, session_busy; InvalidInputError message */
-  async unsay(count: number): Promise<void> {
+  /** @throws AdkvcError session_not_found, session_moved, session_busy; InvalidInputError message */
+  async unsay(count: number, mark?: string): Promise<void> {
     const release = await this.#lock.acquire();
     try {
       const head = this.#existing();
+      if (mark !== undefined && markOf(head.log.messages.slice(0, count - 1)) !== mark) throw moved(head.log);
       // An export pins rows that are to go.
       this.#exports.refuse(1);
       this.forget();

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
 import type { SessionHost } from '../../src/session/api.ts';
 import { MAX_NOTE_CHARACTERS } from '../../src/session/limits.ts';
-import { pause, prose, World } from '../helpers/sessions.ts';
+import { pause, prose, user, World } from '../helpers/sessions.ts';
 import { fixture, MODEL } from './fixture.ts';
 
 /** The official client over the application itself, a double of sessions behind it. @param real sessions to use instead */
@@ -498,6 +498,26 @@ test('deleted responses leave no text behind: not what the client brought, not a
   await client.responses.delete(first.id);
   await client.responses.delete(second.id);
   expect(holding('SECRET')).toBe(0);
+});
+
+test('a deletion that is sent twice at once deletes once, and never what was said in between', async () => {
+  const world = new World();
+  const { client, ask, call } = setup(world.host);
+  const short = { max_output_tokens: 4 };
+  const remove = async ({ id }: { id: string }) =>
+    (await call(`/v1/responses/${id}`, undefined, { method: 'DELETE' })).json() as any;
+  const twice = async (response: { id: string }) =>
+    (await Promise.all([remove(response), remove(response)])).map((told) => told.error?.code ?? 'deleted');
+  const first = await ask({ ...short, input: 'one' });
+  const second = await ask({ ...short, input: 'two', previous_response_id: first.id });
+  expect((await twice(second)).sort()).toEqual(['deleted', 'response_not_found']);
+  expect((await client.responses.retrieve(first.id)).output_text).toBe(first.output_text);
+  expect((await twice(first)).sort()).toEqual(['deleted', 'response_not_found']);
+
+  // By a mark of what was said.
+  await world.turn([user('one')]);
+  await expect(world.host.unsay('k', 2, 'another')).rejects.toMatchObject({ code: 'session_moved' });
+  expect(await world.host.messages('k')).toHaveLength(2);
 });
 
 test('what is kept with a response is bounded', async () => {
