@@ -305,9 +305,10 @@ function pathOf(issue: v.BaseIssue<unknown>): string | undefined {
 
 /**
  * The body as JSON, read no further than the limit.
+ * @param missing stands for an empty body, where there may be one
  * @throws HttpError request_too_large, invalid_json
  */
-export async function readJson(request: Request): Promise<unknown> {
+export async function readJson(request: Request, missing?: unknown): Promise<unknown> {
   const tooLarge = (): HttpError =>
     new HttpError('request_too_large', `The body is larger than the limit of ${MAX_BODY_BYTES} bytes.`, {
       data: { limit: MAX_BODY_BYTES },
@@ -329,6 +330,7 @@ export async function readJson(request: Request): Promise<unknown> {
       body += decoder.decode(value, { stream: true });
     }
     body += decoder.decode();
+    if (bytes === 0 && missing !== undefined) return missing;
     return JSON.parse(body);
   } catch (error) {
     if (error instanceof HttpError) throw error;

@@ -71,7 +71,7 @@ export async function forkSession(
   host: SessionHost,
   from: string,
 ): Promise<Response> {
-  const request = parseForkRequest(c.req.raw.body === null ? {} : await readJson(c.req.raw));
+  const request = parseForkRequest(await readJson(c.req.raw, {}));
   const id = request.id ?? newSessionId();
   const info = await host.fork(
     await keyOf(owner, from),

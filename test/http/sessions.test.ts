@@ -213,3 +213,17 @@ test('asking for the headers of an export takes no place from those who read one
   const whole = await call('/v1/sessions/s1/export');
   expect((await whole.arrayBuffer()).byteLength).toBe(Number(whole.headers.get('content-length')));
 });
+
+test('a fork needs no body, whether the host gives none or an empty one', async () => {
+  const { call, chat } = fixture();
+  await chat({ session_id: 's1' });
+  for (const body of [undefined, '']) {
+    const forked = await call('/v1/sessions/s1/fork', undefined, {
+      method: 'POST',
+      ...(body === undefined ? {} : { body }),
+      headers: { 'content-type': 'application/json' },
+    });
+    expect(forked.status).toBe(201);
+  }
+  expect((await call('/v1/sessions', '')).status).toBe(400);
+});
