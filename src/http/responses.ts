@@ -62,7 +62,12 @@ export async function createResponse(
       return { plan, ...(await begin(host, plan.key, plan.sessionId, turn, signal)) };
     } catch (error) {
       const moved = error instanceof AdkvcError && error.code === 'session_moved';
-      if (moved && next) return attempt([next, ...others], replans);
+      if (moved && next) {
+        // An answer that was being said when it was read is complete now, and reads otherwise.
+        const again = replans === 0 ? await planResponse(owner, host, request) : undefined;
+        if (again && again[0].responseId !== plan.responseId) return attempt(again, 1);
+        return attempt([next, ...others], 1);
+      }
       if (moved && request.conversation !== undefined && replans < MAX_REPLANS)
         return attempt(await planResponse(owner, host, request), replans + 1);
       // A copy in which nothing was answered is of no use to anybody.

@@ -520,6 +520,25 @@ test('a deletion that is sent twice at once deletes once, and never what was sai
   expect(await world.host.messages('k')).toHaveLength(2);
 });
 
+test('what goes on from an answer that is still being said goes on from all of it', async () => {
+  const { client, ask, call } = setup(new World().host);
+  const long = { model: MODEL.id, input: 'tell', temperature: 1, seed: 3, max_output_tokens: 3_000 };
+  const reader = (await call('/v1/responses', { ...long, stream: true })).body!.getReader();
+  const id = /resp_[^"]+/.exec(new TextDecoder().decode((await reader.read()).value))![0];
+  const said = async () =>
+    ((await (await call(`/v1/sessions/${id.slice(24)}/messages`)).json()) as any).data.length;
+  const finished = (async () => {
+    while (!(await reader.read()).done);
+  })();
+  // The first part of a long answer is stored while it is said.
+  while ((await said()) < 2) await pause(2);
+  const next = await ask({ input: 'more', previous_response_id: id, max_output_tokens: 4 });
+  await finished;
+  const items: any[] = [];
+  for await (const item of client.responses.inputItems.list(next.id, { order: 'asc' })) items.push(item);
+  expect(items[1].content[0].text).toBe((await client.responses.retrieve(id)).output_text);
+});
+
 test('what is kept with a response is bounded', async () => {
   const { ask } = setup();
   const metadata = { a: 'b'.repeat(MAX_NOTE_CHARACTERS) };
