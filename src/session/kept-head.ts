@@ -31,10 +31,10 @@ export class KeptHead {
     return this.#head;
   }
 
-  /** 'damaged': there are rows, and nothing can be told about them. */
-  peek(): Head | 'damaged' | undefined {
+  /** 'damaged': there are rows, and nothing can be told about them. 'unfinished': an import was cut off before it was a session. */
+  peek(): Head | 'damaged' | 'unfinished' | undefined {
     try {
-      return this.read() ?? (this.#store.ids().length > 0 ? 'damaged' : undefined);
+      return this.read() ?? (this.#store.ids().length > 0 ? 'unfinished' : undefined);
     } catch (error) {
       if (error instanceof CorruptDataError) return 'damaged';
       throw error;

@@ -119,7 +119,7 @@ export class LocalHost implements SessionHost {
 
   /** Wakes the sessions with these keys (those found on disk at start), so that expired ones are deleted. */
   async resume(keys: Iterable<string>): Promise<void> {
-    for (const key of keys) await this.#use(key, (session) => session.expire());
+    for (const key of keys) await this.#use(key, (session) => session.expire(true));
   }
 
   /** Forgets the session's object, as a Durable Object is evicted: memory only. @throws AdkvcError while a turn runs */

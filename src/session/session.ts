@@ -235,9 +235,9 @@ export class Session implements Tenant {
     }
   }
 
-  /** Called by the host when the alarm fires. */
-  async expire(): Promise<void> {
-    const step = onAlarm(this.#head.peek(), this.busy, this.#now());
+  /** Called by the host when the alarm fires, or, `resumed`, when it begins and may have lost alarms. */
+  async expire(resumed = false): Promise<void> {
+    const step = onAlarm(this.#head.peek(), this.busy, this.#now(), resumed);
     if (typeof step === 'number') await this.#alarm.set(step);
     if (step !== 'delete') return;
     const release = await this.#lock.acquire();
@@ -429,7 +429,7 @@ export class Session implements Tenant {
       // Not before: who reads meanwhile would find it stored, and keep it.
       this.#head.forget();
     }
-    const listing = head === 'damaged' ? undefined : head?.listing;
+    const listing = typeof head === 'object' ? head.listing : undefined;
     if (listing) await this.#services.directories?.remove(listing.directory, listing.key);
   }
 }

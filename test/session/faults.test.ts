@@ -3,6 +3,7 @@ import { expect, test } from 'vitest';
 import type { ChatMessage } from '../../src/engine/types.ts';
 import type { TurnEvent } from '../../src/session/api.ts';
 import { TimerAlarm } from '../../src/session/local-host.ts';
+import { FORMAT_VERSION } from '../../src/session/row.ts';
 import { Session } from '../../src/session/session.ts';
 import type { SessionStore } from '../../src/session/store/session-store.ts';
 import { streamTurn } from '../../src/session/turn-stream.ts';
@@ -211,3 +212,26 @@ test('100 sessions in turn on one isolate, with memory for a few: none sees anot
   }
   console.log(`100 sessions, two turns each: at most ${most} of ${4 * each} bytes held`);
 }, 60_000);
+
+test('a session that cannot be read is not cleared away when the process begins: another version may read it', async () => {
+  const world = new World();
+  await world.turn([user('hello')]);
+  const store = world.store();
+  const whole = new Map(store.ids().map((id) => [id, store.get(id)!]));
+  store.transaction(() => {
+    for (const [id, row] of whole) {
+      const newer = row.slice();
+      newer[4] = FORMAT_VERSION + 1;
+      store.put(id, newer);
+    }
+  });
+  world.reopen();
+  await world.host.resume(['k']);
+  expect(store.ids()).toEqual([...whole.keys()]);
+  await expect(world.host.get('k')).rejects.toMatchObject({ code: 'corrupt_data' });
+  store.transaction(() => {
+    for (const [id, row] of whole) store.put(id, row);
+  });
+  world.reopen();
+  expect((await world.host.messages('k'))[0]).toEqual(user('hello'));
+});
