@@ -223,7 +223,7 @@ export class Session implements Tenant {
 
   /** Ends the running turn, then deletes every byte. @throws AdkvcError session_not_found */
   async delete(): Promise<void> {
-    if (!this.busy && this.#store.ids().length === 0) throw notFound();
+    if (!this.busy && this.#head.peek() === undefined) throw notFound();
     const gone = new AdkvcError('session_not_found', 'the session was deleted while this turn waited');
     this.#lock.refuseAll(gone);
     this.#running?.abort(DELETED);

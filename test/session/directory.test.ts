@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -140,6 +140,37 @@ test('an entry that comes while the last one goes stays', async () => {
   await Promise.all([directory.remove('a'), directory.add(entry('b'))]);
   expect(directory.list()).toEqual([entry('b')]);
   expect(open().list()).toEqual([entry('b')]);
+  rmSync(folder, { recursive: true });
+});
+
+test('a file that is damaged keeps nobody from the other conversations, and can be deleted', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'adkvc-damaged-'));
+  const world = new World();
+  const listed = new MemoryStore();
+  const directories = new LocalDirectories(() => listed);
+  const open = () =>
+    new LocalHost(
+      { ...world.services, directories },
+      (key) => new NodeSqliteStore(join(folder, `${key}.sqlite`)),
+    );
+  const first = open();
+  for (const key of ['a', 'b', 'c']) {
+    const asked = request([user('x')], { listing: { directory: 'd', key } });
+    await read(await first.turn(key, key, asked, never));
+  }
+  first.close();
+  writeFileSync(join(folder, 'a.sqlite'), 'no database');
+  const cut = readFileSync(join(folder, 'b.sqlite'));
+  writeFileSync(join(folder, 'b.sqlite'), cut.fill(255, 65_536));
+  const host = open();
+  await host.resume(['a', 'b', 'c']);
+  expect(await names(host)).toEqual(['c']);
+  for (const key of ['a', 'b']) {
+    await expect(host.get(key)).rejects.toMatchObject({ code: 'corrupt_data' });
+    await host.delete(key);
+    await expect(host.get(key)).rejects.toMatchObject({ code: 'session_not_found' });
+  }
+  host.close();
   rmSync(folder, { recursive: true });
 });
 

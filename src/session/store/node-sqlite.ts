@@ -2,6 +2,7 @@ import { existsSync, rmSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
+import { CorruptDataError } from '../../core/errors.ts';
 import type { Checkpointer } from './checkpointer.ts';
 import {
   inBatches,
@@ -68,7 +69,7 @@ export class NodeSqliteStore implements SessionStore {
 
   get(id: number): Uint8Array | undefined {
     this.counters.rowsRead++;
-    return this.#open(false)?.get.get(id)?.data as Uint8Array | undefined;
+    return reading(() => this.#open(false)?.get.get(id)?.data as Uint8Array | undefined);
   }
 
   put(id: number, bytes: Uint8Array): void {
@@ -92,14 +93,16 @@ export class NodeSqliteStore implements SessionStore {
   }
 
   ids(): number[] {
-    const database = this.#open(false)?.database;
-    if (!database) return [];
-    return this.#ids.list(() =>
-      database
-        .prepare('SELECT id FROM rows')
-        .all()
-        .map((row) => row.id as number),
-    );
+    return reading(() => {
+      const database = this.#open(false)?.database;
+      if (!database) return [];
+      return this.#ids.list(() =>
+        database
+          .prepare('SELECT id FROM rows')
+          .all()
+          .map((row) => row.id as number),
+      );
+    });
   }
 
   size(): { rows: number; bytes: number } {
@@ -144,20 +147,45 @@ export class NodeSqliteStore implements SessionStore {
   #open(create: boolean): Opened | undefined {
     if (this.#opened || (!create && !existsSync(this.path))) return this.#opened;
     const database = new DatabaseSync(this.path, { timeout: BUSY_MS });
-    // Rows are large: the largest pages write them about four times as fast as the default's 4 KiB. A commit leaves the file whole whatever happens,
-    // and `sync` makes it last: https://sqlite.org/pragma.html#pragma_synchronous
-    database.exec('PRAGMA page_size = 65536; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL');
-    // 32 MB, as the default of 1,000 is with smaller pages: about eight turns.
-    database.exec('PRAGMA wal_autocheckpoint = 512');
-    database.exec('CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, data BLOB NOT NULL)');
-    this.#opened = {
-      database,
-      get: database.prepare('SELECT data FROM rows WHERE id = ?'),
-      put: database.prepare(
-        'INSERT INTO rows (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data',
-      ),
-    };
+    try {
+      this.#opened = prepared(database);
+    } catch (error) {
+      database.close();
+      throw error;
+    }
     return this.#opened;
+  }
+}
+
+function prepared(database: DatabaseSync): Opened {
+  // Rows are large: the largest pages write them about four times as fast as the default's 4 KiB. A commit leaves the file whole whatever happens,
+  // and `sync` makes it last: https://sqlite.org/pragma.html#pragma_synchronous
+  database.exec('PRAGMA page_size = 65536; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL');
+  // 32 MB, as the default of 1,000 is with smaller pages: about eight turns.
+  database.exec('PRAGMA wal_autocheckpoint = 512');
+  database.exec('CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, data BLOB NOT NULL)');
+  return {
+    database,
+    get: database.prepare('SELECT data FROM rows WHERE id = ?'),
+    put: database.prepare(
+      'INSERT INTO rows (id, data) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data',
+    ),
+  };
+}
+
+/** https://www.sqlite.org/rescode.html */
+const SQLITE_CORRUPT = 11;
+const SQLITE_NOTADB = 26;
+
+/** @throws CorruptDataError for a file that is no database any more, or a damaged one */
+function reading<T>(read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    const { errcode, message } = error as { errcode?: number; message?: string };
+    if (errcode === SQLITE_CORRUPT || errcode === SQLITE_NOTADB)
+      throw new CorruptDataError(`the conversation's file cannot be read: ${message}`);
+    throw error;
   }
 }
 
