@@ -23,6 +23,9 @@ import { streamTurn } from './turn-stream.ts';
 /** A timer cannot be set further ahead (2^31 - 1 ms); the alarm looks again then. */
 const MAX_TIMER_MS = 2_147_483_647;
 
+/** Session objects of which none need hold anything; beyond it those that do not are let go. */
+export const MAX_IDLE_SESSIONS = 64;
+
 /**
  * Sessions in this process: Node, and tests.
  *
@@ -35,6 +38,8 @@ export class LocalHost implements SessionHost {
   readonly #openStore: (key: string) => SessionStore;
   #sessions = new Map<string, Session>();
   #alarms = new Map<string, TimerAlarm>();
+  /** Calls that run, by the session that they are for. */
+  #calls = new Map<Session, number>();
 
   /** @param openStore called once for each session object, with the same bytes behind it each time; must not create anything by itself */
   constructor(services: SessionServices, openStore: (key: string) => SessionStore) {
@@ -145,7 +150,7 @@ export class LocalHost implements SessionHost {
   /** Session objects that hold nothing are let go: all that they know is in their stores. */
   #tidy(): void {
     for (const [key, session] of this.#sessions)
-      if (!session.used && session.residentBytes === 0) this.evict(key);
+      if (!session.used && !this.#calls.has(session) && session.residentBytes === 0) this.evict(key);
   }
 
   async #use<T>(key: string, action: (session: Session) => Promise<T>): Promise<T> {
@@ -154,12 +159,21 @@ export class LocalHost implements SessionHost {
       session = new Session(key, this.#services, this.#openStore(key), this.#alarm(key));
       this.#sessions.set(key, session);
     }
+    this.#calls.set(session, (this.#calls.get(session) ?? 0) + 1);
+    let missing = false;
     try {
       return await action(session);
     } catch (error) {
-      // A look at a session that does not exist leaves no object behind.
-      if (!session.busy && this.#sessions.get(key) === session && isNotFound(error)) this.evict(key);
+      missing = isNotFound(error);
       throw error;
+    } finally {
+      const calls = this.#calls.get(session)! - 1;
+      if (calls > 0) this.#calls.set(session, calls);
+      else this.#calls.delete(session);
+      // A look at a session that does not exist leaves no object behind.
+      if (missing && calls === 0 && !session.busy && this.#sessions.get(key) === session) this.evict(key);
+      // Nor do looks at many that do: each holds its file open.
+      if (this.#sessions.size > MAX_IDLE_SESSIONS) this.#tidy();
     }
   }
 

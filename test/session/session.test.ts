@@ -3,6 +3,7 @@ import type { ChatMessage } from '../../src/engine/types.ts';
 import type { TurnEvent } from '../../src/session/api.ts';
 import { FIRST_FREE_ROW, readHead, writeHead } from '../../src/session/head.ts';
 import { MAX_WAITING_TURNS_PER_SESSION } from '../../src/session/limits.ts';
+import { LocalHost, MAX_IDLE_SESSIONS } from '../../src/session/local-host.ts';
 import { RowAllocator, RowKind, RowStream } from '../../src/session/row.ts';
 import { Session } from '../../src/session/session.ts';
 import { readState, STATE_VERSION } from '../../src/session/state.ts';
@@ -426,6 +427,34 @@ test('a turn in a session that has expired begins a new one', async () => {
   world.time += 3_700_000;
   await world.turn([user('another start')], { implicit: true });
   expect((await world.host.messages('k'))[0]).toEqual(user('another start'));
+});
+
+test('sessions that are made and read hold few files open, and none is closed under a call that waits', async () => {
+  const world = new World();
+  let engine: (engine: FakeEngine) => void = () => {};
+  let loading: Promise<FakeEngine> | undefined;
+  const open = new Map<string, number>();
+  const count = (key: string, by: number) => open.set(key, (open.get(key) ?? 0) + by);
+  const services = { ...world.services, loadEngine: async () => loading ?? world.engine };
+  const host = new LocalHost(services, (key) => {
+    count(key, 1);
+    return Object.assign(world.store(key), { close: () => void count(key, -1) });
+  });
+  const total = () => [...open.values()].reduce((sum, n) => sum + n, 0);
+  const keys = Array.from({ length: 2 * MAX_IDLE_SESSIONS }, (_, i) => `s${i}`);
+  for (const key of keys) await host.create(key, key, {});
+  expect(total()).toBeLessThanOrEqual(MAX_IDLE_SESSIONS);
+  await Promise.all(keys.map((key) => host.get(key)));
+  expect(total()).toBeLessThanOrEqual(MAX_IDLE_SESSIONS);
+
+  loading = new Promise((resolve) => (engine = resolve));
+  const made = host.create('slow', 'slow', {});
+  for (const key of keys) await host.get(key);
+  expect(open.get('slow')).toBe(1);
+  engine(world.engine);
+  expect(await made).toMatchObject({ id: 'slow' });
+  host.close();
+  expect(total()).toBe(0);
 });
 
 test('a session that has expired gives its id to one that is created, imported or forked', async () => {
