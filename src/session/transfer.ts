@@ -8,7 +8,7 @@ import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import type { ForeignPrefix } from './api.ts';
 import type { ByteReader } from './byte-reader.ts';
 import { checksum } from './checksum.ts';
-import { FIRST_FREE_ROW, type Head } from './head.ts';
+import { FIRST_FREE_ROW, foreignWithin, type Head } from './head.ts';
 import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES, MAX_NOTE_CHARACTERS } from './limits.ts';
 import { type Log, prefixOf } from './log.ts';
 import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, writeFramed } from './row.ts';
@@ -184,7 +184,7 @@ export function snapshot(store: SessionStore, head: Head, messages?: number): Sn
     engine: head.engine && { ...head.engine },
     log: { ...log, fed: state?.header.position ?? 0 } as Manifest['log'],
     state: state ? (renumbered(state) as unknown as Manifest['state']) : null,
-    ...(head.foreign && { foreign: head.foreign }),
+    ...foreignWithin(head, log.ids.length),
   };
   const bytes = new TextEncoder().encode(JSON.stringify(manifest));
   const rows = state ? rowsOf(state) : [];

@@ -275,6 +275,24 @@ test('numerics of another host: taken, and the state is made again from the log'
   expect(next.finished.recovered!.reason).toContain('foreign');
 });
 
+test('what another host computed is told only as long as the conversation begins with it', async () => {
+  const { world, messages } = await conversation();
+  const { stream } = await world.host.export('k');
+  const there = new World({ massBytes: 2, numerics: 'elsewhere' });
+  await there.host.import('k', 'k', stream, { foreignNumerics: true });
+  const foreign = async (key = 'k') => (await there.host.get(key)).foreign?.numerics;
+  await there.turn([...messages, user('go on')], HOT);
+  expect(await foreign()).toBe(world.engine.numerics);
+  const fork = (id: string, kept: number) => there.host.fork('k', { key: id, id }, { messages: kept });
+  await fork('whole', messages.length);
+  await fork('begin', 1);
+  expect([await foreign('whole'), await foreign('begin')]).toEqual([world.engine.numerics, undefined]);
+  await there.host.unsay('k', messages.length + 2);
+  expect(await foreign()).toBe(world.engine.numerics);
+  await there.turn([user('something else')], { ...HOT, overwrite: true });
+  expect(await foreign()).toBeUndefined();
+});
+
 test('an import whose sender goes silent leaves no session, and its rows are cleared away', async () => {
   const { world } = await conversation();
   const file = await bytesOf((await world.host.export('k')).stream);
