@@ -93,7 +93,8 @@ export async function deleteResponse(
   const alone = count === said.length && !said.slice(0, -1).some(isHere);
   // A conversation that the client named is the client's to delete.
   try {
-    if (alone && !note?.conversation) await host.delete(key);
+    // A response that goes on from it may be under way: it is waited for, and not ended.
+    if (alone && !note?.conversation && !(await host.get(key)).busy) await host.delete(key);
     else await host.unsay(key, count, markOf(said.slice(0, count - 1)));
   } catch (error) {
     // Deleted meanwhile, by the same request sent again for example.

@@ -539,6 +539,17 @@ test('what goes on from an answer that is still being said goes on from all of i
   expect(items[1].content[0].text).toBe((await client.responses.retrieve(id)).output_text);
 });
 
+test('deleting a response does not end the one that is going on from it', async () => {
+  const { client, ask, call } = setup(new World().host);
+  const first = await ask({ input: 'one', max_output_tokens: 4 });
+  const body = { model: MODEL.id, input: prose(2_000), previous_response_id: first.id, max_output_tokens: 4 };
+  const second = await call('/v1/responses', { ...body, stream: true });
+  await client.responses.delete(first.id);
+  const id = /resp_[^"]+/.exec(await second.text())![0];
+  expect(await client.responses.retrieve(id)).toMatchObject({ status: 'incomplete' });
+  await expect(client.responses.retrieve(first.id)).rejects.toMatchObject({ status: 404 });
+});
+
 test('what is kept with a response is bounded', async () => {
   const { ask } = setup();
   const metadata = { a: 'b'.repeat(MAX_NOTE_CHARACTERS) };
