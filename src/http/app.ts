@@ -120,17 +120,15 @@ export function createApp(options: AppOptions): App {
   app.get('/v1/sessions/:id/messages', (c) => getMessages(c, c.var.owner, hostOf(c), c.req.param('id')));
 
   app.notFound((c) => {
-    const allowed = app.routes.filter(
-      ({ method, path }) => method !== 'ALL' && pathMatches(path, new URL(c.req.url).pathname),
-    );
-    const error =
-      allowed.length > 0
-        ? new HttpError(
-            'method_not_allowed',
-            `${c.req.method} is not allowed here: use ${[...new Set(allowed.map((r) => r.method))].join(' or ')}.`,
-          )
-        : new HttpError('unknown_url', `There is no ${c.req.method} ${new URL(c.req.url).pathname}.`);
-    return reply(c, error);
+    const { pathname } = new URL(c.req.url);
+    const there = app.routes.filter(({ method, path }) => method !== 'ALL' && pathMatches(path, pathname));
+    const methods = [...new Set(there.map(({ method }) => method))];
+    if (methods.length === 0)
+      return reply(c, new HttpError('unknown_url', `There is no ${c.req.method} ${pathname}.`));
+    // https://www.rfc-editor.org/rfc/rfc9110#status.405
+    c.header('allow', methods.join(', '));
+    const message = `${c.req.method} is not allowed here: use ${methods.join(' or ')}.`;
+    return reply(c, new HttpError('method_not_allowed', message));
   });
   app.onError((error, c) => {
     if (isInternal(error)) console.error(c.var.requestId, error);

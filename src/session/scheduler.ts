@@ -121,6 +121,13 @@ export class Scheduler {
     signal?: AbortSignal,
   ): Promise<Lease> {
     const { now, pause, maxWaiting, maxWaitMs } = this.#options;
+    const start = (): Turn => {
+      const begun: Turn = { tenant, bytes, since: now(), seen: now() };
+      this.#tenants.add(tenant);
+      this.#turns.set(tenant, begun);
+      return begun;
+    };
+    let turn: Turn;
     this.#supersede(tenant);
     this.#buryDead();
     if (this.#queue.length > 0 || !this.#makeRoom(tenant, engine, bytes)) {
@@ -129,15 +136,8 @@ export class Scheduler {
           bytes,
           `${this.#queue.length} turns wait for memory already (MAX_WAITING_TURNS_PER_ISOLATE)`,
         );
-      await this.#queued(tenant, engine, bytes, now() + maxWaitMs, signal);
-    }
-    const start = (): Turn => {
-      const turn: Turn = { tenant, bytes, since: now(), seen: now() };
-      this.#tenants.add(tenant);
-      this.#turns.set(tenant, turn);
-      return turn;
-    };
-    let turn = start();
+      turn = await this.#queued(tenant, engine, bytes, now() + maxWaitMs, signal, start);
+    } else turn = start();
     const check = (): void => {
       if (this.#turns.get(tenant) !== turn)
         throw new AdkvcError('turn_interrupted', 'the turn was silent for too long and was given up');
@@ -164,21 +164,21 @@ export class Scheduler {
       handOver: async (until) => {
         check();
         release();
-        await this.#queued(tenant, engine, bytes, Number.POSITIVE_INFINITY, until);
-        turn = start();
+        turn = await this.#queued(tenant, engine, bytes, Number.POSITIVE_INFINITY, until, start);
       },
       release,
     };
   }
 
-  /** Waits at the queue's end until `bytes` fit. @throws AdkvcError memory_limit after `deadline`; AbortedError */
+  /** Waits at the queue's end until `bytes` fit, and takes them in the same breath, before anybody else asks. @throws AdkvcError memory_limit after `deadline`; AbortedError */
   async #queued(
     tenant: Tenant,
     engine: Pick<Engine, 'availableBytes'>,
     bytes: number,
     deadline: number,
     signal: AbortSignal | undefined,
-  ): Promise<void> {
+    start: () => Turn,
+  ): Promise<Turn> {
     const { now, pause, maxWaitMs } = this.#options;
     const ticket: Ticket = { seen: now() };
     this.#queue.push(ticket);
@@ -192,6 +192,7 @@ export class Scheduler {
         if (!this.#queue.includes(ticket)) this.#queue.push(ticket);
         this.#buryDead();
       }
+      return start();
     } finally {
       this.#queue = this.#queue.filter((other) => other !== ticket);
     }

@@ -33,6 +33,16 @@ test('turns are counted by how they end, with their tokens and times', async () 
   expect(sample(text, 'adkvc_first_token_seconds_count')).toBe(4);
 });
 
+test('a turn whose reader goes away is counted once', async () => {
+  const { chat, call } = fixture();
+  const reader = (await chat({ stream: true })).body!.getReader();
+  await reader.read();
+  await reader.cancel();
+  const ends = async () =>
+    [...parse(await (await call('/metrics')).text()).get('adkvc_turns_total')!.samples].join();
+  await expect.poll(ends).toBe('{outcome="aborted"},1');
+});
+
 test('they need a key, and hold nothing of what was said', async () => {
   const { call } = fixture({ keys: `me:${'0'.repeat(64)}` });
   expect((await call('/metrics')).status).toBe(401);

@@ -101,6 +101,7 @@ test('unknown paths and methods are errors of the same shape', async () => {
     405,
     'PUT is not allowed here: use GET or DELETE.',
   ]);
+  expect(method.headers.get('allow')).toBe('GET, DELETE');
 });
 
 test('every answer carries a request id, the given one where there is one', async () => {

@@ -121,6 +121,30 @@ test('whoever waits is served before those who come later, even if they would fi
   expect(order).toEqual(['big', 'small']);
 });
 
+test('memory that a waiter gets is taken at once: who asks right then waits', async () => {
+  const { engine, tenant } = memory(100);
+  const scheduler = new Scheduler({ pause });
+  const first = await scheduler.admit(tenant('a'), engine, 60);
+  let third: Promise<unknown> | undefined;
+  const asking = {
+    get availableBytes() {
+      // Runs between the waiter's last look and its continuation.
+      if (scheduler.running === 0) queueMicrotask(() => (third ??= scheduler.admit(tenant('c'), engine, 60)));
+      return engine.availableBytes;
+    },
+  };
+  const waiting = scheduler.admit(tenant('b'), asking, 60);
+  await pause(0);
+  first.release();
+  const second = await waiting;
+  await pause(0);
+  expect(third).toBeDefined();
+  expect([scheduler.running, scheduler.waiting]).toEqual([1, 1]);
+  second.release();
+  await third;
+  expect(scheduler.running).toBe(1);
+});
+
 test('turns alternate, and one that comes later is not owed what the others had before', async () => {
   const { engine, tenant } = memory(100);
   const scheduler = new Scheduler({ pause });

@@ -1,6 +1,8 @@
-import { AdkvcError } from '../../core/errors.ts';
+import { AbortedError, AdkvcError } from '../../core/errors.ts';
 import type { SessionHost, TurnEvent } from '../../session/api.ts';
 import { firstToken, type Metrics, type Sums, sumsOf, turnFailed, turnFinished } from './metrics.ts';
+
+const ABORTED = new AbortedError().code;
 
 /**
  * The host, its turns counted.
@@ -39,6 +41,7 @@ class MeteredTurn implements AsyncIterableIterator<TurnEvent> {
   readonly #start: number;
   readonly #count: (sums: Sums) => void;
   #first: Sums | undefined;
+  #counted = false;
 
   constructor(events: AsyncIterator<TurnEvent>, start: number, count: (sums: Sums) => void) {
     this.#events = events;
@@ -48,18 +51,30 @@ class MeteredTurn implements AsyncIterableIterator<TurnEvent> {
 
   async next(): Promise<IteratorResult<TurnEvent, undefined>> {
     const result = await this.#events.next();
-    if (result.done) return { done: true, value: undefined };
+    if (result.done) return this.#left();
     const event = result.value;
     if (event.type === 'token') this.#first ??= firstToken((Date.now() - this.#start) / 1000);
-    // One write a turn.
-    if (event.type === 'finished') this.#count(sumsOf(this.#first ?? {}, turnFinished(event)));
-    if (event.type === 'failed') this.#count(sumsOf(this.#first ?? {}, turnFailed(event.error.code)));
+    if (event.type === 'finished') this.#ended(turnFinished(event));
+    if (event.type === 'failed') this.#ended(turnFailed(event.error.code));
     return { done: false, value: event };
   }
 
   async return(): Promise<IteratorResult<TurnEvent, undefined>> {
     await this.#events.return?.();
+    return this.#left();
+  }
+
+  /** Its reader went away before its end, which is told to nobody. */
+  #left(): IteratorResult<TurnEvent, undefined> {
+    this.#ended(turnFailed(ABORTED));
     return { done: true, value: undefined };
+  }
+
+  /** One write a turn. */
+  #ended(how: Sums): void {
+    if (this.#counted) return;
+    this.#counted = true;
+    this.#count(sumsOf(this.#first ?? {}, how));
   }
 
   [Symbol.asyncIterator](): this {
