@@ -162,10 +162,9 @@ export class Conversation {
     const { content, editing } = draft;
     await this.#exclusively(draft, async (signal) => {
       if (this.#stale) {
-        await this.load();
-        await this.catchUp(() => !signal.aborted);
-        signal.throwIfAborted();
+        const wentOn = await this.#bringUpToDate(signal);
         if (editing === undefined && this.#holds(content)) return;
+        if (editing !== undefined && wentOn) return this.#tellWentOn(draft);
       }
       const question: Message = { role: 'user', content };
       const kept = this.views.slice(0, editing).map(({ message }) => message);
@@ -178,6 +177,29 @@ export class Conversation {
           : { messages: [...kept, question], mode: 'whole' },
         signal,
       );
+    });
+  }
+
+  /**
+   * What the page does not know yet is shown before anything is cut: an answer that is being written elsewhere is waited for.
+   * @returns whether other messages stand there than those that were shown
+   */
+  async #bringUpToDate(signal: AbortSignal): Promise<boolean> {
+    // An answer may have got longer since it broke off.
+    const asked = () => JSON.stringify(this.views.map(({ role, content }) => role === 'user' && content));
+    const before = asked();
+    await this.load();
+    await this.catchUp(() => !signal.aborted);
+    signal.throwIfAborted();
+    return asked() !== before;
+  }
+
+  /** What would have been cut unseen is there to be looked at first. */
+  #tellWentOn(draft?: Draft): void {
+    if (draft) this.#shell.giveBack(this, draft);
+    this.#tell({
+      kind: 'told',
+      text: 'The conversation had gone on elsewhere: look at it, then do this again.',
     });
   }
 
@@ -208,6 +230,7 @@ export class Conversation {
   async #again(how: (answer: MessageView | undefined) => Partial<TurnRequest> | undefined): Promise<void> {
     if (this.running || this.empty) return;
     await this.#exclusively(undefined, async (signal) => {
+      if (this.#busy && (await this.#bringUpToDate(signal))) return this.#tellWentOn();
       const last = this.views.at(-1)!;
       const answer = last.role === 'assistant' ? last : undefined;
       const more = how(answer);

@@ -129,6 +129,47 @@ test('what is sent before a conversation is loaded comes after all that it holds
   expect(chat.complaints).toEqual([]);
 });
 
+test.each(['Answer again', 'Edit this message'])(
+  '“%s” waits for an answer that is written elsewhere, and cuts nothing unseen',
+  async (action) => {
+    await turn(page, 'First question');
+    let elsewhere = true;
+    await page.route(/\/v1\/sessions\/[^/?]+$/, async (route) => {
+      const response = await route.fetch();
+      const session = await response.json();
+      await route.fulfill({ response, json: { ...session, busy: elsewhere } });
+    });
+    await page.reload();
+    await expect.poll(() => messages(page).count()).toBe(2);
+    const edits = action === 'Edit this message';
+    await messages(page)
+      .nth(edits ? 0 : 1)
+      .getByRole('button', { name: action })
+      .click();
+    if (edits) await expect.poll(() => input(page).inputValue()).toBe('First question');
+    if (edits) await ask(page, 'Edited');
+    await page.getByRole('button', { name: 'Stop' }).waitFor();
+    const model = (await (await fetch(`${server.url}/v1/models`)).json()).data[0].id;
+    const session_id = new URL(page.url()).hash.slice(1);
+    const answered = await fetch(`${server.url}/v1/chat/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({
+        ...{ model, session_id, session_append: true, max_tokens: 8 },
+        messages: [{ role: 'user', content: 'From another device' }],
+      }),
+    });
+    expect(answered.status).toBe(200);
+    elsewhere = false;
+    await idle(page);
+    expect((await said(page))[2]).toBe('From another device');
+    expect(await messages(page).count()).toBe(4);
+    expect(await page.getByText('gone on elsewhere').isVisible()).toBe(true);
+    expect(await input(page).inputValue()).toBe(edits ? 'Edited' : '');
+    expect(chat.complaints).toEqual([]);
+  },
+);
+
 test('an earlier message is edited: what followed it goes, and what came before is reused', async () => {
   await turn(page, 'First question');
   await turn(page, 'Second question');
