@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { AdkvcError } from '../../src/core/errors.ts';
-import { MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES } from '../../src/engine/json/schema.ts';
+import { MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, MAX_SCHEMA_WAYS } from '../../src/engine/json/schema.ts';
 import { MAX_BODY_BYTES, MAX_MESSAGES, MAX_STOP_LENGTH, MAX_STOP_STRINGS } from '../../src/http/limits.ts';
 import { Directory } from '../../src/session/directory.ts';
 import {
@@ -161,7 +161,7 @@ const LINES: Record<string, () => Promise<void>> = {
       expect((await chat({ stop: stops(MAX_STOP_STRINGS + 1, 1) })).status).toBe(400);
       expect((await chat({ stop: stops(1, MAX_STOP_LENGTH + 1) })).status).toBe(400);
     },
-  [`A schema that grows without end is refused at ${commas(MAX_SCHEMA_NODES)} parts or ${MAX_SCHEMA_DEPTH} levels`]:
+  [`A schema that grows without end is refused at ${commas(MAX_SCHEMA_NODES)} parts, ${MAX_SCHEMA_DEPTH} levels or ${commas(MAX_SCHEMA_WAYS)} ways to begin a value`]:
     async () => {
       const { call, chat } = fixture();
       const status = async (schema: object) =>
@@ -178,6 +178,15 @@ const LINES: Record<string, () => Promise<void>> = {
       expect([await status(deep(MAX_SCHEMA_DEPTH)), await status(deep(MAX_SCHEMA_DEPTH + 1))]).toEqual([
         200, 400,
       ]);
+      // Ten references to ten references, and so on: ten ways to the power of the levels.
+      const multiplied = (levels: number) => {
+        const ten = (to: object) => ({ anyOf: Array.from({ length: 10 }, () => to) });
+        const $defs: Record<string, object> = { d0: { type: 'null' } };
+        for (let i = 1; i <= levels; i++) $defs[`d${i}`] = ten({ $ref: `#/$defs/d${i - 1}` });
+        return { $ref: `#/$defs/d${levels}`, $defs };
+      };
+      const levels = Math.log10(MAX_SCHEMA_WAYS);
+      expect([await status(multiplied(levels)), await status(multiplied(levels + 1))]).toEqual([200, 400]);
       // So deep that nothing recursive could read it, also where its content is nobody's business.
       for (const keyword of ['items', 'default', 'enum']) {
         const value = `${'['.repeat(20_000)}${']'.repeat(20_000)}`;
