@@ -6,10 +6,12 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DEFAULT_CACHE } from '../cache/policy.ts';
 import { ONE_SHOT_ONLY, POLICIES } from '../cache/registry.ts';
 import { AdkvcError, InvalidInputError } from '../core/errors.ts';
+import { MAX_TIMER_MS } from '../core/timer.ts';
 import { TASKS } from '../eval/registry.ts';
 import { writeReport } from '../eval/report.ts';
 import { isCurrent, type Row, readRows } from '../eval/rows.ts';
 import { type MethodSpec, type Progress, runEvaluation, type SampleRange } from '../eval/run.ts';
+import { isKnown } from '../eval/summary.ts';
 import { bundleFolder, PROJECT_ROOT } from './bundle-folder.ts';
 import {
   ARITHMETICS,
@@ -135,7 +137,7 @@ export function evaluateCommand(program: Command): void {
       const failed = options.reportOnly ? [] : await evaluate(options, out);
       if (folder !== undefined) {
         const all = [...readRows(out).rows.values()];
-        const rows = all.filter((row) => TASKS[row.task]?.version === row.taskVersion && isCurrent(row));
+        const rows = all.filter((row) => isKnown(row) && isCurrent(row));
         if (rows.length < all.length)
           process.stderr.write(
             `${all.length - rows.length} rows of other versions of their policy or task are not in the report\n`,
@@ -165,8 +167,6 @@ function reportFolder(path: string): string {
   return folder;
 }
 
-const LONGEST_TIMER_MS = 2 ** 31 - 1;
-
 /** @returns rows that failed */
 async function evaluate(options: EvaluateOptions, out: string): Promise<Row[]> {
   const named = options.policies.flatMap((text) => methodsNamed(text, options.ratios));
@@ -175,8 +175,7 @@ async function evaluate(options: EvaluateOptions, out: string): Promise<Row[]> {
   const ending = new AbortController();
   const minutes = options.minutes ?? Number.POSITIVE_INFINITY;
   const ms = minutes * 60_000;
-  // Node turns a longer timer into one of a millisecond.
-  const deadline = ms <= LONGEST_TIMER_MS ? setTimeout(() => ending.abort(), ms) : undefined;
+  const deadline = ms <= MAX_TIMER_MS ? setTimeout(() => ending.abort(), ms) : undefined;
   const onSignal = (signal: NodeJS.Signals): void => {
     process.stderr.write(
       `${signal}: ending; what is finished is in ${out}, the same command goes on from it\n`,

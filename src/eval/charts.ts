@@ -28,6 +28,9 @@ const CHANGE = {
   axis: { format: '~r', values: [-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30, 100, 300] },
 };
 
+/** What a chart of the usual size begins with. */
+const canvas = <T>(values: T[]) => ({ $schema: SCHEMA, width: WIDTH, height: HEIGHT, data: { values } });
+
 /** Every chart that the rows have data for. */
 export function charts(sections: readonly Section[]): Chart[] {
   // One colour a policy in all charts.
@@ -91,10 +94,7 @@ function byteCurve(section: Section, color: Colour): Chart[] {
       title: `${titleOf(section)}: ${metric.label} against bytes`,
       caption: `${metric.better === 'higher' ? 'Higher' : 'Lower'} and further left is better. Bars: 95 % intervals.`,
       spec: {
-        $schema: SCHEMA,
-        width: WIDTH,
-        height: HEIGHT,
-        data: { values },
+        ...canvas(values),
         layer: [
           {
             mark: { type: 'rule', opacity: 0.4 },
@@ -314,10 +314,7 @@ function relevanceCharts(section: Section): Chart[] {
       title: `Relevance by layer, ${section.length} tokens`,
       caption: "Quantiles of the tokens' relevance; 1 is the head's mean.",
       spec: {
-        $schema: SCHEMA,
-        width: WIDTH,
-        height: HEIGHT,
-        data: { values: quantiles },
+        ...canvas(quantiles),
         mark: { type: 'line', point: true },
         encoding: {
           x: { field: 'layer', type: 'quantitative' },
@@ -336,10 +333,7 @@ function relevanceCharts(section: Section): Chart[] {
       caption:
         "Mean relevance of a tenth of the text, log2 of the head's mean: which layers look back, and where to.",
       spec: {
-        $schema: SCHEMA,
-        width: WIDTH,
-        height: HEIGHT,
-        data: { values: bins },
+        ...canvas(bins),
         mark: 'rect',
         encoding: {
           x: { field: 'layer', type: 'ordinal' },
@@ -358,10 +352,7 @@ function relevanceCharts(section: Section): Chart[] {
       caption:
         "Share of the text's tokens that the needle's tokens outrank, mean over layers and heads, one point a sample.",
       spec: {
-        $schema: SCHEMA,
-        width: WIDTH,
-        height: HEIGHT,
-        data: { values: needles },
+        ...canvas(needles),
         mark: 'point',
         encoding: {
           x: { field: 'depth', type: 'quantitative', title: 'depth, %', scale: { domain: [0, 100] } },
@@ -408,10 +399,7 @@ function leaveOneOutChart(section: Section): Chart[] {
       title: `Relevance and loss when left out, ${section.length} tokens`,
       caption: 'Rank correlation over the blocks of one layer; one point a sample, the line is the mean.',
       spec: {
-        $schema: SCHEMA,
-        width: WIDTH,
-        height: HEIGHT,
-        data: { values },
+        ...canvas(values),
         layer: [
           {
             mark: 'point',

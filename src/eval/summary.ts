@@ -101,12 +101,16 @@ function oncePerSample(rows: readonly Row[]): Row[] {
   return [...bySample.values()];
 }
 
+/** Whether a task of this program made the row, in the version that it has now. */
+export const isKnown = (row: Row): boolean => TASKS[row.task]?.version === row.taskVersion;
+
 /** Sections in the registry's order; rows of tasks that this program does not know are left out. */
 export function summarise(rows: readonly Row[]): Section[] {
   const order = Object.keys(TASKS);
-  const known = rows.filter((row) => TASKS[row.task]?.version === row.taskVersion);
   const sections = [
-    ...groupBy(known, (r) => JSON.stringify([r.task, r.length, settingOf(r), r.fingerprint, r.data])),
+    ...groupBy(rows.filter(isKnown), (r) =>
+      JSON.stringify([r.task, r.length, settingOf(r), r.fingerprint, r.data]),
+    ),
   ].map(([, group]): Section => {
     const task = TASKS[group[0]!.task]!;
     const byMethod = [...groupBy(group, methodName).values()].map(oncePerSample);

@@ -22,8 +22,8 @@ export interface ResponsePlan {
   >;
 }
 
-/** The first is to be tried first. */
-export type ResponsePlans = readonly [ResponsePlan, ...ResponsePlan[]];
+/** What is tried first, and where that finds the session moved. */
+export type ResponsePlans = readonly [ResponsePlan, ResponsePlan?];
 
 /**
  * The plans of a request, the first to be tried first: a response goes on in its own session as long as nothing of that would be cut,

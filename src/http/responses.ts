@@ -40,7 +40,7 @@ export async function createResponse(
   const plans = await planResponse(owner, host, request);
   const { signal, onGone } = clientAbort(c);
 
-  const attempt = async ([plan, next, ...others]: ResponsePlans, replans = 0): Promise<BegunResponse> => {
+  const attempt = async ([plan, next]: ResponsePlans, replans = 0): Promise<BegunResponse> => {
     try {
       if (plan.forkOf)
         await host.fork(
@@ -66,7 +66,7 @@ export async function createResponse(
         // An answer that was being said when it was read is complete now, and reads otherwise.
         const again = replans === 0 ? await planResponse(owner, host, request) : undefined;
         if (again && again[0].responseId !== plan.responseId) return attempt(again, 1);
-        return attempt([next, ...others], 1);
+        return attempt([next], 1);
       }
       if (moved && request.conversation !== undefined && replans < MAX_REPLANS)
         return attempt(await planResponse(owner, host, request), replans + 1);

@@ -133,8 +133,10 @@ export class Conversation {
   /**
    * After `load`: an answer that another page waits for, or that was left in the middle, is shown once it is stored.
    * @param wanted asked before each look
+   * @returns whether anything was shown
    */
-  async catchUp(wanted: () => boolean): Promise<void> {
+  async catchUp(wanted: () => boolean): Promise<boolean> {
+    let shown = false;
     for (let looks = 0; this.#busy && wanted(); looks++) {
       if (looks === SILENT_LOOKS)
         this.#tell({
@@ -142,7 +144,7 @@ export class Conversation {
           text: 'An answer is being written: it will stand here when it is whole.',
         });
       await new Promise((resolve) => setTimeout(resolve, CATCH_UP_MS[looks] ?? CATCH_UP_MS.at(-1)));
-      if (!wanted()) return;
+      if (!wanted()) break;
       const busy = await this.#shell
         .withKey(() => loadSession(this.id))
         .then(
@@ -152,8 +154,10 @@ export class Conversation {
         );
       if (busy || !wanted()) continue;
       await this.load();
+      shown = true;
       if (looks >= SILENT_LOOKS) this.#tell(undefined);
     }
+    return shown;
   }
 
   /** Sends what was written: after all the messages, or in place of one, whose answer and all that followed go. */

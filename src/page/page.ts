@@ -248,7 +248,7 @@ async function load(conversation: Conversation): Promise<void> {
       };
     }
     loaded(conversation);
-    await conversation.catchUp(() => conversation === current && !conversation.running);
+    if (!(await conversation.catchUp(() => conversation === current && !conversation.running))) return;
   } catch (error) {
     conversation.notice = {
       kind: 'failed',

@@ -48,9 +48,11 @@ const PART_BYTES = MAX_PAYLOAD_BYTES - PART_HEADER;
 export const expiresAt = (head: Head): number | null =>
   head.ttlSeconds === null ? null : head.lastUsedAt + head.ttlSeconds * 1000;
 
-/** What is true of it when only the first `tokens` ids stay. */
-export const foreignWithin = ({ foreign }: Pick<Head, 'foreign'>, tokens: number): Pick<Head, 'foreign'> =>
-  foreign && foreign.tokens <= tokens ? { foreign } : {};
+/** Without a foreign prefix that is cut when only the first `tokens` ids stay. */
+export function headWithin(head: Head, tokens: number): Head {
+  const { foreign, ...own } = head;
+  return foreign && foreign.tokens > tokens ? own : head;
+}
 
 export function isExpired(head: Head, now: number): boolean {
   const at = expiresAt(head);

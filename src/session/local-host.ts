@@ -1,5 +1,6 @@
 import type { CacheConfig } from '../cache/policy.ts';
 import { AdkvcError } from '../core/errors.ts';
+import { MAX_TIMER_MS } from '../core/timer.ts';
 import type {
   ImportOptions,
   SaidMessage,
@@ -19,9 +20,6 @@ import { Session } from './session.ts';
 import { MemoryStore } from './store/memory.ts';
 import type { SessionStore } from './store/session-store.ts';
 import { streamTurn } from './turn-stream.ts';
-
-/** A timer cannot be set further ahead (2^31 - 1 ms); the alarm looks again then. */
-const MAX_TIMER_MS = 2_147_483_647;
 
 /** Session objects of which none need hold anything; beyond it those that do not are let go. */
 export const MAX_IDLE_SESSIONS = 64;
@@ -218,6 +216,7 @@ export class TimerAlarm implements Alarm {
         // A failure (a disk that is full) is met again by the next look.
         this.#fire().catch(() => this.set(this.#now() + 60_000));
       },
+      // What is due later looks again then.
       Math.min(Math.max(0, at - this.#now()), MAX_TIMER_MS),
     );
     this.#timer = timer as ReturnType<typeof setTimeout>;

@@ -394,9 +394,11 @@ export class Session implements Tenant {
 
   /** A first turn that left nothing leaves no entry either: nobody may ask for the list, which would clear it away, and it counts against the quota. */
   async #unlistUnbegun(): Promise<void> {
-    const listing = this.#beginning?.head.listing;
-    if (!listing || this.#store.ids().length > 0) return;
-    await this.#services.directories?.remove(listing.directory, listing.key);
+    if (this.#beginning && this.#store.ids().length === 0) await this.#unlist(this.#beginning.head);
+  }
+
+  async #unlist({ listing }: Pick<Head, 'listing'>): Promise<void> {
+    if (listing) await this.#services.directories?.remove(listing.directory, listing.key);
   }
 
   #existing(): Head {
@@ -429,7 +431,6 @@ export class Session implements Tenant {
       // Not before: who reads meanwhile would find it stored, and keep it.
       this.#head.forget();
     }
-    const listing = typeof head === 'object' ? head.listing : undefined;
-    if (listing) await this.#services.directories?.remove(listing.directory, listing.key);
+    if (typeof head === 'object') await this.#unlist(head);
   }
 }

@@ -8,7 +8,7 @@ import { LAYOUT_VERSION } from '../kernels/layout.ts';
 import type { ForeignPrefix } from './api.ts';
 import type { ByteReader } from './byte-reader.ts';
 import { checksum } from './checksum.ts';
-import { FIRST_FREE_ROW, foreignWithin, type Head } from './head.ts';
+import { FIRST_FREE_ROW, type Head, headWithin } from './head.ts';
 import { MAX_EXPORT_BYTES, MAX_MANIFEST_BYTES, MAX_NOTE_CHARACTERS } from './limits.ts';
 import { type Log, prefixOf } from './log.ts';
 import { FRAME_BYTES, RowKind, type RowRef, readFramed, readRef, writeFramed } from './row.ts';
@@ -175,6 +175,7 @@ export function snapshot(store: SessionStore, head: Head, messages?: number): Sn
     );
   const whole = messages === undefined || messages === said;
   const log = whole ? head.log : prefixOf(head.log, messages);
+  const { foreign } = headWithin(head, log.ids.length);
   const state = newestState(store, head, whole ? log.fed : log.ids.length);
   const manifest: Manifest = {
     // An implicit session's short life is no wish of its owner.
@@ -184,7 +185,7 @@ export function snapshot(store: SessionStore, head: Head, messages?: number): Sn
     engine: head.engine && { ...head.engine },
     log: { ...log, fed: state?.header.position ?? 0 } as Manifest['log'],
     state: state ? (renumbered(state) as unknown as Manifest['state']) : null,
-    ...foreignWithin(head, log.ids.length),
+    ...(foreign && { foreign }),
   };
   const bytes = new TextEncoder().encode(JSON.stringify(manifest));
   const rows = state ? rowsOf(state) : [];

@@ -6,7 +6,7 @@ import type { Engine, GenerateEvent, Tokenizer } from '../engine/types.ts';
 import type { TurnEvent, TurnRequest } from './api.ts';
 import { commit } from './commit.ts';
 import { answerKey, storedAnswer } from './continue-answer.ts';
-import { type EngineIdentity, foreignWithin, type Head } from './head.ts';
+import { type EngineIdentity, type Head, headWithin } from './head.ts';
 import { CHECKPOINT_POSITIONS } from './limits.ts';
 import { answered, type MadeAnswer, openings, type Prompt } from './log.ts';
 import { type Residence, restoreNewest } from './recover.ts';
@@ -318,10 +318,8 @@ export class Turn {
       request.idempotencyKey,
     );
     const sameEngine = !difference(this.#head.engine, identity);
-    const { foreign: _, ...head } = this.#head;
     const next: Head = {
-      ...head,
-      ...foreignWithin(this.#head, prompt.shared),
+      ...headWithin(this.#head, prompt.shared),
       lastUsedAt: now(),
       report: cache.report(),
       engine: identity,

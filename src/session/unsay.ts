@@ -1,6 +1,6 @@
 import { CorruptDataError, InvalidInputError } from '../core/errors.ts';
 import type { Head } from './head.ts';
-import { FIRST_FREE_ROW, foreignWithin, writeHead } from './head.ts';
+import { FIRST_FREE_ROW, headWithin, writeHead } from './head.ts';
 import { EMPTY_LOG, prefixOf } from './log.ts';
 import { readState, refsOf, type StateEntry } from './state.ts';
 import type { SessionStore } from './store/session-store.ts';
@@ -44,10 +44,8 @@ export function unsay(store: SessionStore, head: Head, count: number): Head {
       if (!(error instanceof CorruptDataError)) throw error;
     }
   }
-  const { foreign: _, ...rest } = head;
   const next: Head = {
-    ...rest,
-    ...foreignWithin(head, cut.ids.length),
+    ...headWithin(head, cut.ids.length),
     report: null,
     log: { ...cut, fed: states.at(-1)?.position ?? 0 },
     states,

@@ -3,21 +3,16 @@ const PUNCTUATION = /[!-/:-@[-`{-~]/g;
 /** Whole words, where letters of all alphabets make words, as in Python. */
 const ARTICLE = /(?<![\p{L}\p{N}])(a|an|the)(?![\p{L}\p{N}])/gu;
 
-/** Lower case, without punctuation and articles, blanks collapsed. Source: LongBench metrics.py (normalize_answer), after SQuAD. */
-export function normalizeAnswer(text: string): string {
-  return text
+const words = (text: string): string[] =>
+  text
     .toLowerCase()
     .replaceAll(PUNCTUATION, '')
     .replaceAll(ARTICLE, ' ')
     .split(/\s+/)
-    .filter((word) => word !== '')
-    .join(' ');
-}
-
-const words = (text: string): string[] =>
-  normalizeAnswer(text)
-    .split(' ')
     .filter((word) => word !== '');
+
+/** Lower case, without punctuation and articles, blanks collapsed. Source: LongBench metrics.py (normalize_answer), after SQuAD. */
+export const normalizeAnswer = (text: string): string => words(text).join(' ');
 
 /** F1 of the words that two bags share; 0 when they share none. */
 function bagF1(prediction: readonly string[], truth: readonly string[]): number {
